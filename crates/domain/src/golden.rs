@@ -1,0 +1,88 @@
+//! Every stored shape ever written has a golden file in `golden/`, which must stay readable for ever.
+
+use kernel::id::{EventId, TenantId};
+use kernel::{ActorRef, Category, EventHeader, EventSet, Origin, Recorded, Timestamp, event};
+use serde_json::value::RawValue;
+use std::path::PathBuf;
+
+/// A stored event for tests.
+pub(crate) fn recorded(kind: &str, stream: &str, version: u64, position: u64, data: serde_json::Value) -> Recorded {
+    let header = EventHeader {
+        id: EventId::from_bytes([0; 16]),
+        kind: kind.into(),
+        shape: 1,
+        category: Category::Domain,
+        tenant: TenantId::from_bytes([0; 16]),
+        stream: stream.into(),
+        version,
+        position,
+        occurred_at: Timestamp(0),
+        recorded_at: Timestamp(0),
+        actor: ActorRef::system("test"),
+        user: None,
+        correlation: String::new(),
+        causation: None,
+        trace_parent: None,
+    };
+    let payload = event::payload(&data, &Origin::default()).unwrap();
+    Recorded {
+        payload_hash: event::payload_hash(&[0; 16], &payload),
+        leaf: [0; 32],
+        salt: Some([0; 16]),
+        payload: Some(payload),
+        header,
+    }
+}
+
+/// The same as an event of a set.
+pub(crate) fn recorded_event<E: EventSet>(event: &E, stream: &str, version: u64, position: u64) -> Recorded {
+    let mut recorded = recorded(event.kind(), stream, version, position, serde_json::json!({}));
+    recorded.payload = Some(event.payload(&Origin::default()).unwrap());
+    recorded
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+/// Each known type and shape has a file, and reading and writing it again gives the same JSON.
+fn check<E: EventSet>() {
+    for (kind, shape) in E::known() {
+        let path = folder().join(format!("{kind}.{shape}.json"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("golden file {}: {e}", path.display()));
+        let raw: Box<RawValue> = serde_json::from_str(text.trim()).unwrap();
+        let event = E::decode(kind, shape, &raw).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert_eq!(event.kind(), kind);
+        let written: serde_json::Value = serde_json::from_slice(&event.payload(&Origin::default()).unwrap()).unwrap();
+        let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(written["data"], golden, "{}", path.display());
+    }
+}
+
+#[test]
+fn every_shape_ever_written_stays_readable() {
+    check::<crate::identity::tenant::TenantEvent>();
+    check::<crate::identity::user::UserEvent>();
+    check::<crate::identity::role::RoleEvent>();
+    check::<crate::identity::key::KeyEvent>();
+    check::<crate::identity::session::SessionEvent>();
+    check::<crate::agent::AgentEvent>();
+    check::<crate::task::TaskEvent>();
+    check::<crate::queue::QueueEvent>();
+}
+
+#[test]
+fn every_golden_file_belongs_to_a_known_shape() {
+    let mut known: Vec<(&str, u16)> = crate::identity::tenant::TenantEvent::known();
+    known.extend(crate::identity::user::UserEvent::known());
+    known.extend(crate::identity::role::RoleEvent::known());
+    known.extend(crate::identity::key::KeyEvent::known());
+    known.extend(crate::identity::session::SessionEvent::known());
+    known.extend(crate::agent::AgentEvent::known());
+    known.extend(crate::task::TaskEvent::known());
+    known.extend(crate::queue::QueueEvent::known());
+    for entry in std::fs::read_dir(folder()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(known.iter().any(|(kind, shape)| name == format!("{kind}.{shape}.json")), "{name} is read by nothing");
+    }
+}

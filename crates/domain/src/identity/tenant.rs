@@ -1,0 +1,91 @@
+//! A tenant: owner of a log and everything in it. Its record lives in the log of the default tenant.
+
+use kernel::rules::Meta;
+use kernel::{Decider, Facts, IndexField, Personal, Rejection, UniqueChange, UserId};
+use serde::{Deserialize, Serialize};
+
+/// What may be asked of a tenant.
+#[derive(Clone, Debug)]
+pub enum TenantCommand {
+    /// Found it.
+    Create(Created),
+    /// Its log is open and its administrator exists.
+    MarkReady,
+}
+
+/// `identity.tenant.created`. The administrator's password hash is a sealed secret named after `admin_user`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Created {
+    /// Unique short name.
+    pub slug: String,
+    /// Name for people.
+    pub name: String,
+    /// The administrator to be made in the new log.
+    pub admin_user: UserId,
+    /// How that administrator signs in.
+    pub admin_username: Personal<String>,
+}
+
+/// `identity.tenant.provisioned`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Provisioned {}
+
+kernel::events! {
+    /// What happened to a tenant.
+    TenantEvent {
+        Created(Created) = "identity.tenant.created" @ 1,
+        Provisioned(Provisioned) = "identity.tenant.provisioned" @ 1,
+    }
+}
+
+/// A tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// As it was created.
+    pub created: Created,
+    /// Whether it can be used.
+    pub is_ready: bool,
+}
+
+impl Decider for Tenant {
+    const KIND: &'static str = "tnt";
+    type State = Tenant;
+    type Command = TenantCommand;
+    type Event = TenantEvent;
+
+    fn decide(state: Option<&Tenant>, command: &TenantCommand, _: &Facts) -> Result<Vec<TenantEvent>, Rejection> {
+        match (command, state) {
+            (TenantCommand::Create(created), None) => Ok(vec![TenantEvent::Created(created.clone())]),
+            (TenantCommand::Create(_), Some(_)) => Err(super::already("tenant")),
+            (TenantCommand::MarkReady, Some(tenant)) if !tenant.is_ready => Ok(vec![TenantEvent::Provisioned(Provisioned {})]),
+            (TenantCommand::MarkReady, _) => Ok(vec![]),
+        }
+    }
+
+    fn evolve(state: Option<Tenant>, event: &TenantEvent, _: &Meta) -> Option<Tenant> {
+        match event {
+            TenantEvent::Created(created) => Some(Tenant { created: created.clone(), is_ready: false }),
+            TenantEvent::Provisioned(_) => state.map(|t| Tenant { is_ready: true, ..t }),
+        }
+    }
+
+    fn is_terminal(_: &Tenant) -> bool {
+        false
+    }
+
+    fn index(_: &Tenant) -> Vec<IndexField> {
+        vec![]
+    }
+
+    fn unique(_: Option<&Tenant>, event: &TenantEvent) -> Vec<UniqueChange> {
+        match event {
+            TenantEvent::Created(created) => vec![UniqueChange::Take(slug_key(&created.slug))],
+            TenantEvent::Provisioned(_) => vec![],
+        }
+    }
+}
+
+/// The unique key of a slug.
+pub fn slug_key(slug: &str) -> String {
+    format!("tenant.slug:{slug}")
+}

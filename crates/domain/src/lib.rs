@@ -1,0 +1,17 @@
+//! The rules of Keiko, one file per context: command, event, state, decide, evolve.
+//!
+//! Pure functions over data. No `async`, no SQL, no HTTP, no clock, no randomness: what depends on them arrives as
+//! [`kernel::Facts`] or inside a command.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod agent;
+pub mod identity;
+pub mod policy;
+pub mod process;
+pub mod queue;
+pub mod task;
+pub mod view;
+
+/// Reads an event of any context back and writes it again: the check that every stored shape stays readable.
+#[cfg(test)]
+mod golden;

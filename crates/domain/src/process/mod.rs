@@ -1,0 +1,6 @@
+//! Rules that watch the log and soft signals and say what is to be done next.
+
+pub mod dispatch;
+pub mod liveness;
+mod matching;
+mod slots;

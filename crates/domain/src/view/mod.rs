@@ -1,0 +1,3 @@
+//! Read models folded from events.
+
+pub mod stats;

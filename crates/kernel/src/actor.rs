@@ -1,0 +1,87 @@
+//! Who does something, and from where.
+
+use crate::id::{KeyId, SessionId, TenantId, UserId};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What kind of identity acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActorKind {
+    /// A person.
+    User,
+    /// An agent with an identity of its own.
+    Agent,
+    /// A program that is no agent.
+    Service,
+    /// Keiko itself.
+    System,
+}
+
+impl ActorKind {
+    /// The word used in events and answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ActorKind::User => "user",
+            ActorKind::Agent => "agent",
+            ActorKind::Service => "service",
+            ActorKind::System => "system",
+        }
+    }
+}
+
+/// An actor as events keep it: no personal data.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ActorRef {
+    /// Which kind of identity.
+    pub kind: ActorKind,
+    /// Its id; for the system, the name of the part that acts.
+    pub id: String,
+}
+
+impl ActorRef {
+    /// A part of Keiko.
+    pub fn system(part: &str) -> Self {
+        ActorRef { kind: ActorKind::System, id: part.to_owned() }
+    }
+}
+
+impl fmt::Display for ActorRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind.as_str(), self.id)
+    }
+}
+
+/// Network address and client string of a request: personal data, kept beside an event's data and erased with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Address of the peer, without the port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// What the client called itself (`User-Agent`), cut to 200 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+}
+
+/// An authenticated identity with what it may do.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    /// Whose data it may see.
+    pub tenant: TenantId,
+    /// The tenant's slug.
+    pub tenant_slug: String,
+    /// Who it is.
+    pub who: ActorRef,
+    /// What it is called, for people.
+    pub name: String,
+    /// The person behind it, where there is one.
+    pub user: Option<UserId>,
+    /// The session of a login.
+    pub session: Option<SessionId>,
+    /// The API key that was shown.
+    pub key: Option<KeyId>,
+    /// Roles by name.
+    pub roles: Vec<String>,
+    /// Permissions, already cut to what the credential allows.
+    pub permissions: Vec<String>,
+}

@@ -1,0 +1,26 @@
+//! The vocabulary of Keiko: ids, names, time, actors, events, limits, and the traits that rules are written against.
+//!
+//! Everything here is plain data and arithmetic. This crate never does I/O, never reads a clock, never draws a random
+//! number and has no `async`: whatever depends on the outside is an argument.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod actor;
+pub mod event;
+pub mod id;
+pub mod json;
+pub mod limits;
+pub mod personal;
+pub mod reject;
+pub mod rules;
+pub mod taskhash;
+pub mod text;
+pub mod time;
+
+pub use actor::{Actor, ActorKind, ActorRef, Origin};
+pub use event::{Category, EventHeader, NewEvent, Recorded};
+pub use id::{AgentId, EventId, Id, IdError, KeyId, QueueId, RequestId, RoleId, SessionId, TaskId, TenantId, UserId};
+pub use json::Json;
+pub use personal::{BlindIndex, Personal};
+pub use reject::{Kind, Problem, Rejection};
+pub use rules::{Decider, EventSet, Facts, IndexField, Process, UniqueChange, View, ViewRow};
+pub use time::Timestamp;

@@ -1,0 +1,229 @@
+//! The embedded store: one SQLite database, one writer thread, group commit.
+//!
+//! The writer takes what is queued, round-robin over the logs, writes it in one transaction and answers after its one
+//! fsync. There is no timer: the latency of an append is one fsync, and a busy time makes larger groups. After a failed
+//! write the store is read-only until it is opened again; an fsync is never retried.
+
+mod directory;
+mod read;
+mod ring;
+mod schema;
+mod verify;
+mod write;
+mod writer;
+
+pub use directory::Directory;
+pub use verify::{Finding, Verified};
+
+use crate::*;
+use rusqlite::{Connection, OpenFlags};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::Semaphore;
+
+/// Connections for reading.
+const READERS: usize = 4;
+
+/// What can be set.
+#[derive(Clone, Debug)]
+pub struct SqliteSettings {
+    /// Free bytes on the disk below which writes are refused.
+    pub disk_free_min_bytes: u64,
+}
+
+/// The embedded store.
+pub struct SqliteStore {
+    writer: writer::Writer,
+    logs: ring::Rings,
+    readers: Arc<Readers>,
+    /// Holds the lock on the directory as long as the store lives.
+    _directory: Directory,
+}
+
+struct Readers {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+    places: Arc<Semaphore>,
+}
+
+impl SqliteStore {
+    /// Opens the database of a locked data directory, making it when it is new.
+    pub fn open(directory: Directory, settings: &SqliteSettings) -> Result<Self, OpenError> {
+        let path = directory.database();
+        let unusable = |e: rusqlite::Error| OpenError::Unusable { path: path.display().to_string(), reason: e.to_string() };
+        let connection = open_for_writing(&path).map_err(unusable)?;
+        schema::prepare(&connection, &path)?;
+        let logs = ring::Rings::new(read::tails(&connection).map_err(unusable)?);
+        let writer = writer::Writer::start(connection, logs.clone(), directory.path().to_owned(), settings.disk_free_min_bytes);
+        let readers = Readers { path: path.clone(), idle: Mutex::new(vec![]), places: Arc::new(Semaphore::new(READERS)) };
+        Ok(SqliteStore { writer, logs, readers: Arc::new(readers), _directory: directory })
+    }
+
+    /// Runs `read` on a connection of its own thread, inside one read transaction.
+    async fn reading<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let place = self.readers.places.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let readers = self.readers.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            readers.with(read)
+        });
+        task.await.map_err(|e| StoreError::Io(e.to_string()))?
+    }
+}
+
+impl Readers {
+    fn with<T>(&self, read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>) -> Result<T, StoreError> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => open_for_reading(&self.path).map_err(read::failed)?,
+        };
+        let outcome = connection.unchecked_transaction().and_then(|transaction| read(&transaction)).map_err(read::failed);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        outcome
+    }
+}
+
+fn open_for_writing(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = FULL;
+         PRAGMA fullfsync = ON;
+         PRAGMA wal_autocheckpoint = 0;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA cache_size = -8000;",
+    )?;
+    Ok(connection)
+}
+
+fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -2000;")?;
+    Ok(connection)
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn append(&self, append: Append) -> BoxFuture<'static, Result<Appended, StoreError>> {
+        self.writer.append(append)
+    }
+
+    async fn entity(&self, log: TenantId, stream: &str) -> Result<Option<EntityRow>, StoreError> {
+        let stream = stream.to_owned();
+        self.reading(move |c| read::entity(c, log, &stream)).await
+    }
+
+    async fn entities(&self, log: TenantId, query: EntityQuery) -> Result<EntityPage, StoreError> {
+        self.reading(move |c| read::entities(c, log, &query)).await
+    }
+
+    async fn index_values(
+        &self,
+        log: TenantId,
+        kind: &str,
+        field: &str,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let (field, prefix) = (format!("{kind}.{field}"), prefix.to_owned());
+        self.reading(move |c| read::index_values(c, log, &field, &prefix, limit)).await
+    }
+
+    async fn holder(&self, log: TenantId, key: &str) -> Result<Option<String>, StoreError> {
+        let key = key.to_owned();
+        self.reading(move |c| read::holder(c, log, &key)).await
+    }
+
+    async fn idempotent(&self, log: TenantId, key: &str) -> Result<Option<Idempotent>, StoreError> {
+        let key = key.to_owned();
+        self.reading(move |c| read::idempotent(c, log, &key)).await
+    }
+
+    async fn read(&self, log: TenantId, stream: &str, from: u64, limit: usize) -> Result<Vec<Arc<Recorded>>, StoreError> {
+        let stream = stream.to_owned();
+        self.reading(move |c| read::stream(c, log, &stream, from, limit)).await
+    }
+
+    async fn scan(&self, log: TenantId, after: u64, filter: ScanFilter, limit: usize) -> Result<Scanned, StoreError> {
+        if let Some(recent) = self.logs.of(log).recent(after, &filter, limit) {
+            return Ok(recent);
+        }
+        self.reading(move |c| read::scan(c, log, after, &filter, limit)).await
+    }
+
+    fn tail(&self, log: TenantId) -> watch::Receiver<u64> {
+        self.logs.of(log).tail.subscribe()
+    }
+
+    async fn position_at(&self, log: TenantId, instant: Timestamp) -> Result<u64, StoreError> {
+        self.reading(move |c| read::position_at(c, log, instant)).await
+    }
+
+    async fn value(&self, log: TenantId, hash: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
+        let hash = *hash;
+        self.reading(move |c| read::value(c, log, &hash)).await
+    }
+
+    async fn secret(&self, log: TenantId, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let name = name.to_owned();
+        self.reading(move |c| read::secret(c, log, &name)).await
+    }
+
+    async fn view_state(&self, log: TenantId, view: &str) -> Result<Vec<ViewState>, StoreError> {
+        let view = view.to_owned();
+        self.reading(move |c| read::view_state(c, log, &view)).await
+    }
+
+    async fn apply(&self, log: TenantId, apply: ViewApply) -> Result<(), StoreError> {
+        self.writer.apply(log, apply).await
+    }
+
+    async fn view_get(&self, log: TenantId, view: &str, version: u32, key: &str) -> Result<Option<ViewRow>, StoreError> {
+        let (view, key) = (view.to_owned(), key.to_owned());
+        self.reading(move |c| read::view_get(c, log, &view, version, &key)).await
+    }
+
+    async fn view_list(
+        &self,
+        log: TenantId,
+        view: &str,
+        version: u32,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<ViewRow>, StoreError> {
+        let (view, prefix, after) = (view.to_owned(), prefix.to_owned(), after.to_owned());
+        self.reading(move |c| read::view_list(c, log, &view, version, &prefix, &after, limit)).await
+    }
+
+    async fn logs(&self) -> Result<Vec<TenantId>, StoreError> {
+        self.reading(read::logs).await
+    }
+
+    fn health(&self) -> Health {
+        self.writer.health()
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+    }
+}
+
+/// The data directory's free bytes, when the system tells.
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Numbers of logs by tenant, for the writer.
+pub(crate) type LogNumbers = BTreeMap<TenantId, writer::LogState>;
+
+#[cfg(test)]
+mod tests;

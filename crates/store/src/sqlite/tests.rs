@@ -1,0 +1,139 @@
+//! The contract on SQLite, and what only a store on a disk can show.
+
+use super::*;
+use crate::contract::{self, Operation, Subject, append, log, write};
+use proptest::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tempfile::TempDir;
+
+const SETTINGS: SqliteSettings = SqliteSettings { disk_free_min_bytes: 0 };
+
+fn open(path: &Path) -> SqliteStore {
+    SqliteStore::open(Directory::open(path).unwrap(), &SETTINGS).unwrap()
+}
+
+#[tokio::test]
+async fn the_contract_holds() {
+    let home = TempDir::new().unwrap();
+    let count = AtomicUsize::new(0);
+    contract::check(|| async {
+        let path = home.path().join(count.fetch_add(1, Ordering::Relaxed).to_string());
+        Arc::new(open(&path)) as Subject
+    })
+    .await;
+}
+
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    let unique = prop::option::weighted(0.3, (any::<bool>(), 0u8..4));
+    let writes = prop::collection::vec((0u8..5, 0u8..6, any::<u8>(), unique), 1..4);
+    let append = (1u8..3, writes, prop::option::weighted(0.2, 0u8..4)).prop_map(|(log, writes, key)| Operation::Append {
+        log,
+        writes,
+        key,
+    });
+    let apply = (1u8..3, any::<u8>(), any::<bool>()).prop_map(|(log, row, activate)| Operation::Apply(log, row, activate));
+    prop::collection::vec(prop_oneof![6 => append, 1 => apply], 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_operations_give_what_the_model_gives(operations in operations()) {
+        let home = TempDir::new().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            contract::model(Arc::new(open(home.path())), &operations).await;
+        });
+    }
+}
+
+#[tokio::test]
+async fn what_was_answered_is_there_after_opening_again() {
+    let home = TempDir::new().unwrap();
+    let store = open(home.path());
+    store.append(append(1, vec![write("thing_a", 0, 3, 0)])).await.unwrap();
+    store.close().await;
+    drop(store);
+    let store = open(home.path());
+    assert_eq!(*store.tail(log(1)).borrow(), 3);
+    assert_eq!(store.append(append(1, vec![write("thing_a", 3, 1, 0)])).await.unwrap().position, 4);
+    assert_eq!(store.read(log(1), "thing_a", 1, 10).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_second_process_is_told_that_the_directory_is_in_use() {
+    let home = TempDir::new().unwrap();
+    let _first = open(home.path());
+    // A second open file has a lock of its own, as another process would.
+    assert!(matches!(Directory::open(home.path()), Err(OpenError::InUse(_))));
+}
+
+#[test]
+fn a_newer_format_and_newer_tables_are_refused() {
+    let home = TempDir::new().unwrap();
+    drop(open(home.path()));
+    std::fs::write(home.path().join("FORMAT"), "999\n").unwrap();
+    assert!(matches!(Directory::open(home.path()), Err(OpenError::Newer { .. })));
+    std::fs::write(home.path().join("FORMAT"), "1\n").unwrap();
+    let c = Connection::open(home.path().join("keiko.db")).unwrap();
+    c.execute_batch("PRAGMA user_version = 999").unwrap();
+    drop(c);
+    let refused = SqliteStore::open(Directory::open(home.path()).unwrap(), &SETTINGS);
+    assert!(matches!(refused, Err(OpenError::Newer { .. })));
+}
+
+#[tokio::test]
+async fn a_nearly_full_disk_refuses_writes_and_still_reads() {
+    let home = TempDir::new().unwrap();
+    let settings = SqliteSettings { disk_free_min_bytes: u64::MAX };
+    let store = SqliteStore::open(Directory::open(home.path()).unwrap(), &settings).unwrap();
+    assert_eq!(store.append(append(1, vec![write("thing_a", 0, 1, 0)])).await, Err(StoreError::DiskLow));
+    assert_eq!(store.entity(log(1), "thing_a").await.unwrap(), None);
+    assert!(store.health().is_disk_low);
+}
+
+#[tokio::test]
+async fn a_failed_write_makes_the_store_read_only_and_nothing_is_acknowledged_after_it() {
+    let home = TempDir::new().unwrap();
+    let store = open(home.path());
+    store.append(append(1, vec![write("thing_a", 0, 1, 0)])).await.unwrap();
+    // A table that vanishes under the writer is a failed write like any other.
+    Connection::open(home.path().join("keiko.db")).unwrap().execute_batch("ALTER TABLE stream_events RENAME TO gone").unwrap();
+    assert!(matches!(store.append(append(1, vec![write("thing_b", 0, 1, 0)])).await, Err(StoreError::ReadOnly(_))));
+    Connection::open(home.path().join("keiko.db")).unwrap().execute_batch("ALTER TABLE gone RENAME TO stream_events").unwrap();
+    assert!(matches!(store.append(append(1, vec![write("thing_c", 0, 1, 0)])).await, Err(StoreError::ReadOnly(_))));
+    assert!(store.health().read_only.is_some());
+    assert_eq!(store.entity(log(1), "thing_a").await.unwrap().unwrap().version, 1, "reading goes on");
+    store.close().await;
+    drop(store);
+    let store = open(home.path());
+    assert_eq!(*store.tail(log(1)).borrow(), 1, "what was refused did not happen");
+}
+
+#[tokio::test]
+async fn a_changed_event_is_found_by_its_position() {
+    let home = TempDir::new().unwrap();
+    let store = open(home.path());
+    store.append(append(1, vec![write("thing_a", 0, 3, 0)])).await.unwrap();
+    store.close().await;
+    drop(store);
+    let directory = Directory::open(home.path()).unwrap();
+    let whole = SqliteStore::verify(&directory).unwrap();
+    assert_eq!((whole.logs, whole.events, whole.findings.len()), (1, 3, 0));
+    let c = Connection::open(directory.database()).unwrap();
+    c.execute_batch("UPDATE events SET actor_id = 'somebody else' WHERE version = 2").unwrap();
+    let found = SqliteStore::verify(&directory).unwrap().findings;
+    assert_eq!(found.iter().map(|f| f.position).collect::<Vec<_>>(), [Some(2)]);
+}
+
+#[tokio::test]
+async fn many_waiting_appends_share_few_commits() {
+    let home = TempDir::new().unwrap();
+    let store = open(home.path());
+    let waiting: Vec<_> = (0..500).map(|n| store.append(append(1, vec![write(&format!("thing_{n}"), 0, 1, 0)]))).collect();
+    for appended in waiting {
+        appended.await.unwrap();
+    }
+    assert!(store.health().commits < 100, "{} commits for 500 appends", store.health().commits);
+}

@@ -1,0 +1,367 @@
+//! The one thread that writes: it groups what is queued, commits once, answers, and checkpoints.
+
+use super::ring::Rings;
+use super::{LogNumbers, free_bytes, read, write};
+use crate::*;
+use futures_util::FutureExt;
+use rusqlite::Connection;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Items that may wait. More are refused with [`StoreError::Busy`].
+const QUEUE_MAX: usize = 65_536;
+/// Items that one transaction takes at most.
+const GROUP_MAX: usize = 1_024;
+/// Items that one log may add to a group before the others had their turn.
+const TURN_MAX: usize = 64;
+/// Changes between two checkpoints.
+const CHECKPOINT_EVERY: usize = 4_000;
+/// After this long without work the log file is emptied.
+const IDLE: Duration = Duration::from_secs(2);
+/// How often the disk is looked at.
+const DISK_CHECK: Duration = Duration::from_secs(1);
+
+/// What the writer knows of a log.
+pub(crate) struct LogState {
+    pub number: i64,
+    pub position: u64,
+    pub recorded_at: Timestamp,
+}
+
+enum Job {
+    Append(Append, oneshot::Sender<Result<Appended, StoreError>>),
+    Apply(TenantId, ViewApply, oneshot::Sender<Result<(), StoreError>>),
+    Close(oneshot::Sender<()>),
+}
+
+/// Handle of the writer thread.
+pub(super) struct Writer {
+    jobs: Mutex<Option<Sender<Job>>>,
+    status: Arc<Status>,
+}
+
+#[derive(Default)]
+struct Status {
+    read_only: Mutex<Option<String>>,
+    is_disk_low: AtomicBool,
+    queued: AtomicUsize,
+    commits: AtomicU64,
+    events: AtomicU64,
+}
+
+impl Status {
+    fn read_only(&self) -> Option<String> {
+        self.read_only.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Writer {
+    pub fn start(connection: Connection, rings: Rings, directory: PathBuf, disk_free_min_bytes: u64) -> Self {
+        let (jobs, inbox) = channel();
+        let status = Arc::new(Status::default());
+        let thread = Thread {
+            connection,
+            rings,
+            directory,
+            disk_free_min_bytes,
+            status: status.clone(),
+            logs: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            unchecked: 0,
+            disk_checked_at: None,
+        };
+        std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || thread.run(&inbox))
+            // Without a thread there is no store; the process has just started and says so.
+            .expect("a thread for the store's writer");
+        Writer { jobs: Mutex::new(Some(jobs)), status }
+    }
+
+    fn send(&self, job: Job) -> Result<(), StoreError> {
+        if let Some(reason) = self.status.read_only() {
+            return Err(StoreError::ReadOnly(reason));
+        }
+        if self.status.queued.fetch_add(1, Ordering::Relaxed) >= QUEUE_MAX {
+            self.status.queued.fetch_sub(1, Ordering::Relaxed);
+            return Err(StoreError::Busy);
+        }
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.as_ref().ok_or(StoreError::Closed)?.send(job).map_err(|_| StoreError::Closed)
+    }
+
+    pub fn append(&self, append: Append) -> BoxFuture<'static, Result<Appended, StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        match self.send(Job::Append(append, reply)) {
+            Ok(()) => answer.map(|a| a.unwrap_or_else(|_| Err(StoreError::Unknown("the writer stopped".into())))).boxed(),
+            Err(e) => Box::pin(std::future::ready(Err(e))),
+        }
+    }
+
+    pub async fn apply(&self, log: TenantId, apply: ViewApply) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Apply(log, apply, reply))?;
+        answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the writer stopped".into())))
+    }
+
+    pub fn health(&self) -> Health {
+        Health {
+            read_only: self.status.read_only(),
+            is_disk_low: self.status.is_disk_low.load(Ordering::Relaxed),
+            queued: self.status.queued.load(Ordering::Relaxed),
+            commits: self.status.commits.load(Ordering::Relaxed),
+            events: self.status.events.load(Ordering::Relaxed),
+        }
+    }
+
+    pub async fn close(&self) {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (reply, done) = oneshot::channel();
+        if jobs.is_some_and(|jobs| jobs.send(Job::Close(reply)).is_ok()) {
+            // An error means that the thread is gone, which is what was wanted.
+            let _ = done.await;
+        }
+    }
+}
+
+struct Thread {
+    connection: Connection,
+    rings: Rings,
+    directory: PathBuf,
+    disk_free_min_bytes: u64,
+    status: Arc<Status>,
+    logs: LogNumbers,
+    /// What is queued, by log, so that a busy one does not hold up the others.
+    waiting: BTreeMap<TenantId, VecDeque<Job>>,
+    /// Changes since the last checkpoint.
+    unchecked: usize,
+    disk_checked_at: Option<Instant>,
+}
+
+/// What a group did, to be answered after its commit.
+#[derive(Default)]
+struct Done {
+    appends: Vec<(oneshot::Sender<Result<Appended, StoreError>>, Result<Appended, StoreError>)>,
+    applies: Vec<(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>)>,
+    written: BTreeMap<TenantId, Vec<Arc<Recorded>>>,
+    changes: usize,
+}
+
+impl Thread {
+    fn run(mut self, inbox: &Receiver<Job>) {
+        match read::log_ends(&self.connection) {
+            Ok(ends) => {
+                let states = ends
+                    .into_iter()
+                    .map(|(log, number, position, recorded_at)| (log, LogState { number, position, recorded_at }));
+                self.logs = states.collect();
+            }
+            Err(e) => self.fail(&e),
+        }
+        let mut closing = None;
+        while closing.is_none() {
+            match inbox.recv_timeout(IDLE) {
+                Ok(job) => self.queue(job, &mut closing),
+                Err(RecvTimeoutError::Timeout) => self.checkpoint("TRUNCATE"),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            while let Ok(job) = inbox.try_recv() {
+                self.queue(job, &mut closing);
+            }
+            while !self.waiting.is_empty() {
+                self.write_group();
+                // What came in meanwhile joins the next group.
+                while let Ok(job) = inbox.try_recv() {
+                    self.queue(job, &mut closing);
+                }
+            }
+        }
+        self.checkpoint("TRUNCATE");
+        drop(self.connection);
+        if let Some(reply) = closing {
+            // Nobody waits any more: that is fine.
+            let _ = reply.send(());
+        }
+    }
+
+    fn queue(&mut self, job: Job, closing: &mut Option<oneshot::Sender<()>>) {
+        let log = match &job {
+            Job::Append(append, _) => append.log,
+            Job::Apply(log, ..) => *log,
+            Job::Close(_) => {
+                if let Job::Close(reply) = job {
+                    *closing = Some(reply);
+                }
+                return;
+            }
+        };
+        self.waiting.entry(log).or_default().push_back(job);
+    }
+
+    /// The next items, in turn over the logs; the order within a log is kept.
+    fn next_group(&mut self) -> Vec<Job> {
+        let mut group = vec![];
+        while group.len() < GROUP_MAX && !self.waiting.is_empty() {
+            for queue in self.waiting.values_mut() {
+                let room = GROUP_MAX.saturating_sub(group.len()).min(TURN_MAX).min(queue.len());
+                group.extend(queue.drain(..room));
+            }
+            self.waiting.retain(|_, queue| !queue.is_empty());
+        }
+        self.status.queued.fetch_sub(group.len(), Ordering::Relaxed);
+        group
+    }
+
+    fn write_group(&mut self) {
+        let group = self.next_group();
+        let refusal =
+            self.status.read_only().map(StoreError::ReadOnly).or_else(|| self.is_disk_low().then_some(StoreError::DiskLow));
+        if let Some(refusal) = refusal {
+            return group.into_iter().for_each(|job| refuse(job, &refusal));
+        }
+        if let Err(e) = self.connection.execute_batch("BEGIN IMMEDIATE") {
+            self.fail(&e);
+            let refusal = StoreError::ReadOnly(e.to_string());
+            return group.into_iter().for_each(|job| refuse(job, &refusal));
+        }
+        let mut done = Done::default();
+        let mut jobs = group.into_iter();
+        for job in jobs.by_ref() {
+            if let Err(e) = self.write(job, &mut done) {
+                self.fail(&e);
+                break;
+            }
+        }
+        let failure = match self.status.read_only() {
+            Some(reason) => Some(StoreError::ReadOnly(reason)),
+            None => self.commit(&mut done),
+        };
+        if let Some(failure) = failure {
+            // Before the commit nothing was written; at the commit it is not known.
+            let _ = self.connection.execute_batch("ROLLBACK");
+            jobs.for_each(|job| refuse(job, &failure));
+            done.appends.into_iter().for_each(|(reply, _)| drop(reply.send(Err(failure.clone()))));
+            done.applies.into_iter().for_each(|(reply, _)| drop(reply.send(Err(failure.clone()))));
+            return;
+        }
+        self.answer(done);
+    }
+
+    fn commit(&mut self, done: &mut Done) -> Option<StoreError> {
+        match self.connection.execute_batch("COMMIT") {
+            Ok(()) => {
+                self.status.commits.fetch_add(u64::from(done.changes > 0), Ordering::Relaxed);
+                None
+            }
+            Err(e) => {
+                self.fail(&e);
+                Some(StoreError::Unknown(e.to_string()))
+            }
+        }
+    }
+
+    fn answer(&mut self, done: Done) {
+        for (log, events) in done.written {
+            self.status.events.fetch_add(events.len() as u64, Ordering::Relaxed);
+            self.rings.of(log).push(events);
+        }
+        // Whoever asked may have gone away; the change stands all the same.
+        done.appends.into_iter().for_each(|(reply, outcome)| drop(reply.send(outcome)));
+        done.applies.into_iter().for_each(|(reply, outcome)| drop(reply.send(outcome)));
+        self.unchecked += done.changes;
+        if self.unchecked >= CHECKPOINT_EVERY {
+            self.checkpoint("PASSIVE");
+        }
+    }
+
+    fn write(&mut self, job: Job, done: &mut Done) -> rusqlite::Result<()> {
+        match job {
+            Job::Append(append, reply) => {
+                let tenant = append.log;
+                let log = log_state(&self.connection, &mut self.logs, tenant)?;
+                done.changes += append.writes.len();
+                let written = done.written.entry(tenant).or_default();
+                match settled(write::append(&self.connection, log, append, written)) {
+                    Ok(outcome) => done.appends.push((reply, outcome)),
+                    Err(e) => {
+                        drop(reply.send(Err(StoreError::ReadOnly(e.to_string()))));
+                        return Err(e);
+                    }
+                }
+            }
+            Job::Apply(tenant, apply, reply) => {
+                let log = log_state(&self.connection, &mut self.logs, tenant)?;
+                done.changes += apply.rows.len();
+                let outcome = settled(write::apply(&self.connection, log, &apply))?;
+                done.applies.push((reply, outcome));
+            }
+            Job::Close(_) => {}
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, mode: &str) {
+        if self.unchecked == 0 || self.status.read_only().is_some() {
+            return;
+        }
+        self.unchecked = 0;
+        let outcome = self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
+        if let Err(e) = outcome {
+            self.fail(&e);
+        }
+    }
+
+    fn is_disk_low(&mut self) -> bool {
+        if self.disk_checked_at.is_none_or(|at| at.elapsed() >= DISK_CHECK) {
+            self.disk_checked_at = Some(Instant::now());
+            let is_low = free_bytes(&self.directory).is_some_and(|free| free < self.disk_free_min_bytes);
+            if is_low != self.status.is_disk_low.swap(is_low, Ordering::Relaxed) {
+                tracing::warn!(
+                    is_low,
+                    disk_free_min_bytes = self.disk_free_min_bytes,
+                    "free disk space crossed store.disk_free_min"
+                );
+            }
+        }
+        self.status.is_disk_low.load(Ordering::Relaxed)
+    }
+
+    fn fail(&self, error: &rusqlite::Error) {
+        let reason = error.to_string();
+        tracing::error!(%error, "a write failed: the store is read-only until the server is started again");
+        self.status.read_only.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    }
+}
+
+/// Separates what concerns one item from what breaks the transaction.
+fn settled<T>(outcome: Result<T, write::Failure>) -> rusqlite::Result<Result<T, StoreError>> {
+    match outcome {
+        Ok(value) => Ok(Ok(value)),
+        Err(write::Failure::Refused(refusal)) => Ok(Err(refusal)),
+        Err(write::Failure::Broken(error)) => Err(error),
+    }
+}
+
+fn log_state<'a>(c: &Connection, logs: &'a mut LogNumbers, tenant: TenantId) -> rusqlite::Result<&'a mut LogState> {
+    use std::collections::btree_map::Entry;
+    match logs.entry(tenant) {
+        Entry::Occupied(known) => Ok(known.into_mut()),
+        Entry::Vacant(new) => {
+            c.execute("INSERT INTO logs (tenant) VALUES (?1)", [&tenant.bytes()[..]])?;
+            Ok(new.insert(LogState { number: c.last_insert_rowid(), position: 0, recorded_at: Timestamp(0) }))
+        }
+    }
+}
+
+fn refuse(job: Job, error: &StoreError) {
+    match job {
+        Job::Append(_, reply) => drop(reply.send(Err(error.clone()))),
+        Job::Apply(_, _, reply) => drop(reply.send(Err(error.clone()))),
+        Job::Close(_) => {}
+    }
+}
