@@ -1,1 +1,70 @@
-//! app
+//! What can be done with Keiko: one file of use cases per context, and the workers that act by themselves.
+//!
+//! A use case gets typed input from the edge and answers entities; it never sees HTTP. Whether the caller may do it at
+//! all is decided by [`App::authorise`] before; how far an `:own` permission reaches is decided here.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod admin;
+mod agents;
+mod app;
+mod auth;
+mod caller;
+mod claims;
+mod crypto;
+mod discovery;
+mod errors;
+mod events;
+mod fleet;
+mod identities;
+mod keys;
+mod passwords;
+mod queues;
+mod schema;
+mod tasks;
+mod tenants;
+mod throttle;
+mod workers;
+
+pub use admin::reset_password;
+pub use agents::AgentLoad;
+pub use app::{App, AppSettings, AppStatus, Bootstrap};
+pub use auth::TokenPair;
+pub use caller::Caller;
+pub use claims::{ClaimOrder, ClaimedTask, TaskOutcome, claim_id};
+pub use crypto::{KeyMaterial, fresh_secret};
+pub use discovery::{Discovered, DiscoveryQuery};
+pub use identities::NewUser;
+pub use keys::NewKey;
+pub use tasks::{HistoryEntry, NewTask, TaskView};
+pub use tenants::NewTenant;
+
+pub use store::{ScanFilter as EventFilter, Scanned as ScannedEvents};
+
+use engine::Handled;
+use kernel::Rejection;
+
+/// What a use case answers.
+pub type Answer<T> = Result<T, Rejection>;
+
+/// A page of entities.
+pub struct Page<S> {
+    /// The entities.
+    pub items: Vec<Handled<S>>,
+    /// Where to go on.
+    pub next: Option<String>,
+    /// The log's position that the page reflects.
+    pub position: u64,
+}
+
+/// How to list.
+#[derive(Clone, Debug)]
+pub struct ListOrder {
+    /// How many at most.
+    pub limit: usize,
+    /// Where to go on.
+    pub after: Option<String>,
+    /// Newest first.
+    pub is_descending: bool,
+    /// Deleted ones too.
+    pub with_deleted: bool,
+}

@@ -174,6 +174,8 @@ ids! {
     AgentId = AgentTag "agent";
     /// A unit of work.
     TaskId = TaskTag "task";
+    /// One claim on a task.
+    ClaimId = ClaimTag "claim";
     /// A queue's settings.
     QueueId = QueueTag "queue";
     /// An event.

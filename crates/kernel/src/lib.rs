@@ -18,7 +18,7 @@ pub mod time;
 
 pub use actor::{Actor, ActorKind, ActorRef, Origin};
 pub use event::{Category, EventHeader, NewEvent, Recorded};
-pub use id::{AgentId, EventId, Id, IdError, KeyId, QueueId, RequestId, RoleId, SessionId, TaskId, TenantId, UserId};
+pub use id::{AgentId, ClaimId, EventId, Id, IdError, KeyId, QueueId, RequestId, RoleId, SessionId, TaskId, TenantId, UserId};
 pub use json::Json;
 pub use personal::{BlindIndex, Personal};
 pub use reject::{Kind, Problem, Rejection};

@@ -355,7 +355,11 @@ pub async fn model(subject: Subject, operations: &[Operation]) {
             }
         }
     }
-    assert_eq!(everything(&subject).await, everything(&model).await);
+    let (found, wanted) = (everything(&subject).await, everything(&model).await);
+    for (found, wanted) in found.lines().zip(wanted.lines()) {
+        assert_eq!(found, wanted, "after {operations:?}");
+    }
+    assert_eq!(found.len(), wanted.len(), "after {operations:?}");
 }
 
 async fn random_append(model: &Subject, l: u8, writes: &[(u8, u8, u8, Option<(bool, u8)>)], key: Option<u8>, n: usize) -> Append {

@@ -3,4 +3,5 @@
 pub mod dispatch;
 pub mod liveness;
 mod matching;
+pub mod provision;
 mod slots;

@@ -304,11 +304,13 @@ impl Store for MemoryStore {
     async fn apply(&self, log: TenantId, apply: ViewApply) -> Result<(), StoreError> {
         let mut inner = self.lock();
         let views = &mut inner.log(log).views;
-        let fresh = ViewState { version: apply.version, position: 0, is_active: false };
-        let (state, rows) = views.entry((apply.view.to_owned(), apply.version)).or_insert((fresh, BTreeMap::new()));
-        if state.position != apply.expected {
-            return Err(StoreError::ViewMoved(state.position));
+        let key = (apply.view.to_owned(), apply.version);
+        let stands_at = views.get(&key).map_or(0, |(state, _)| state.position);
+        if stands_at != apply.expected {
+            return Err(StoreError::ViewMoved(stands_at));
         }
+        let fresh = ViewState { version: apply.version, position: 0, is_active: false };
+        let (state, rows) = views.entry(key).or_insert((fresh, BTreeMap::new()));
         state.position = apply.position;
         for row in apply.rows {
             match row {

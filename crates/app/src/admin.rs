@@ -1,0 +1,36 @@
+//! What an administrator of the machine does on a stopped server.
+
+use crate::crypto::{KeyMaterial, Sealer};
+use crate::errors::{of_handle, of_store};
+use crate::workers::each;
+use crate::{Answer, passwords};
+use domain::identity::session::{Session, SessionCommand};
+use domain::identity::tenant::slug_key;
+use domain::identity::user::{User, UserCommand, name_key};
+use engine::{Context, Engine, Extras, Step};
+use kernel::id::{TenantId, UserId};
+use kernel::{IndexField, Kind, Rejection};
+
+/// Sets a user's password and ends the user's sessions.
+pub async fn reset_password(engine: &Engine, keys: &KeyMaterial, tenant: &str, username: &str, password: &str) -> Answer<()> {
+    let missing = |what: String| Rejection::new(Kind::NotFound, "USER_NOT_FOUND", what, "Check --tenant and --username.");
+    passwords::check(password, username)?;
+    let logs = engine.store().logs().await.map_err(of_store)?;
+    let root = *logs.first().ok_or_else(|| missing("This data directory has no users yet; start the server first.".into()))?;
+    let stream = engine.store().holder(root, &slug_key(tenant)).await.map_err(of_store)?;
+    let log: TenantId = stream.and_then(|s| s.parse().ok()).ok_or_else(|| missing(format!("There is no tenant '{tenant}'.")))?;
+    let sealer = Sealer::new(&keys.sealing, &keys.index).map_err(crate::app::internal)?;
+    let index = sealer.blind(log, "username", username);
+    let stream = engine.store().holder(log, &name_key(&index)).await.map_err(of_store)?;
+    let user: UserId = stream
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| missing(format!("There is no user '{username}' in tenant '{tenant}'.")))?;
+    let (name, sealed) =
+        passwords::set_password_hash(&sealer, engine.env(), log, user, password).map_err(crate::app::internal)?;
+    let mut steps = vec![Step::on::<User>(user, UserCommand::ChangePassword)];
+    let sessions = each::<Session>(engine, log, &[IndexField::new("user", user.to_string())]).await.map_err(of_store)?;
+    let close = || SessionCommand::Close { reason: "password_changed".into() };
+    steps.extend(sessions.into_iter().map(|session| Step::on::<Session>(session.stream, close())));
+    let extras = Extras { values: vec![], secrets: vec![(name, Some(sealed))] };
+    engine.transact(log, &steps, &Context::system("admin"), extras).await.map(|_| ()).map_err(of_handle)
+}

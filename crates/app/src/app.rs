@@ -1,0 +1,348 @@
+//! The application: everything that use cases need, put together once.
+
+use crate::crypto::{Crypto, KeyMaterial, fresh_secret};
+use crate::errors::{of_handle, of_store};
+use crate::fleet::SharedFleet;
+use crate::schema::Schemas;
+use crate::throttle::Throttle;
+use crate::workers::{self, TenantRuntime};
+use crate::{Answer, Caller, ListOrder, Page, passwords};
+use domain::identity::tenant::{Created, Tenant, TenantCommand};
+use domain::identity::user::{Registered, User, UserCommand, UserKind};
+use domain::policy::{Reach, reach};
+use engine::{Context, Engine, Env, Extras, HandleError, Handled, Step};
+use kernel::id::{KeyId, TenantId};
+use kernel::{Actor, Decider, IndexField, Kind, Personal, Rejection};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use store::EntityQuery;
+use tokio_util::sync::CancellationToken;
+
+/// What can be set.
+#[derive(Clone, Debug)]
+pub struct AppSettings {
+    /// How long a claim holds without a heartbeat.
+    pub claim_ttl_ms: u64,
+    /// How long an agent counts as there without a call.
+    pub agent_lease_ms: u64,
+    /// The first retry's delay.
+    pub retry_delay_base_ms: u64,
+    /// How long an access token is good.
+    pub access_token_ttl_ms: u64,
+    /// How long a session lasts.
+    pub session_ttl_ms: u64,
+}
+
+impl Default for AppSettings {
+    fn default() -> Self {
+        AppSettings {
+            claim_ttl_ms: 30_000,
+            agent_lease_ms: 30_000,
+            retry_delay_base_ms: 1_000,
+            access_token_ttl_ms: 15 * 60_000,
+            session_ttl_ms: 30 * 24 * 3_600_000,
+        }
+    }
+}
+
+/// What the first start made.
+pub struct Bootstrap {
+    /// The administrator's random password, to be shown once; `None` when one was given.
+    pub generated_password: Option<String>,
+}
+
+/// How the application is, for health checks and metrics.
+pub struct AppStatus {
+    /// Claim requests that wait.
+    pub waiting_claims: usize,
+    /// Agents by status.
+    pub agents: BTreeMap<&'static str, usize>,
+    /// Attempts since the first start: completed, failed, expired.
+    pub attempts: domain::view::stats::AgentStats,
+    /// Tenants that are ready.
+    pub tenants: usize,
+}
+
+/// The application. Cheap to clone.
+#[derive(Clone)]
+pub struct App(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub engine: Engine,
+    pub settings: AppSettings,
+    pub crypto: Crypto,
+    pub schemas: Arc<Schemas>,
+    pub throttle: Throttle,
+    /// The tenant that all others are recorded in.
+    pub root: TenantId,
+    pub tenants: RwLock<BTreeMap<String, Arc<TenantRuntime>>>,
+    /// Which key has which hash. A hash never changes its key, so this only forgets.
+    pub key_ids: Mutex<BTreeMap<String, KeyId>>,
+    /// Ends when the server is about to stop: whoever waits is answered.
+    pub draining: CancellationToken,
+    /// Password hashes in work at a time: each needs 19 MiB.
+    pub hashing: tokio::sync::Semaphore,
+}
+
+/// The slug of the tenant that is there from the start.
+pub(crate) const DEFAULT_TENANT: &str = "default";
+const ADMIN: &str = "admin";
+
+impl App {
+    /// Starts the application on an engine: makes tenant and administrator on the first start, then starts the workers
+    /// of every tenant.
+    pub async fn start(
+        engine: Engine,
+        keys: &KeyMaterial,
+        settings: AppSettings,
+        admin_password: Option<String>,
+    ) -> Result<(App, Option<Bootstrap>), Rejection> {
+        let crypto = Crypto::new(keys).map_err(internal)?;
+        let logs = engine.store().logs().await.map_err(of_store)?;
+        let (root, bootstrap) = match logs.first() {
+            Some(root) => (*root, None),
+            None => {
+                let (root, bootstrap) = first_start(&engine, &crypto, admin_password).await?;
+                (root, Some(bootstrap))
+            }
+        };
+        let app = App(Arc::new(Inner {
+            engine,
+            settings,
+            crypto,
+            schemas: Arc::default(),
+            throttle: Throttle::default(),
+            root,
+            tenants: RwLock::default(),
+            key_ids: Mutex::default(),
+            draining: CancellationToken::new(),
+            hashing: tokio::sync::Semaphore::new(2),
+        }));
+        workers::start_all(&app).await.map_err(of_store)?;
+        Ok((app, bootstrap))
+    }
+
+    /// The engine, for reading the log.
+    pub fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    pub(crate) fn env(&self) -> &Env {
+        self.0.engine.env()
+    }
+
+    /// The public keys that verify access tokens.
+    pub fn jwks(&self) -> serde_json::Value {
+        self.0.crypto.jwks()
+    }
+
+    /// Whether an actor may do something, and how far. Deny by default.
+    pub fn authorise(&self, actor: &Actor, permission: &str) -> Answer<Reach> {
+        match reach(&actor.permissions, permission) {
+            Reach::None => Err(Rejection::new(
+                Kind::Forbidden,
+                "PERMISSION_DENIED",
+                format!("{} may not do this: the permission '{permission}' is missing.", actor.who),
+                "Ask an administrator for a role, or a key, that holds it.",
+            )
+            .with("permission", permission)),
+            reach => Ok(reach),
+        }
+    }
+
+    /// Ends when the server is about to stop.
+    pub fn draining(&self) -> &CancellationToken {
+        &self.0.draining
+    }
+
+    /// Gives out no new work and answers whoever waits; what is running goes on.
+    pub fn drain(&self) {
+        self.0.draining.cancel();
+        for tenant in self.runtimes() {
+            tenant.dispatch.tell(domain::process::dispatch::DispatchSignal::Drain);
+        }
+    }
+
+    /// How it is.
+    pub fn status(&self) -> AppStatus {
+        let runtimes = self.runtimes();
+        let mut status =
+            AppStatus { waiting_claims: 0, agents: BTreeMap::new(), attempts: Default::default(), tenants: runtimes.len() };
+        for runtime in runtimes {
+            status.waiting_claims += runtime.waiters.count();
+            let fleet = runtime.fleet.read();
+            status.attempts.add(&fleet.totals());
+            for (_, agent) in fleet.all() {
+                *status.agents.entry(agent.state.status()).or_default() += 1;
+            }
+        }
+        status
+    }
+
+    fn runtimes(&self) -> Vec<Arc<TenantRuntime>> {
+        self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The running parts of a tenant.
+    pub(crate) fn tenant(&self, slug: &str) -> Option<Arc<TenantRuntime>> {
+        self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).get(slug).cloned()
+    }
+
+    /// The running parts of the caller's tenant.
+    pub(crate) fn runtime(&self, caller: &Caller) -> Answer<Arc<TenantRuntime>> {
+        self.tenant(&caller.actor.tenant_slug).ok_or_else(|| internal("the tenant is not running".into()))
+    }
+
+    pub(crate) fn fleet(&self, caller: &Caller) -> Answer<SharedFleet> {
+        Ok(self.runtime(caller)?.fleet.clone())
+    }
+
+    /// The tenant's latest position.
+    pub fn position(&self, tenant: TenantId) -> u64 {
+        *self.0.engine.store().tail(tenant).borrow()
+    }
+
+    /// Waits until the tenant's log has reached a position, at most `wait_ms`.
+    pub async fn reach_position(&self, tenant: TenantId, position: u64, wait_ms: u64) -> Answer<()> {
+        let mut tail = self.0.engine.store().tail(tenant);
+        let late = self.env().now().plus_ms(wait_ms);
+        while *tail.borrow_and_update() < position {
+            tokio::select! {
+                biased;
+                _ = tail.changed() => {}
+                () = self.env().sleep_until(late) => {
+                    let message = format!("The log has not reached position {position} yet; it is at {}.", self.position(tenant));
+                    return Err(Rejection::new(Kind::Unavailable, "POSITION_NOT_REACHED", message, "Try again after the time in Retry-After."));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out a command for a caller. A request that was carried out before answers the entity as it is.
+    pub(crate) async fn execute<D: Decider>(&self, caller: &Caller, step: Step, extras: Extras) -> Answer<Handled<D::State>> {
+        match self.0.engine.handle::<D>(caller.actor.tenant, step, &caller.context(), extras).await {
+            Err(HandleError::Repeated(known)) => self.repeated::<D>(caller, &known).await,
+            other => other.map_err(of_handle),
+        }
+    }
+
+    /// The entity that an earlier request with the same `Idempotency-Key` led to, if there was one.
+    pub(crate) async fn earlier<D: Decider>(&self, caller: &Caller) -> Answer<Option<Handled<D::State>>> {
+        let Some(key) = caller.idempotency_key() else { return Ok(None) };
+        match self.0.engine.store().idempotent(caller.actor.tenant, &key.key).await.map_err(of_store)? {
+            Some(known) => self.repeated::<D>(caller, &known).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn repeated<D: Decider>(&self, caller: &Caller, known: &store::Idempotent) -> Answer<Handled<D::State>> {
+        if caller.idempotency.as_ref().is_none_or(|(_, hash)| *hash != known.request_hash) {
+            return Err(Rejection::new(
+                Kind::Conflict,
+                "IDEMPOTENCY_CONFLICT",
+                "This Idempotency-Key was used for another request.",
+                "Use a new key for each request; repeat a key only with the same method, path and body.",
+            ));
+        }
+        let entity = self.0.engine.entity::<D>(caller.actor.tenant, &known.stream).await.map_err(of_store)?;
+        entity.ok_or_else(|| internal("the entity of a repeated request is gone".into()))
+    }
+
+    /// An entity of the caller's tenant; deleted ones are not found.
+    pub(crate) async fn entity<D: Decider>(&self, tenant: TenantId, stream: &str) -> Answer<Option<Handled<D::State>>> {
+        let found = self.0.engine.entity::<D>(tenant, stream).await.map_err(of_store)?;
+        Ok(found.filter(|entity| !D::is_deleted(&entity.state)))
+    }
+
+    /// The stream that holds a unique key.
+    pub(crate) async fn holder(&self, tenant: TenantId, key: &str) -> Answer<Option<String>> {
+        self.0.engine.store().holder(tenant, key).await.map_err(of_store)
+    }
+
+    /// Entities of the caller's tenant.
+    pub(crate) async fn list<D: Decider>(
+        &self,
+        caller: &Caller,
+        order: &ListOrder,
+        fields: Vec<IndexField>,
+    ) -> Answer<Page<D::State>> {
+        let log = caller.actor.tenant;
+        let position = self.position(log);
+        let query = EntityQuery {
+            kind: D::KIND,
+            fields,
+            after: order.after.clone(),
+            is_descending: order.is_descending,
+            with_deleted: order.with_deleted,
+            limit: order.limit,
+        };
+        let page = self.0.engine.store().entities(log, query).await.map_err(of_store)?;
+        let mut items = Vec::with_capacity(page.rows.len());
+        for row in page.rows {
+            items.extend(self.0.engine.folded::<D>(log, row).await.map_err(of_store)?);
+        }
+        Ok(Page { items, next: page.next, position })
+    }
+
+    /// Hashes and seals a password, where it delays nobody.
+    pub(crate) async fn sealed_password(
+        &self,
+        tenant: TenantId,
+        user: kernel::UserId,
+        password: String,
+    ) -> Answer<(String, Option<Vec<u8>>)> {
+        let _place = self.0.hashing.acquire().await.map_err(|e| internal(e.to_string()))?;
+        let inner = self.0.clone();
+        let env = self.env().clone();
+        let sealed =
+            self.env().blocking(move || passwords::set_password_hash(&inner.crypto.sealer, &env, tenant, user, &password)).await;
+        sealed.map(|(name, sealed)| (name, Some(sealed))).map_err(internal)
+    }
+}
+
+/// A refusal that is our fault; the reason goes to the log only.
+pub(crate) fn internal(reason: String) -> Rejection {
+    tracing::error!(%reason, "internal error");
+    Rejection::new(
+        Kind::Internal,
+        "INTERNAL",
+        "Something went wrong inside the server.",
+        "Try again; if it stays, report it with the request id.",
+    )
+}
+
+async fn first_start(
+    engine: &Engine,
+    crypto: &Crypto,
+    admin_password: Option<String>,
+) -> Result<(TenantId, Bootstrap), Rejection> {
+    let env = engine.env();
+    let (tenant, user): (TenantId, kernel::UserId) = (env.id(), env.id());
+    let generated = admin_password.is_none().then(|| fresh_secret(env)[..20].to_owned());
+    let password = admin_password.or_else(|| generated.clone()).unwrap_or_default();
+    passwords::check(&password, ADMIN)?;
+    let created = Created {
+        slug: DEFAULT_TENANT.into(),
+        name: "Default".into(),
+        admin_user: user,
+        admin_username: Personal::new(user, ADMIN.to_owned()),
+    };
+    let registered = Registered {
+        kind: UserKind::User,
+        username: Personal::new(user, ADMIN.to_owned()),
+        username_index: crypto.sealer.blind(tenant, "username", ADMIN),
+        roles: vec!["admin".into()],
+    };
+    let (name, sealed) = passwords::set_password_hash(&crypto.sealer, env, tenant, user, &password).map_err(internal)?;
+    let steps =
+        [Step::new::<Tenant>(tenant, TenantCommand::Create(created)), Step::new::<User>(user, UserCommand::Register(registered))];
+    let extras = Extras { values: vec![], secrets: vec![(name, Some(sealed))] };
+    let context = Context::system("first-start");
+    engine.transact(tenant, &steps, &context, extras).await.map_err(of_handle)?;
+    engine
+        .handle::<Tenant>(tenant, Step::on::<Tenant>(tenant, TenantCommand::MarkReady), &context, Extras::default())
+        .await
+        .map_err(of_handle)?;
+    Ok((tenant, Bootstrap { generated_password: generated }))
+}

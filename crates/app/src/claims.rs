@@ -1,0 +1,421 @@
+//! Giving out work: claim requests that wait, the dispatcher's commands, and what agents say of their claims.
+
+use crate::app::App;
+use crate::errors::{of_handle, of_store};
+use crate::fleet::SharedFleet;
+use crate::schema::Schemas;
+use crate::tasks::{TaskView, offload, resolve};
+use crate::workers::handled_by;
+use crate::{Answer, Caller};
+use async_trait::async_trait;
+use domain::agent::{Agent, AgentCommand};
+use domain::process::dispatch::{Ask, ClaimDone, ClaimResult, Dispatch, DispatchCommand, DispatchSignal, LoadedTask, WaiterId};
+use domain::process::liveness::LivenessSignal;
+use domain::task::{Decision, Holder, Outcome, Status, Task, TaskCommand, TaskError, not_found};
+use engine::{Context, Engine, Executor, Extras, HandleError, Handled, Step};
+use kernel::id::{AgentId, ClaimId, TaskId, TenantId};
+use kernel::{Decider, Json, Kind, Process, Rejection, Timestamp, limits};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::oneshot;
+
+/// A task handed to an agent.
+pub struct ClaimedTask {
+    /// The task, values resolved.
+    pub task: TaskView,
+    /// Names the claim.
+    pub claim_id: ClaimId,
+    /// To be shown with every later write.
+    pub token: u64,
+    /// Until when it holds without a heartbeat.
+    pub expires_at: Timestamp,
+}
+
+/// What an agent asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct ClaimOrder {
+    /// How many tasks at most.
+    pub max: u32,
+    /// How long to wait for the first.
+    pub wait_ms: u64,
+}
+
+/// What an agent says of its work.
+#[derive(Clone, Debug)]
+pub enum TaskOutcome {
+    /// Still at it.
+    Heartbeat,
+    /// How far.
+    Progress {
+        /// 0 to 100.
+        percent: Option<f64>,
+        /// For people.
+        message: Option<String>,
+    },
+    /// Not now.
+    Release {
+        /// Why.
+        reason: String,
+    },
+    /// Done.
+    Complete(Outcome),
+    /// Not done.
+    Fail {
+        /// What went wrong.
+        error: TaskError,
+        /// Whether another attempt may help.
+        is_retryable: bool,
+    },
+}
+
+/// Claim requests that wait.
+#[derive(Default)]
+pub(crate) struct Waiters(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    next: WaiterId,
+    open: BTreeMap<WaiterId, oneshot::Sender<Vec<ClaimedTask>>>,
+}
+
+impl Waiters {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> (WaiterId, oneshot::Receiver<Vec<ClaimedTask>>) {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.lock();
+        waiting.next += 1;
+        let id = waiting.next;
+        waiting.open.insert(id, sender);
+        (id, receiver)
+    }
+
+    /// Whether the request was still there.
+    fn answer(&self, id: WaiterId, tasks: Vec<ClaimedTask>) -> bool {
+        let sender = self.lock().open.remove(&id);
+        sender.is_some_and(|sender| sender.send(tasks).is_ok())
+    }
+
+    pub fn count(&self) -> usize {
+        self.lock().open.len()
+    }
+}
+
+impl App {
+    /// Work for the agent that calls: claims that never reached it first, then new ones. Waits when there is none.
+    /// The flag says that the agent is asked to restart.
+    pub async fn claim(&self, caller: &Caller, order: ClaimOrder) -> Answer<(Vec<ClaimedTask>, bool)> {
+        let agent = caller.agent()?;
+        let runtime = self.runtime(caller)?;
+        if self.take_restart(caller, agent).await? {
+            return Ok((vec![], true));
+        }
+        let now = self.env().now();
+        let min_position = self.position(runtime.id);
+        let (waiter, mut answer) = runtime.waiters.open();
+        runtime.liveness.tell(LivenessSignal::Seen(agent, None));
+        runtime.dispatch.tell(DispatchSignal::Ask(Ask {
+            waiter,
+            agent,
+            max: order.max.clamp(1, limits::CLAIM_TASKS_MAX) as usize,
+            until: now.plus_ms(order.wait_ms.min(limits::WAIT_MS_MAX)),
+            min_position,
+        }));
+        loop {
+            tokio::select! {
+                biased;
+                tasks = &mut answer => return Ok((tasks.unwrap_or_default(), false)),
+                () = self.0.draining.cancelled() => return Ok((vec![], false)),
+                // A waiting agent is a living agent.
+                () = self.env().sleep_ms(self.0.settings.agent_lease_ms / 3) => {
+                    runtime.liveness.tell(LivenessSignal::Seen(agent, None));
+                }
+            }
+        }
+    }
+
+    /// Tells the agent once that it is asked to restart.
+    pub(crate) async fn take_restart(&self, caller: &Caller, agent: AgentId) -> Answer<bool> {
+        let entity = self.entity::<Agent>(caller.actor.tenant, &agent.to_string()).await?.ok_or_else(domain::agent::not_found)?;
+        if !entity.state.is_restart_requested {
+            return Ok(false);
+        }
+        let context = Caller { idempotency: None, if_match: None, ..caller.clone() }.context();
+        let step = Step::on::<Agent>(agent, AgentCommand::DeliverRestart);
+        let told =
+            self.0.engine.handle::<Agent>(caller.actor.tenant, step, &context, Extras::default()).await.map_err(of_handle)?;
+        self.fleet(caller)?.write().put(agent, told);
+        Ok(true)
+    }
+
+    /// An agent speaks of a task that it claimed. Answers the task, with the lease when the claim goes on.
+    pub async fn report(
+        &self,
+        caller: &Caller,
+        id: TaskId,
+        token: &str,
+        outcome: TaskOutcome,
+    ) -> Answer<(TaskView, Option<Timestamp>)> {
+        let agent = caller.agent()?;
+        let runtime = self.runtime(caller)?;
+        let task = self.entity::<Task>(runtime.id, &id.to_string()).await?.ok_or_else(not_found)?;
+        // A token that is no number was never given out: it is as stale as any.
+        let by = Holder { agent, token: token.parse().unwrap_or(0) };
+        runtime.liveness.tell(LivenessSignal::Seen(agent, None));
+        let goes_on = matches!(outcome, TaskOutcome::Heartbeat | TaskOutcome::Progress { .. });
+        let reported = match outcome {
+            TaskOutcome::Heartbeat => heartbeat(task, by),
+            other => {
+                let (command, extras) = self.command(&runtime.fleet, &task, by, other)?;
+                self.execute::<Task>(caller, Step::on::<Task>(id, command), extras).await
+            }
+        };
+        let reported = match reported {
+            Ok(task) => task,
+            Err(rejection) => {
+                if rejection.code == "CLAIM_STALE" {
+                    self.note_stale(caller, id, by).await;
+                }
+                return Err(rejection);
+            }
+        };
+        if goes_on {
+            runtime.dispatch.tell(DispatchSignal::Renew(id, by.token));
+        }
+        let lease = goes_on.then(|| self.env().now().plus_ms(self.0.settings.claim_ttl_ms));
+        Ok((TaskView { entity: reported }, lease))
+    }
+
+    fn command(
+        &self,
+        fleet: &SharedFleet,
+        task: &Handled<Task>,
+        by: Holder,
+        outcome: TaskOutcome,
+    ) -> Answer<(TaskCommand, Extras)> {
+        let mut extras = Extras::default();
+        let command = match outcome {
+            TaskOutcome::Heartbeat => TaskCommand::Progress { by, percent: None, message: None },
+            TaskOutcome::Progress { percent, message } => TaskCommand::Progress { by, percent, message },
+            TaskOutcome::Release { reason } => TaskCommand::Release { by, reason },
+            TaskOutcome::Fail { error, is_retryable } => {
+                TaskCommand::Fail { by, error, is_retryable, retry_delay_base_ms: self.0.settings.retry_delay_base_ms }
+            }
+            TaskOutcome::Complete(outcome) => {
+                if task.state.status == Status::Claimed {
+                    self.check_output(fleet, task, by.agent, &outcome.output)?;
+                }
+                let result = Outcome {
+                    output: offload(outcome.output, &mut extras),
+                    learned_patterns: outcome.learned_patterns.into_iter().map(|p| offload(p, &mut extras)).collect(),
+                    metrics: offload(outcome.metrics, &mut extras),
+                };
+                TaskCommand::Complete { by, result: Box::new(result) }
+            }
+        };
+        Ok((command, extras))
+    }
+
+    /// The output has to meet the schema of the agent's capability; otherwise nothing happens and the claim stays.
+    fn check_output(&self, fleet: &SharedFleet, task: &Handled<Task>, agent: AgentId, output: &Json) -> Answer<()> {
+        let capability = &task.state.submitted.capability;
+        let schema = fleet.read().get(&agent).and_then(|a| a.state.capability(capability)?.output_schema.clone());
+        let Some(schema) = schema else { return Ok(()) };
+        let problems = self.0.schemas.problems(&schema, &output.value(), "/output");
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let message =
+            format!("The output does not meet the output schema of the capability '{}'.", task.state.submitted.capability);
+        Err(Rejection::new(
+            Kind::Refused,
+            "OUTPUT_INVALID",
+            message,
+            "Correct what details.errors names and complete again; the claim still holds.",
+        )
+        .with("errors", problems))
+    }
+
+    async fn note_stale(&self, caller: &Caller, id: TaskId, by: Holder) {
+        let context = Caller { idempotency: None, if_match: None, ..caller.clone() }.context();
+        let step = Step::on::<Task>(id, TaskCommand::NoteStale { by });
+        if let Err(error) = self.0.engine.handle::<Task>(caller.actor.tenant, step, &context, Extras::default()).await {
+            tracing::warn!(task = %id, %error, "a stale write could not be recorded");
+        }
+    }
+}
+
+fn heartbeat(task: Handled<Task>, by: Holder) -> Answer<Handled<Task>> {
+    // Deciding nothing still checks token and agent; a renewed lease is no event.
+    let facts =
+        kernel::Facts { now: Timestamp(0), actor: kernel::ActorRef::system("heartbeat"), random: 0, version: task.version };
+    let command = TaskCommand::Progress { by, percent: None, message: None };
+    Task::decide(Some(&task.state), &command, &facts)?;
+    Ok(task)
+}
+
+/// Carries out what the dispatcher wants.
+pub(crate) struct ClaimWorker {
+    engine: Engine,
+    log: TenantId,
+    waiters: Arc<Waiters>,
+    fleet: SharedFleet,
+    schemas: Arc<Schemas>,
+    claim_ttl_ms: u64,
+}
+
+impl ClaimWorker {
+    pub fn new(
+        engine: Engine,
+        log: TenantId,
+        waiters: Arc<Waiters>,
+        fleet: SharedFleet,
+        schemas: Arc<Schemas>,
+        claim_ttl_ms: u64,
+    ) -> Self {
+        ClaimWorker { engine, log, waiters, fleet, schemas, claim_ttl_ms }
+    }
+
+    async fn claim(&self, agent: AgentId, agent_type: String, waiter: WaiterId, tasks: Vec<(TaskId, Decision)>) -> ClaimDone {
+        let claims = tasks.into_iter().map(|(id, decision)| self.claim_one(agent, &agent_type, id, decision));
+        let mut results = vec![];
+        let mut claimed = vec![];
+        for (id, result, task) in futures_util::future::join_all(claims).await {
+            results.push((id, result));
+            claimed.extend(task);
+        }
+        let is_delivered = claimed.is_empty() || self.waiters.answer(waiter, claimed);
+        ClaimDone { agent, waiter, results, is_delivered }
+    }
+
+    async fn claim_one(
+        &self,
+        agent: AgentId,
+        agent_type: &str,
+        id: TaskId,
+        decision: Decision,
+    ) -> (TaskId, ClaimResult, Option<ClaimedTask>) {
+        match self.is_fit(agent, id).await {
+            Ok(true) => {}
+            Ok(false) => return (id, ClaimResult::Unfit, None),
+            Err(error) => {
+                tracing::warn!(task = %id, %error, "the task could not be read for its claim");
+                return (id, ClaimResult::Lost, None);
+            }
+        }
+        let command = TaskCommand::Claim { agent, agent_type: agent_type.to_owned(), decision: Box::new(decision) };
+        match self.handle(id, command).await {
+            Ok(task) => {
+                let token = task.state.claim.map_or(task.version, |claim| claim.token);
+                (id, ClaimResult::Claimed(token), self.claimed(id, task).await)
+            }
+            Err(error) => {
+                tracing::debug!(task = %id, %error, "the claim was lost");
+                (id, ClaimResult::Lost, None)
+            }
+        }
+    }
+
+    /// Whether the agent's own schema takes the task's input: agents may declare the same capability differently.
+    async fn is_fit(&self, agent: AgentId, id: TaskId) -> Result<bool, Rejection> {
+        let Some(task) = self.engine.entity::<Task>(self.log, &id.to_string()).await.map_err(of_store)? else { return Ok(true) };
+        let capability = &task.state.submitted.capability;
+        let schema = self.fleet.read().get(&agent).and_then(|a| a.state.capability(capability)?.input_schema.clone());
+        let Some(schema) = schema else { return Ok(true) };
+        let input = resolve(&self.engine, self.log, &task.state.submitted.input).await?;
+        Ok(self.schemas.problems(&schema, &input.value(), "").is_empty())
+    }
+
+    async fn handle(&self, id: TaskId, command: TaskCommand) -> Result<Handled<Task>, HandleError> {
+        self.engine
+            .handle::<Task>(self.log, Step::on::<Task>(id, command), &Context::system(Dispatch::NAME), Extras::default())
+            .await
+    }
+
+    async fn claimed(&self, id: TaskId, task: Handled<Task>) -> Option<ClaimedTask> {
+        let claim = task.state.claim?;
+        let expires_at = self.engine.env().now().plus_ms(self.claim_ttl_ms);
+        let claim_id = claim_id(id, claim.token);
+        let task = TaskView { entity: task }.resolved(&self.engine, self.log).await.ok()?;
+        Some(ClaimedTask { task, claim_id, token: claim.token, expires_at })
+    }
+
+    async fn deliver(&self, agent: AgentId, waiter: WaiterId, tasks: Vec<TaskId>) -> Option<DispatchSignal> {
+        let mut claimed = vec![];
+        for id in &tasks {
+            if let Ok(Some(task)) = self.engine.entity::<Task>(self.log, &id.to_string()).await
+                && task.state.claim.is_some_and(|claim| claim.agent_id == agent)
+            {
+                let token = task.state.claim.map(|c| c.token);
+                claimed.extend(self.claimed(*id, task).await.filter(|c| Some(c.token) == token));
+            }
+        }
+        let is_delivered = self.waiters.answer(waiter, claimed);
+        (!is_delivered && !tasks.is_empty()).then_some(DispatchSignal::Undelivered(agent, tasks))
+    }
+
+    /// Reads a task for the dispatcher. It must not be forgotten, so a failed reading is repeated.
+    async fn load(&self, id: TaskId) -> DispatchSignal {
+        const TRY_AGAIN_MS: u64 = 1_000;
+        loop {
+            match self.read_open(id).await {
+                Ok(loaded) => return DispatchSignal::TaskLoaded(id, loaded),
+                Err(error) => tracing::error!(task = %id, %error, "the task could not be read for the dispatcher; trying again"),
+            }
+            tokio::select! {
+                biased;
+                () = self.engine.env().stop().cancelled() => return DispatchSignal::TaskLoaded(id, None),
+                () = self.engine.env().sleep_ms(TRY_AGAIN_MS) => {}
+            }
+        }
+    }
+
+    async fn read_open(&self, id: TaskId) -> Result<Option<LoadedTask>, store::StoreError> {
+        let Some(task) = self.engine.entity::<Task>(self.log, &id.to_string()).await? else { return Ok(None) };
+        let handled = handled_by(&self.engine, self.log, &task.state.submitted.task_hash).await?;
+        Ok(Some(LoadedTask { version: task.version, task: Box::new(task.state.as_ref().clone()), handled }))
+    }
+
+    async fn end(&self, id: TaskId, command: TaskCommand) {
+        if let Err(error) = self.handle(id, command).await {
+            // Asked again while it is due.
+            tracing::warn!(task = %id, %error, "the task could not be moved on");
+        }
+    }
+}
+
+/// The name of a claim: the same each time it is handed over.
+pub fn claim_id(task: TaskId, token: u64) -> ClaimId {
+    ClaimId::derived(&[&task.bytes(), &token.to_be_bytes()])
+}
+
+#[async_trait]
+impl Executor<Dispatch> for ClaimWorker {
+    async fn execute(&self, command: DispatchCommand) -> Option<DispatchSignal> {
+        match command {
+            DispatchCommand::LoadTask(id) => Some(self.load(id).await),
+            DispatchCommand::LoadAgent(id) => {
+                let agent = self.engine.entity::<Agent>(self.log, &id.to_string()).await.ok()??;
+                Some(DispatchSignal::AgentLoaded(id, agent.version, Box::new(agent.state.as_ref().clone())))
+            }
+            DispatchCommand::Claim { agent, agent_type, waiter, tasks } => {
+                Some(DispatchSignal::ClaimDone(self.claim(agent, agent_type, waiter, tasks).await))
+            }
+            DispatchCommand::Deliver { agent, waiter, tasks } => self.deliver(agent, waiter, tasks).await,
+            DispatchCommand::Expire(id, token) => {
+                self.end(id, TaskCommand::Expire { token }).await;
+                None
+            }
+            DispatchCommand::GiveUp(id, error) => {
+                self.end(id, TaskCommand::GiveUp(error)).await;
+                None
+            }
+            DispatchCommand::MissDeadline(id) => {
+                self.end(id, TaskCommand::MissDeadline).await;
+                None
+            }
+        }
+    }
+}

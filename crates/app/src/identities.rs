@@ -1,0 +1,260 @@
+//! Users, services and custom roles.
+
+use crate::app::{App, internal};
+use crate::errors::{Problems, of_handle};
+use crate::workers::each;
+use crate::{Answer, Caller, ListOrder, Page, passwords};
+use domain::identity::key::{Key, KeyCommand};
+use domain::identity::role::{Created, Role, RoleCommand, name_key as role_key};
+use domain::identity::session::{Session, SessionCommand};
+use domain::identity::user::{Registered, User, UserCommand, UserKind, name_key, password_secret};
+use domain::policy::{builtin_role, is_permission, may_grant};
+use engine::{Extras, Handled, Step};
+use kernel::id::{RoleId, UserId};
+use kernel::{IndexField, Kind, Personal, Rejection, limits};
+
+/// A user to be made.
+pub struct NewUser {
+    /// How it signs in.
+    pub username: String,
+    /// Needed for people, refused for services.
+    pub password: Option<String>,
+    /// Roles by name.
+    pub roles: Vec<String>,
+    /// Person or service.
+    pub kind: UserKind,
+}
+
+fn user_not_found(searched: &str) -> Rejection {
+    Rejection::new(
+        Kind::NotFound,
+        "USER_NOT_FOUND",
+        format!("There is no user '{searched}' in this tenant."),
+        "List users with GET /api/v1/users.",
+    )
+    .with("searched_id", searched)
+}
+
+fn role_not_found(searched: &str) -> Rejection {
+    Rejection::new(
+        Kind::NotFound,
+        "ROLE_NOT_FOUND",
+        format!("There is no custom role '{searched}' in this tenant."),
+        "List roles with GET /api/v1/roles.",
+    )
+    .with("searched_id", searched)
+}
+
+impl App {
+    /// Makes a user or a service.
+    pub async fn create_user(&self, caller: &Caller, new: NewUser) -> Answer<Handled<User>> {
+        if let Some(known) = self.earlier::<User>(caller).await? {
+            return Ok(known);
+        }
+        let mut problems = Problems::default();
+        problems.name("/username", &new.username);
+        problems.names("/roles", &new.roles);
+        match (new.kind, &new.password) {
+            (UserKind::User, None) => problems.add("/password", "is needed for a user"),
+            (UserKind::Service, Some(_)) => problems.add("/password", "a service has none; give it an API key"),
+            _ => {}
+        }
+        problems.check()?;
+        self.check_roles(caller, &new.roles).await?;
+        let tenant = caller.actor.tenant;
+        let id: UserId = self.env().id();
+        let mut extras = Extras::default();
+        if let Some(password) = new.password {
+            passwords::check(&password, &new.username)?;
+            extras.secrets.push(self.sealed_password(tenant, id, password).await?);
+        }
+        let registered = Registered {
+            kind: new.kind,
+            username_index: self.0.crypto.sealer.blind(tenant, "username", &new.username),
+            username: Personal::new(id, new.username),
+            roles: new.roles,
+        };
+        self.execute::<User>(caller, Step::new::<User>(id, UserCommand::Register(registered)), extras).await
+    }
+
+    /// Roles must exist, and nobody gives a role that holds more than they do.
+    async fn check_roles(&self, caller: &Caller, roles: &[String]) -> Answer<()> {
+        for (i, role) in roles.iter().enumerate() {
+            let is_builtin = builtin_role(role).is_some() && role != "agent";
+            if !is_builtin && self.holder(caller.actor.tenant, &role_key(role)).await?.is_none() {
+                let message = format!("There is no role '{role}'.");
+                return Err(Rejection::new(Kind::Refused, "ROLE_UNKNOWN", message, "List roles with GET /api/v1/roles.")
+                    .with("pointer", format!("/roles/{i}")));
+            }
+            let permissions = self.role_permissions(caller.actor.tenant, role).await?;
+            check_grant(caller, permissions.iter())?;
+        }
+        Ok(())
+    }
+
+    /// One user, by id or name.
+    pub async fn user(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<User>> {
+        let tenant = caller.actor.tenant;
+        let stream = match id_or_name.parse::<UserId>() {
+            Ok(id) => Some(id.to_string()),
+            Err(_) => self.holder(tenant, &name_key(&self.0.crypto.sealer.blind(tenant, "username", id_or_name))).await?,
+        };
+        let found = match stream {
+            Some(stream) => self.entity::<User>(tenant, &stream).await?,
+            None => None,
+        };
+        found.ok_or_else(|| user_not_found(id_or_name))
+    }
+
+    /// All users.
+    pub async fn users(&self, caller: &Caller, order: &ListOrder) -> Answer<Page<User>> {
+        self.list::<User>(caller, order, vec![]).await
+    }
+
+    /// Replaces roles and, if one is given, the password. A new password ends the user's sessions.
+    pub async fn update_user(
+        &self,
+        caller: &Caller,
+        id_or_name: &str,
+        roles: Option<Vec<String>>,
+        password: Option<String>,
+    ) -> Answer<Handled<User>> {
+        let user = self.user(caller, id_or_name).await?;
+        let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
+        // Whoever changes a user could act as that user: so the user may hold no more than the caller.
+        self.check_roles(caller, &user.state.roles).await?;
+        if let Some(password) = password {
+            passwords::check(&password, user.state.name())?;
+            let secret = self.sealed_password(caller.actor.tenant, id, password).await?;
+            let mut steps = vec![Step::on::<User>(id, UserCommand::ChangePassword)];
+            self.end_sessions(caller, id, "password_changed", &mut steps).await?;
+            self.transact(caller, &steps, Extras { values: vec![], secrets: vec![secret] }).await?;
+        }
+        if let Some(roles) = roles {
+            self.check_roles(caller, &roles).await?;
+            let caller = Caller { if_match: None, ..caller.clone() };
+            self.execute::<User>(&caller, Step::on::<User>(id, UserCommand::SetRoles(roles)), Extras::default()).await?;
+        }
+        self.user(caller, &user.stream).await
+    }
+
+    /// Removes a user; its sessions and keys end in the same transaction.
+    pub async fn delete_user(&self, caller: &Caller, id_or_name: &str) -> Answer<()> {
+        let user = self.user(caller, id_or_name).await?;
+        if user.stream == caller.actor.who.id {
+            return Err(Rejection::new(
+                Kind::Refused,
+                "SELF_DELETE",
+                "You cannot delete yourself.",
+                "Ask another administrator.",
+            ));
+        }
+        self.check_roles(caller, &user.state.roles).await?;
+        let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
+        let mut steps = vec![Step::on::<User>(id, UserCommand::Delete)];
+        self.end_sessions(caller, id, "user_deleted", &mut steps).await?;
+        self.end_keys(caller, &user.stream, &mut steps).await?;
+        self.transact(caller, &steps, Extras { values: vec![], secrets: vec![(password_secret(&id), None)] }).await
+    }
+
+    async fn transact(&self, caller: &Caller, steps: &[Step], extras: Extras) -> Answer<()> {
+        self.0.engine.transact(caller.actor.tenant, steps, &caller.context(), extras).await.map(|_| ()).map_err(of_handle)
+    }
+
+    async fn end_sessions(&self, caller: &Caller, user: UserId, reason: &str, steps: &mut Vec<Step>) -> Answer<()> {
+        let fields = [IndexField::new("user", user.to_string())];
+        let sessions = each::<Session>(&self.0.engine, caller.actor.tenant, &fields).await.map_err(crate::errors::of_store)?;
+        steps.extend(
+            sessions.into_iter().map(|s| Step::on::<Session>(s.stream, SessionCommand::Close { reason: reason.to_owned() })),
+        );
+        Ok(())
+    }
+
+    /// Ends the keys of an owner.
+    pub(crate) async fn end_keys(&self, caller: &Caller, owner: &str, steps: &mut Vec<Step>) -> Answer<()> {
+        let keys = each::<Key>(&self.0.engine, caller.actor.tenant, &[IndexField::new("owner", owner)])
+            .await
+            .map_err(crate::errors::of_store)?;
+        steps.extend(keys.into_iter().map(|k| Step::on::<Key>(k.stream, KeyCommand::Revoke)));
+        Ok(())
+    }
+
+    /// Makes a custom role.
+    pub async fn create_role(&self, caller: &Caller, name: String, permissions: Vec<String>) -> Answer<Handled<Role>> {
+        if let Some(known) = self.earlier::<Role>(caller).await? {
+            return Ok(known);
+        }
+        let mut problems = Problems::default();
+        problems.name("/name", &name);
+        problems.check()?;
+        check_permissions(caller, &permissions)?;
+        if builtin_role(&name).is_some() {
+            let message = format!("'{name}' is a built-in role.");
+            return Err(Rejection::new(Kind::Conflict, "NAME_TAKEN", message, "Choose another name."));
+        }
+        let id: RoleId = self.env().id();
+        let step = Step::new::<Role>(id, RoleCommand::Create(Created { name, permissions }));
+        self.execute::<Role>(caller, step, Extras::default()).await
+    }
+
+    /// One custom role, by id or name.
+    pub async fn role(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<Role>> {
+        let stream = match id_or_name.parse::<RoleId>() {
+            Ok(id) => Some(id.to_string()),
+            Err(_) => self.holder(caller.actor.tenant, &role_key(id_or_name)).await?,
+        };
+        let found = match stream {
+            Some(stream) => self.entity::<Role>(caller.actor.tenant, &stream).await?,
+            None => None,
+        };
+        found.ok_or_else(|| role_not_found(id_or_name))
+    }
+
+    /// All custom roles.
+    pub async fn roles(&self, caller: &Caller, order: &ListOrder) -> Answer<Page<Role>> {
+        self.list::<Role>(caller, order, vec![]).await
+    }
+
+    /// Replaces a role's permissions.
+    pub async fn update_role(&self, caller: &Caller, id_or_name: &str, permissions: Vec<String>) -> Answer<Handled<Role>> {
+        let role = self.role(caller, id_or_name).await?;
+        check_permissions(caller, &permissions)?;
+        self.execute::<Role>(caller, Step::on::<Role>(role.stream, RoleCommand::SetPermissions(permissions)), Extras::default())
+            .await
+    }
+
+    /// Removes a role; whoever has it loses what it allowed.
+    pub async fn delete_role(&self, caller: &Caller, id_or_name: &str) -> Answer<()> {
+        let role = self.role(caller, id_or_name).await?;
+        self.execute::<Role>(caller, Step::on::<Role>(role.stream, RoleCommand::Delete), Extras::default()).await.map(|_| ())
+    }
+}
+
+/// Permissions must be well-formed, and the caller must hold them.
+pub(crate) fn check_permissions(caller: &Caller, permissions: &[String]) -> Answer<()> {
+    let mut problems = Problems::default();
+    if permissions.len() > limits::ENTRIES_MAX {
+        problems.add("/permissions", format!("must have at most {} entries", limits::ENTRIES_MAX));
+    }
+    for (i, permission) in permissions.iter().enumerate().filter(|(_, p)| !is_permission(p)) {
+        problems.add(
+            format!("/permissions/{i}"),
+            format!("'{permission}' is no permission such as tasks.read, tasks.* or tasks.read:own"),
+        );
+    }
+    problems.check()?;
+    check_grant(caller, permissions.iter())
+}
+
+fn check_grant<'a>(caller: &Caller, mut permissions: impl Iterator<Item = &'a String>) -> Answer<()> {
+    match permissions.find(|p| !may_grant(&caller.actor.permissions, p)) {
+        None => Ok(()),
+        Some(missing) => Err(Rejection::new(
+            Kind::Forbidden,
+            "PERMISSION_ESCALATION",
+            format!("You do not hold '{missing}' and cannot give it to others."),
+            "Give less, or ask somebody who holds it.",
+        )
+        .with("permission", missing)),
+    }
+}

@@ -1,0 +1,169 @@
+//! Tenants: founded by an administrator of the default tenant, opened by the provisioner.
+
+use crate::app::{App, Inner, internal};
+use crate::errors::{Problems, of_handle, of_store};
+use crate::workers::start_tenant;
+use crate::{Answer, Caller, ListOrder, Page, passwords};
+use async_trait::async_trait;
+use domain::identity::tenant::{Created, Tenant, TenantCommand};
+use domain::identity::user::{Registered, User, UserCommand, UserKind, password_secret};
+use domain::process::provision::Provision;
+use engine::{Context, Executor, Extras, HandleError, Handled, Step};
+use kernel::id::{TenantId, UserId};
+use kernel::{Kind, Personal, Process, Rejection, limits, text};
+use std::sync::Weak;
+
+/// A tenant to be founded.
+pub struct NewTenant {
+    /// Unique short name.
+    pub slug: String,
+    /// Name for people.
+    pub name: String,
+    /// How its administrator signs in.
+    pub admin_username: String,
+    /// With which password.
+    pub admin_password: String,
+}
+
+impl App {
+    /// Founds a tenant. Answers when its log is open and its administrator can sign in.
+    pub async fn create_tenant(&self, caller: &Caller, new: NewTenant) -> Answer<Handled<Tenant>> {
+        self.only_root(caller)?;
+        if let Some(known) = self.earlier::<Tenant>(caller).await? {
+            return Ok(known);
+        }
+        let mut problems = Problems::default();
+        if !text::is_slug(&new.slug, limits::SLUG_CHARS_MAX) {
+            problems
+                .add("/slug", format!("must be 1 to {} of a-z, 0-9 and '-', without '-' at its ends", limits::SLUG_CHARS_MAX));
+        }
+        problems.name("/name", &new.name);
+        problems.name("/admin/username", &new.admin_username);
+        problems.check()?;
+        passwords::check(&new.admin_password, &new.admin_username)?;
+        let (tenant, user): (TenantId, UserId) = (self.env().id(), self.env().id());
+        // Sealed in the root log until the new log exists; the provisioner moves it.
+        let secret = self.sealed_password(self.0.root, user, new.admin_password).await?;
+        let created =
+            Created { slug: new.slug, name: new.name, admin_user: user, admin_username: Personal::new(user, new.admin_username) };
+        let step = Step::new::<Tenant>(tenant, TenantCommand::Create(created));
+        self.execute::<Tenant>(caller, step, Extras { values: vec![], secrets: vec![secret] }).await?;
+        self.wait_until_ready(tenant).await
+    }
+
+    async fn wait_until_ready(&self, tenant: TenantId) -> Answer<Handled<Tenant>> {
+        const WAIT_MS_MAX: u64 = 10_000;
+        let late = self.env().now().plus_ms(WAIT_MS_MAX);
+        let mut tail = self.0.engine.store().tail(self.0.root);
+        loop {
+            tail.mark_unchanged();
+            let known = self.entity::<Tenant>(self.0.root, &tenant.to_string()).await?;
+            if let Some(known) = known.filter(|t| t.state.is_ready && self.tenant(&t.state.created.slug).is_some()) {
+                return Ok(known);
+            }
+            tokio::select! {
+                biased;
+                _ = tail.changed() => {}
+                () = self.env().sleep_until(late) => {
+                    let message = "The tenant was created; its log is not open yet.";
+                    return Err(Rejection::new(Kind::Unavailable, "TENANT_NOT_READY", message, "It will be; read it with GET /api/v1/tenants."));
+                }
+            }
+        }
+    }
+
+    /// All tenants.
+    pub async fn tenants(&self, caller: &Caller, order: &ListOrder) -> Answer<Page<Tenant>> {
+        self.only_root(caller)?;
+        self.list::<Tenant>(caller, order, vec![]).await
+    }
+
+    /// One tenant, by id or slug.
+    pub async fn tenant_record(&self, caller: &Caller, id_or_slug: &str) -> Answer<Handled<Tenant>> {
+        self.only_root(caller)?;
+        let stream = match id_or_slug.parse::<TenantId>() {
+            Ok(id) => Some(id.to_string()),
+            Err(_) => self.holder(self.0.root, &domain::identity::tenant::slug_key(id_or_slug)).await?,
+        };
+        let found = match stream {
+            Some(stream) => self.entity::<Tenant>(self.0.root, &stream).await?,
+            None => None,
+        };
+        found.ok_or_else(|| {
+            Rejection::new(
+                Kind::NotFound,
+                "TENANT_NOT_FOUND",
+                format!("There is no tenant '{id_or_slug}'."),
+                "List tenants with GET /api/v1/tenants.",
+            )
+            .with("searched_id", id_or_slug)
+        })
+    }
+
+    fn only_root(&self, caller: &Caller) -> Answer<()> {
+        if caller.actor.tenant == self.0.root {
+            return Ok(());
+        }
+        let hint = "Ask an administrator of the default tenant.";
+        Err(Rejection::new(Kind::Forbidden, "PERMISSION_DENIED", "Tenants are managed by the default tenant only.", hint))
+    }
+}
+
+/// Opens new tenants' logs. Every step can be repeated.
+pub(crate) struct ProvisionWorker {
+    pub app: Weak<Inner>,
+}
+
+#[async_trait]
+impl Executor<Provision> for ProvisionWorker {
+    async fn execute(&self, tenant: TenantId) -> Option<<Provision as Process>::Signal> {
+        let app = App(Weak::upgrade(&self.app)?);
+        if let Err(error) = provision(&app, tenant).await {
+            tracing::warn!(%tenant, %error, "the tenant could not be opened; trying again");
+        }
+        None
+    }
+}
+
+async fn provision(app: &App, tenant: TenantId) -> Answer<()> {
+    let engine = app.engine();
+    let root = app.0.root;
+    let record =
+        app.entity::<Tenant>(root, &tenant.to_string()).await?.ok_or_else(|| internal("a tenant without a record".into()))?;
+    let created = &record.state.created;
+    let context = Context::system(Provision::NAME);
+    if !record.state.is_ready {
+        make_admin(app, tenant, created, &context).await?;
+        let moved = Extras { values: vec![], secrets: vec![(password_secret(&created.admin_user), None)] };
+        let step = Step::on::<Tenant>(tenant, TenantCommand::MarkReady);
+        start_tenant(app, tenant, &created.slug).await.map_err(of_store)?;
+        engine.handle::<Tenant>(root, step, &context, moved).await.map_err(of_handle)?;
+    }
+    Ok(())
+}
+
+async fn make_admin(app: &App, tenant: TenantId, created: &Created, context: &Context) -> Answer<()> {
+    let user = created.admin_user;
+    let name = password_secret(&user);
+    let sealer = &app.0.crypto.sealer;
+    let sealed = app.engine().store().secret(app.0.root, &name).await.map_err(of_store)?;
+    let hash = sealed
+        .and_then(|sealed| sealer.open(app.0.root, &name, &sealed))
+        .ok_or_else(|| internal("a new tenant without a password".into()))?;
+    let resealed = sealer.seal(tenant, &name, &hash, app.env().bytes()).map_err(internal)?;
+    let username = created.admin_username.get().cloned().unwrap_or_default();
+    let registered = Registered {
+        kind: UserKind::User,
+        username_index: sealer.blind(tenant, "username", &username),
+        username: created.admin_username.clone(),
+        roles: vec!["admin".into()],
+    };
+    let step = Step::on::<User>(user, UserCommand::Register(registered));
+    let extras = Extras { values: vec![], secrets: vec![(name, Some(resealed))] };
+    match app.engine().handle::<User>(tenant, step, context, extras).await {
+        Ok(_) => Ok(()),
+        // An earlier try got this far.
+        Err(HandleError::Rejected(rejection)) if rejection.code == "ALREADY_EXISTS" => Ok(()),
+        Err(error) => Err(of_handle(error)),
+    }
+}

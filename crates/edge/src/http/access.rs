@@ -1,0 +1,186 @@
+//! Who may call a route: declared where the route is, checked here, before anything else happens.
+
+use super::body::conditional;
+use super::envelope::{Failure, LoggedActor, RequestNames};
+use super::state::EdgeState;
+use app::Caller;
+use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
+use axum::http::{HeaderMap, header, request::Parts};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use domain::policy::{Reach, is_permission};
+use kernel::{Actor, Kind, Origin, Rejection};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What a route asks of its caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Nothing: health, metadata, login.
+    Open,
+    /// This permission.
+    Permission(String),
+}
+
+/// The word in the API document for a route that asks nothing.
+const OPEN: &str = "open";
+/// Where a route declares its permission in the API document.
+pub(super) const EXTENSION: &str = "x-permission";
+const CLIENT_CHARS_MAX: usize = 200;
+
+/// What every route asks, by method and path. Fails on a route that does not say.
+pub(super) fn table(document: &Value) -> Result<BTreeMap<(String, String), Access>, String> {
+    let mut table = BTreeMap::new();
+    let paths = document["paths"].as_object().ok_or("the API document has no paths")?;
+    for (path, operations) in paths {
+        for (method, operation) in operations.as_object().into_iter().flatten() {
+            let declared = operation[EXTENSION].as_str();
+            let access = match declared {
+                Some(OPEN) => Access::Open,
+                Some(permission) if is_permission(permission) && !permission.ends_with('*') => {
+                    Access::Permission(permission.to_owned())
+                }
+                _ => return Err(format!("{} {path} declares no permission ({EXTENSION})", method.to_uppercase())),
+            };
+            table.insert((method.to_uppercase(), path.clone()), access);
+        }
+    }
+    Ok(table)
+}
+
+/// Authenticates and authorises, or ends the request.
+pub(super) async fn admit(State(state): State<Arc<EdgeState>>, mut request: Request, next: Next) -> Response {
+    let matched = request.extensions().get::<MatchedPath>().cloned();
+    let (parts, body) = request.into_parts();
+    let authorised = authorised(&state, &parts).await;
+    request = Request::from_parts(parts, body);
+    let logged = match authorised {
+        Ok(None) => None,
+        Ok(Some(caller)) => {
+            let logged = LoggedActor { tenant: caller.actor.tenant_slug.clone(), actor: caller.actor.who.to_string() };
+            request.extensions_mut().insert(caller);
+            Some(logged)
+        }
+        Err(failure) => return with(failure.into_response(), matched, None),
+    };
+    with(next.run(request).await, matched, logged)
+}
+
+fn with(mut response: Response, matched: Option<MatchedPath>, logged: Option<LoggedActor>) -> Response {
+    if let Some(matched) = matched {
+        response.extensions_mut().insert(matched);
+    }
+    if let Some(logged) = logged {
+        response.extensions_mut().insert(logged);
+    }
+    response
+}
+
+async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>, Failure> {
+    let path = request.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    // HEAD is answered by the GET handler, so it asks the same.
+    let method = if request.method == "HEAD" { "GET" } else { request.method.as_str() };
+    let permission = match state.access.get(&(method.to_owned(), path.to_owned())) {
+        Some(Access::Open) => return Ok(None),
+        Some(Access::Permission(permission)) => permission,
+        // A known path with another method: the router answers 405, and tells nothing else.
+        None => return Ok(None),
+    };
+    let actor = authenticate(state, &request.headers).await?;
+    let reach = state.app.authorise(&actor, permission)?;
+    wait_for_position(state, &actor, &request.headers).await?;
+    Ok(Some(caller(actor, reach, request)?))
+}
+
+async fn authenticate(state: &EdgeState, headers: &HeaderMap) -> Result<Actor, Failure> {
+    let text = |name| headers.get(name).and_then(|v: &axum::http::HeaderValue| v.to_str().ok());
+    if let Some(key) = text("x-api-key") {
+        return Ok(state.app.authenticate_key(key).await?);
+    }
+    let bearer = text(header::AUTHORIZATION.as_str()).and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    });
+    match bearer {
+        // Clients that know only bearer tokens may send an API key as one.
+        Some(token) if token.starts_with("kk_") => Ok(state.app.authenticate_key(token).await?),
+        Some(token) => Ok(state.app.authenticate_bearer(token).await?),
+        None => Err(Rejection::new(
+            Kind::Unauthenticated,
+            "CREDENTIALS_MISSING",
+            "This needs an access token or an API key.",
+            "Sign in with POST /api/v1/auth/login and send 'Authorization: Bearer <access_token>', or send an X-API-Key.",
+        )
+        .into()),
+    }
+}
+
+async fn wait_for_position(state: &EdgeState, actor: &Actor, headers: &HeaderMap) -> Result<(), Failure> {
+    let Some(header) = headers.get("keiko-min-position") else { return Ok(()) };
+    let position = header.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
+        Rejection::new(
+            Kind::Invalid,
+            "HEADER_INVALID",
+            "Keiko-Min-Position must be a position, such as 4711.",
+            "Send the position of an earlier answer's meta.",
+        )
+    })?;
+    Ok(state.app.reach_position(actor.tenant, position, state.settings.position_wait_ms_max).await?)
+}
+
+fn caller(actor: Actor, reach: Reach, request: &Parts) -> Result<Caller, Failure> {
+    let names = request.extensions.get::<RequestNames>().cloned();
+    Ok(Caller {
+        actor,
+        reach,
+        origin: origin(&request.headers, request.extensions.get::<ConnectInfo<SocketAddr>>()),
+        correlation: names.as_ref().map(RequestNames::correlation).unwrap_or_default(),
+        trace_parent: names.and_then(|n| n.trace_parent),
+        idempotency: None,
+        if_match: conditional(&request.headers)?,
+    })
+}
+
+/// Address and client string of a request.
+pub(super) fn origin(headers: &HeaderMap, peer: Option<&ConnectInfo<SocketAddr>>) -> Origin {
+    let client = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok());
+    Origin {
+        address: peer.map(|ConnectInfo(address)| address.ip().to_string()),
+        client: client.map(|c| c.chars().take(CLIENT_CHARS_MAX).collect()),
+    }
+}
+
+/// The authorised caller of a request without a body.
+pub(crate) struct By(pub Caller);
+
+impl<S: Send + Sync> FromRequestParts<S> for By {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        match parts.extensions.get::<Caller>() {
+            Some(caller) => Ok(By(caller.clone())),
+            None => {
+                tracing::error!(path = parts.uri.path(), "a handler asks for a caller on an open route");
+                Err(Failure::internal())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_route_without_a_declared_permission_keeps_the_server_from_starting() {
+        let document = |operation: Value| json!({"paths": {"/api/v1/things": {"get": operation}}});
+        assert!(table(&document(json!({"x-permission": "things.read"}))).is_ok());
+        assert!(table(&document(json!({"x-permission": "open"}))).is_ok());
+        for bad in [json!({}), json!({"x-permission": ""}), json!({"x-permission": "things.*"}), json!({"x-permission": "*"})] {
+            assert!(table(&document(bad.clone())).unwrap_err().contains("GET /api/v1/things"), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Figures about requests, agents, work and the store, in the text formats of Prometheus and OpenMetrics.
+
+use super::state::EdgeState;
+use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::time::Duration;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    method: String,
+    route: String,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    method: String,
+    route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusLabels {
+    status: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: String,
+}
+
+/// Counted as it happens; everything else is read when it is asked for.
+pub(crate) struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    seconds: Family<RouteLabels, Histogram>,
+    in_flight: Gauge,
+}
+
+/// Counts a request as in flight as long as it lives.
+pub(super) struct InFlight(Gauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn buckets() -> Histogram {
+    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        Metrics { requests: Family::default(), seconds: Family::new_with_constructor(buckets), in_flight: Gauge::default() }
+    }
+
+    pub fn enter(&self) -> InFlight {
+        self.in_flight.inc();
+        InFlight(self.in_flight.clone())
+    }
+
+    pub fn request(&self, method: &str, route: &str, status: u16, elapsed: Duration) {
+        let (method, route) = (method.to_owned(), route.to_owned());
+        self.seconds.get_or_create(&RouteLabels { method: method.clone(), route: route.clone() }).observe(elapsed.as_secs_f64());
+        self.requests.get_or_create(&RequestLabels { method, route, status }).inc();
+    }
+}
+
+/// All figures as text.
+pub(super) fn text(state: &EdgeState) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("keiko");
+    registry.register("http_requests", "Requests answered", state.metrics.requests.clone());
+    registry.register("http_request_duration_seconds", "Time to answer", state.metrics.seconds.clone());
+    registry.register("http_requests_in_flight", "Requests being answered", state.metrics.in_flight.clone());
+    let status = state.app.status();
+    let agents = Family::<StatusLabels, Gauge>::default();
+    for word in ["registered", "up", "degraded", "down", "paused", "draining"] {
+        let count = status.agents.get(word).copied().unwrap_or(0);
+        agents.get_or_create(&StatusLabels { status: word.into() }).set(count as i64);
+    }
+    registry.register("agents", "Agents by status", agents);
+    let attempts = Family::<OutcomeLabels, Counter>::default();
+    for (outcome, count) in
+        [("completed", status.attempts.completed), ("failed", status.attempts.failed), ("expired", status.attempts.expired)]
+    {
+        attempts.get_or_create(&OutcomeLabels { outcome: outcome.into() }).inc_by(count);
+    }
+    registry.register("task_attempts", "Attempts at tasks by outcome", attempts);
+    let gauge = |registry: &mut Registry, name: &str, help: &str, value: i64| {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    };
+    let (queued, commits, events) = state.readiness.store();
+    gauge(&mut registry, "claim_requests_waiting", "Claim requests that wait for work", status.waiting_claims as i64);
+    gauge(&mut registry, "tenants", "Tenants that are ready", status.tenants as i64);
+    gauge(&mut registry, "store_appends_queued", "Appends that wait for the writer", queued as i64);
+    for (name, help, value) in
+        [("store_commits", "Transactions made durable", commits), ("store_events", "Events made durable", events)]
+    {
+        let counter: Counter = Counter::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    }
+    let mut out = String::new();
+    encode(&mut out, &registry)?;
+    Ok(out)
+}

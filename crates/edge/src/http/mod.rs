@@ -1,0 +1,69 @@
+//! The HTTP interface: one router, one accept loop.
+
+mod access;
+mod body;
+mod docs;
+mod envelope;
+mod meta;
+mod metrics;
+mod openapi;
+mod serve;
+mod state;
+pub mod v1;
+
+pub use openapi::{document, permission_table};
+pub use serve::{Server, bind};
+pub use state::{HttpSettings, Readiness};
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use axum::middleware;
+use envelope::Failure;
+use kernel::{Kind, Rejection};
+use state::EdgeState;
+use std::sync::Arc;
+use utoipa_axum::router::OpenApiRouter;
+
+/// Every route, with its document.
+fn routes() -> OpenApiRouter<Arc<EdgeState>> {
+    OpenApiRouter::new()
+        .merge(meta::routes())
+        .merge(v1::auth::routes())
+        .merge(v1::tenants::routes())
+        .merge(v1::users::routes())
+        .merge(v1::roles::routes())
+        .merge(v1::api_keys::routes())
+        .merge(v1::agents::routes())
+        .merge(v1::discovery::routes())
+        .merge(v1::tasks::routes())
+        .merge(v1::work::routes())
+        .merge(v1::queues::routes())
+        .merge(v1::events::routes())
+}
+
+/// The router of an application. Fails when a route declares no permission: such a server must not start.
+fn router(app: app::App, readiness: Arc<dyn Readiness>, settings: HttpSettings) -> Result<Router, String> {
+    let (router, document) = openapi::split(routes());
+    let access = access::table(&document)?;
+    let state = Arc::new(EdgeState::new(app, readiness, settings, access, document)?);
+    Ok(router
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        // Innermost: nothing below runs without an authorised caller.
+        .route_layer(middleware::from_fn_with_state(state.clone(), access::admit))
+        // A panic in a handler is an answer like any other.
+        .layer(tower_http::catch_panic::CatchPanicLayer::custom(envelope::panicked))
+        // Outermost: names the request, counts it, and writes every answer's envelope.
+        .layer(middleware::from_fn_with_state(state.clone(), envelope::finish))
+        .with_state(state))
+}
+
+async fn unknown_route(uri: Uri) -> Failure {
+    let message = format!("There is nothing at '{}'.", uri.path());
+    Rejection::new(Kind::NotFound, "ROUTE_NOT_FOUND", message, "See /docs for every route.").into()
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Failure {
+    let message = format!("'{}' does not take {method}.", uri.path());
+    Rejection::new(Kind::Invalid, "METHOD_NOT_ALLOWED", message, "See the Allow header, or /docs.").into()
+}

@@ -1,0 +1,64 @@
+//! What every handler can reach.
+
+use super::access::Access;
+use super::metrics::Metrics;
+use app::App;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What can be set.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// Largest body.
+    pub body_bytes_max: usize,
+    /// Deepest JSON.
+    pub json_depth_max: usize,
+    /// How long a request may wait for `Keiko-Min-Position`.
+    pub position_wait_ms_max: u64,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        HttpSettings { body_bytes_max: 1024 * 1024, json_depth_max: 64, position_wait_ms_max: 5_000 }
+    }
+}
+
+/// Whether the server can serve, told by whoever put it together.
+pub trait Readiness: Send + Sync + 'static {
+    /// Each dependency with its state; `None` is well.
+    fn dependencies(&self) -> Vec<(&'static str, Option<String>)>;
+    /// Figures of the store, for metrics: queued appends, commits, events.
+    fn store(&self) -> (usize, u64, u64);
+}
+
+/// The state of the HTTP interface.
+pub(crate) struct EdgeState {
+    pub app: App,
+    pub readiness: Arc<dyn Readiness>,
+    pub settings: HttpSettings,
+    /// What each route asks of its caller.
+    pub access: BTreeMap<(String, String), Access>,
+    /// The API document, as it is served and as schemas are taken from it.
+    pub document: Value,
+    pub document_text: String,
+    pub metrics: Metrics,
+}
+
+impl EdgeState {
+    pub fn new(
+        app: App,
+        readiness: Arc<dyn Readiness>,
+        settings: HttpSettings,
+        access: BTreeMap<(String, String), Access>,
+        document: Value,
+    ) -> Result<Self, String> {
+        let document_text = openapi_text(&document)?;
+        Ok(EdgeState { app, readiness, settings, access, document, document_text, metrics: Metrics::new() })
+    }
+}
+
+/// The document as it is committed: indented, with a line end.
+pub(crate) fn openapi_text(document: &Value) -> Result<String, String> {
+    serde_json::to_string_pretty(document).map(|text| text + "\n").map_err(|e| e.to_string())
+}

@@ -1,0 +1,142 @@
+//! `/api/v1/auth`: sign in, stay signed in, sign out, who am I.
+
+use crate::http::access::{By, origin};
+use crate::http::body::{Input, OpenInput};
+use crate::http::envelope::{Failure, One, Outcome, Reply, RequestNames, Resource};
+use crate::http::state::EdgeState;
+use app::{App, TokenPair};
+use axum::Extension;
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
+    OpenApiRouter::new().routes(routes!(login)).routes(routes!(refresh)).routes(routes!(logout)).routes(routes!(me))
+}
+
+/// What a login needs.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Login {
+    /// User name.
+    username: String,
+    /// Password.
+    password: String,
+    /// Slug of the tenant; `default` when nothing is said.
+    tenant: Option<String>,
+}
+
+/// What a refresh needs.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Refresh {
+    /// The latest refresh token of the session.
+    refresh_token: String,
+}
+
+/// No fields.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Empty {}
+
+/// Tokens of a session.
+#[derive(Serialize, ToSchema)]
+struct Tokens {
+    /// JWT for `Authorization: Bearer`.
+    access_token: String,
+    /// Good once, for the next tokens.
+    refresh_token: String,
+    /// `Bearer`
+    token_type: &'static str,
+    /// Seconds that the access token is good.
+    expires_in: u64,
+}
+
+/// The caller.
+#[derive(Serialize, ToSchema)]
+struct Me {
+    /// `user`, `agent` or `service`
+    kind: &'static str,
+    /// What it is called.
+    name: String,
+    /// Slug of the tenant.
+    tenant: String,
+    /// Roles by name.
+    roles: Vec<String>,
+    /// What it may do, cut to what the credential allows.
+    permissions: Vec<String>,
+}
+
+fn tokens(pair: TokenPair) -> Outcome {
+    // A session's tokens are no entity of their own: the id names the kind of answer.
+    let attributes = Tokens {
+        access_token: pair.access_token,
+        refresh_token: pair.refresh_token,
+        token_type: "Bearer",
+        expires_in: pair.expires_in_s,
+    };
+    Reply::data(StatusCode::OK, &Resource { id: "tokens".into(), kind: "tokens", attributes })
+}
+
+/// Sign in
+#[utoipa::path(post, path = "/api/v1/auth/login", tag = "identity", extensions(("x-permission" = json!("open"))),
+    request_body = Login, responses((status = 200, body = One<Tokens>)))]
+async fn login(
+    State(state): State<Arc<EdgeState>>,
+    peer: Option<Extension<ConnectInfo<SocketAddr>>>,
+    Extension(names): Extension<RequestNames>,
+    headers: HeaderMap,
+    OpenInput(body): OpenInput<Login>,
+) -> Outcome {
+    let context = App::anonymous(origin(&headers, peer.as_deref()), names.correlation());
+    tokens(state.app.login(body.tenant.as_deref(), &body.username, &body.password, context).await?)
+}
+
+/// Get the next tokens of a session
+///
+/// A refresh token is good once. Presenting an older one ends the session.
+#[utoipa::path(post, path = "/api/v1/auth/refresh", tag = "identity", extensions(("x-permission" = json!("open"))),
+    request_body = Refresh, responses((status = 200, body = One<Tokens>)))]
+async fn refresh(
+    State(state): State<Arc<EdgeState>>,
+    peer: Option<Extension<ConnectInfo<SocketAddr>>>,
+    Extension(names): Extension<RequestNames>,
+    headers: HeaderMap,
+    OpenInput(body): OpenInput<Refresh>,
+) -> Outcome {
+    let context = App::anonymous(origin(&headers, peer.as_deref()), names.correlation());
+    tokens(state.app.refresh(&body.refresh_token, context).await?)
+}
+
+/// Sign out: the session's tokens stop working at once
+#[utoipa::path(post, path = "/api/v1/auth/logout", tag = "identity", extensions(("x-permission" = json!("profile.update"))),
+    request_body = Empty, responses((status = 200, body = One<Me>)))]
+async fn logout(State(state): State<Arc<EdgeState>>, input: Input<Empty>) -> Outcome {
+    let caller = app::Caller { idempotency: None, ..input.by };
+    state.app.logout(&caller).await?;
+    profile(&caller)
+}
+
+/// Who am I
+#[utoipa::path(get, path = "/api/v1/auth/me", tag = "identity", extensions(("x-permission" = json!("profile.read"))),
+    responses((status = 200, body = One<Me>)))]
+async fn me(By(caller): By) -> Result<Reply, Failure> {
+    profile(&caller)
+}
+
+fn profile(caller: &app::Caller) -> Outcome {
+    let actor = &caller.actor;
+    let attributes = Me {
+        kind: actor.who.kind.as_str(),
+        name: actor.name.clone(),
+        tenant: actor.tenant_slug.clone(),
+        roles: actor.roles.clone(),
+        permissions: actor.permissions.clone(),
+    };
+    Reply::data(StatusCode::OK, &Resource { id: actor.who.id.clone(), kind: actor.who.kind.as_str(), attributes })
+}

@@ -1,0 +1,13 @@
+//! Version 1 of the API: one file per resource, each endpoint with its wire types, its documentation and its handler.
+
+pub(super) mod agents;
+pub(super) mod api_keys;
+pub(super) mod auth;
+pub(super) mod discovery;
+pub(super) mod events;
+pub(super) mod queues;
+pub(super) mod roles;
+pub(super) mod tasks;
+pub(super) mod tenants;
+pub(super) mod users;
+pub(super) mod work;

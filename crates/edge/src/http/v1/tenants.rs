@@ -1,0 +1,103 @@
+//! `/api/v1/tenants`: owners of everything else. For administrators of the default tenant.
+
+use crate::http::access::By;
+use crate::http::body::{Input, ListParams, Params};
+use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
+use crate::http::state::EdgeState;
+use app::NewTenant;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use domain::identity::tenant::Tenant;
+use engine::Handled;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get))
+}
+
+/// A tenant to be founded.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CreateTenant {
+    /// Unique short name: a-z, 0-9 and `-`.
+    slug: String,
+    /// Name for people; the slug when nothing is said.
+    name: Option<String>,
+    /// Its first administrator.
+    admin: CreateAdmin,
+}
+
+/// The first administrator of a tenant.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CreateAdmin {
+    /// User name.
+    username: String,
+    /// Password.
+    password: String,
+}
+
+/// A tenant.
+#[derive(Serialize, ToSchema)]
+struct TenantAttributes {
+    /// Unique short name.
+    slug: String,
+    /// Name for people.
+    name: String,
+    /// `ready` or `provisioning`
+    status: &'static str,
+    /// When it was founded.
+    created_at: String,
+    /// When it changed last.
+    updated_at: String,
+    /// Counts its changes.
+    version: u64,
+}
+
+fn attributes(tenant: &Handled<Tenant>) -> TenantAttributes {
+    TenantAttributes {
+        slug: tenant.state.created.slug.clone(),
+        name: tenant.state.created.name.clone(),
+        status: if tenant.state.is_ready { "ready" } else { "provisioning" },
+        created_at: tenant.created_at.to_string(),
+        updated_at: tenant.updated_at.to_string(),
+        version: tenant.version,
+    }
+}
+
+/// List tenants
+#[utoipa::path(get, path = "/api/v1/tenants", tag = "identity", extensions(("x-permission" = json!("tenants.read"))),
+    params(ListParams), responses((status = 200, body = Many<TenantAttributes>)))]
+async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
+    let page = state.app.tenants(&caller, &params.order()?).await?;
+    let items: Vec<_> =
+        page.items.iter().map(|t| Resource { id: t.stream.clone(), kind: "tenant", attributes: attributes(t) }).collect();
+    Reply::list(&items, page.next, page.position)
+}
+
+/// Found a tenant with its first administrator
+#[utoipa::path(post, path = "/api/v1/tenants", tag = "identity", extensions(("x-permission" = json!("tenants.create"))),
+    request_body = CreateTenant, responses((status = 201, body = One<TenantAttributes>)))]
+async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateTenant>) -> Outcome {
+    let body = input.body;
+    let new = NewTenant {
+        name: body.name.unwrap_or_else(|| body.slug.clone()),
+        slug: body.slug,
+        admin_username: body.admin.username,
+        admin_password: body.admin.password,
+    };
+    let tenant = state.app.create_tenant(&input.by, new).await?;
+    Reply::entity(StatusCode::CREATED, "tenant", &tenant, attributes(&tenant))
+}
+
+/// Read a tenant by id or slug
+#[utoipa::path(get, path = "/api/v1/tenants/{id}", tag = "identity", extensions(("x-permission" = json!("tenants.read"))),
+    params(("id" = String, Path, description = "Id or slug")), responses((status = 200, body = One<TenantAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+    let tenant = state.app.tenant_record(&caller, &id).await?;
+    Reply::entity(StatusCode::OK, "tenant", &tenant, attributes(&tenant))
+}

@@ -1,0 +1,142 @@
+//! `/api/v1/users`: people and services.
+
+use crate::http::access::By;
+use crate::http::body::{Input, ListParams, Params};
+use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
+use crate::http::state::EdgeState;
+use app::NewUser;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use domain::identity::user::{User, UserKind};
+use engine::Handled;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get, update, delete))
+}
+
+/// Person or program.
+#[derive(Clone, Copy, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    /// A person, who signs in with a password.
+    User,
+    /// A program, which has API keys only.
+    Service,
+}
+
+/// A user to be made.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CreateUser {
+    /// Unique user name.
+    username: String,
+    /// Needed for a user, refused for a service.
+    password: Option<String>,
+    /// Roles by name; none when nothing is said.
+    #[serde(default)]
+    roles: Vec<String>,
+    /// `user` when nothing is said.
+    #[schema(inline)]
+    kind: Option<Kind>,
+}
+
+/// What is to change; what is left out stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct UpdateUser {
+    /// All roles from now on.
+    roles: Option<Vec<String>>,
+    /// A new password; it ends the user's sessions.
+    password: Option<String>,
+}
+
+/// A user.
+#[derive(Serialize, ToSchema)]
+struct UserAttributes {
+    /// Unique user name.
+    username: String,
+    /// `user` or `service`
+    #[schema(inline)]
+    kind: Kind,
+    /// Roles by name.
+    roles: Vec<String>,
+    /// When it was made.
+    created_at: String,
+    /// When it changed last.
+    updated_at: String,
+    /// When it was deleted.
+    deleted_at: Option<String>,
+    /// Counts its changes.
+    version: u64,
+}
+
+fn attributes(user: &Handled<User>) -> UserAttributes {
+    UserAttributes {
+        username: user.state.name().to_owned(),
+        kind: match user.state.kind {
+            UserKind::User => Kind::User,
+            UserKind::Service => Kind::Service,
+        },
+        roles: user.state.roles.clone(),
+        created_at: user.created_at.to_string(),
+        updated_at: user.updated_at.to_string(),
+        deleted_at: user.state.is_deleted.then(|| user.updated_at.to_string()),
+        version: user.version,
+    }
+}
+
+/// List users
+#[utoipa::path(get, path = "/api/v1/users", tag = "identity", extensions(("x-permission" = json!("users.read"))),
+    params(ListParams), responses((status = 200, body = Many<UserAttributes>)))]
+async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
+    let page = state.app.users(&caller, &params.order()?).await?;
+    let items: Vec<_> =
+        page.items.iter().map(|u| Resource { id: u.stream.clone(), kind: "user", attributes: attributes(u) }).collect();
+    Reply::list(&items, page.next, page.position)
+}
+
+/// Make a user or a service
+#[utoipa::path(post, path = "/api/v1/users", tag = "identity", extensions(("x-permission" = json!("users.create"))),
+    request_body = CreateUser, responses((status = 201, body = One<UserAttributes>)))]
+async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateUser>) -> Outcome {
+    let body = input.body;
+    let kind = match body.kind {
+        Some(Kind::Service) => UserKind::Service,
+        _ => UserKind::User,
+    };
+    let user = state
+        .app
+        .create_user(&input.by, NewUser { username: body.username, password: body.password, roles: body.roles, kind })
+        .await?;
+    Reply::entity(StatusCode::CREATED, "user", &user, attributes(&user))
+}
+
+/// Read a user by id or name
+#[utoipa::path(get, path = "/api/v1/users/{id}", tag = "identity", extensions(("x-permission" = json!("users.read"))),
+    params(("id" = String, Path, description = "Id or user name")), responses((status = 200, body = One<UserAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+    let user = state.app.user(&caller, &id).await?;
+    Reply::entity(StatusCode::OK, "user", &user, attributes(&user))
+}
+
+/// Change roles or password
+#[utoipa::path(put, path = "/api/v1/users/{id}", tag = "identity", extensions(("x-permission" = json!("users.update"))),
+    params(("id" = String, Path, description = "Id or user name")), request_body = UpdateUser,
+    responses((status = 200, body = One<UserAttributes>)))]
+async fn update(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<UpdateUser>) -> Outcome {
+    let user = state.app.update_user(&input.by, &id, input.body.roles, input.body.password).await?;
+    Reply::entity(StatusCode::OK, "user", &user, attributes(&user))
+}
+
+/// Delete a user; its sessions and keys end at once
+#[utoipa::path(delete, path = "/api/v1/users/{id}", tag = "identity", extensions(("x-permission" = json!("users.delete"))),
+    params(("id" = String, Path, description = "Id or user name")), responses((status = 204)))]
+async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+    state.app.delete_user(&caller, &id).await?;
+    Reply::data(StatusCode::NO_CONTENT, &())
+}

@@ -1,0 +1,116 @@
+//! Time, randomness and spawning: the only place where they enter.
+
+use kernel::id::{Id, Named};
+use kernel::{Timestamp, id};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The surroundings of a run. Cheap to clone.
+#[derive(Clone)]
+pub struct Env(Arc<Inner>);
+
+struct Inner {
+    clock: Clock,
+    random: Mutex<StdRng>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+enum Clock {
+    System,
+    /// Runs with tokio's clock, which a test pauses.
+    Simulated {
+        origin: Timestamp,
+        start: tokio::time::Instant,
+    },
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is where time and spawning enter")]
+impl Env {
+    /// The real clock and a random seed from the system.
+    pub fn system() -> Self {
+        Self::with(Clock::System, StdRng::from_rng(&mut rand::rng()))
+    }
+
+    /// A clock that follows tokio's, and numbers that follow the seed.
+    pub fn simulated(origin: Timestamp, seed: u64) -> Self {
+        Self::with(Clock::Simulated { origin, start: tokio::time::Instant::now() }, StdRng::seed_from_u64(seed))
+    }
+
+    fn with(clock: Clock, random: StdRng) -> Self {
+        Env(Arc::new(Inner { clock, random: Mutex::new(random), tasks: TaskTracker::new(), stop: CancellationToken::new() }))
+    }
+
+    /// Now.
+    pub fn now(&self) -> Timestamp {
+        match &self.0.clock {
+            Clock::System => {
+                let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+            }
+            Clock::Simulated { origin, start } => origin.plus_ms(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// Waits until `at`.
+    pub async fn sleep_until(&self, at: Timestamp) {
+        self.sleep_ms(at.since_ms(self.now())).await;
+    }
+
+    /// Waits.
+    pub async fn sleep_ms(&self, ms: u64) {
+        tokio::time::sleep(std::time::Duration::from_millis(ms)).await;
+    }
+
+    /// Random bytes, fit for secrets.
+    pub fn bytes<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.0.random.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(&mut bytes);
+        bytes
+    }
+
+    /// A random number.
+    pub fn random(&self) -> u64 {
+        u64::from_be_bytes(self.bytes())
+    }
+
+    /// A new id.
+    pub fn id<T: Named>(&self) -> Id<T> {
+        id::Id::from_parts(self.now().0, self.bytes())
+    }
+
+    /// Runs a future beside the others until it ends; it should watch [`Env::stop`].
+    pub fn spawn<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.0.tasks.spawn(future);
+    }
+
+    /// Runs something slow that does not wait, such as hashing a password, where it delays nobody.
+    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        match &self.0.clock {
+            Clock::Simulated { .. } => work(),
+            Clock::System => match tokio::task::spawn_blocking(work).await {
+                Ok(value) => value,
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            },
+        }
+    }
+
+    /// Ends when everything is to stop.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.0.stop
+    }
+
+    /// Stops what was spawned and waits for it.
+    pub async fn shut_down(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}

@@ -1,0 +1,105 @@
+//! The assembly: from settings to a server that runs. The same for the binary and for whoever embeds Keiko.
+
+use crate::{Settings, keys};
+use anyhow::Context;
+use app::{App, Bootstrap};
+use edge::http::{Readiness, Server, bind};
+use engine::{Engine, Env};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use store::Store;
+use store::sqlite::{Directory, SqliteSettings, SqliteStore};
+
+/// The components that a server is made of.
+pub struct Parts {
+    /// Where everything is kept.
+    pub store: Arc<dyn Store>,
+    /// Clock and randomness.
+    pub env: Env,
+    /// Signing, sealing and index keys.
+    pub keys: app::KeyMaterial,
+}
+
+impl Parts {
+    /// The embedded parts: SQLite and key files in the data directory, the system's clock.
+    pub async fn embedded(settings: &Settings) -> anyhow::Result<Parts> {
+        let env = Env::system();
+        let directory = Directory::open(&settings.data_dir)?;
+        let folder = directory.keys();
+        let store = SqliteStore::open(directory, &SqliteSettings { disk_free_min_bytes: settings.disk_free_min_bytes })?;
+        let has_log = !store.logs().await?.is_empty();
+        let keys = keys::load(&folder, has_log, &env)?;
+        Ok(Parts { store: Arc::new(store), env, keys })
+    }
+}
+
+/// A server that is ready to run.
+pub struct Keiko {
+    app: App,
+    server: Server,
+    store: Arc<dyn Store>,
+    env: Env,
+    grace: Duration,
+    bootstrap: Option<Bootstrap>,
+}
+
+impl Keiko {
+    /// Starts everything up to the open port.
+    pub async fn start(settings: &Settings, parts: Parts) -> anyhow::Result<Keiko> {
+        let Parts { store, env, keys } = parts;
+        let engine = Engine::new(store.clone(), env.clone());
+        let password = settings.admin_password.as_ref().map(|secret| secret.0.clone());
+        let (app, bootstrap) = App::start(engine, &keys, settings.app.clone(), password)
+            .await
+            .map_err(|r| anyhow::anyhow!("{} {}", r.message, r.hint))
+            .context("the application could not start")?;
+        let readiness = Arc::new(StoreReadiness(store.clone()));
+        let server = bind(settings.listen, app.clone(), readiness, settings.http.clone()).await.map_err(anyhow::Error::msg)?;
+        Ok(Keiko { app, server, store, env, grace: settings.shutdown_timeout, bootstrap })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.server.address()
+    }
+
+    /// What the first start made, if this was the first.
+    pub fn bootstrap(&self) -> Option<&Bootstrap> {
+        self.bootstrap.as_ref()
+    }
+
+    /// Serves until `stop` ends, then drains: no new claims, waiting requests are answered, running ones finish within
+    /// the grace time, and everything that was taken in is durable.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let app = self.app.clone();
+        let draining = async move {
+            stop.await;
+            tracing::info!("draining: no new claims, running requests finish");
+            app.drain();
+        };
+        self.server.run(draining, self.grace).await;
+        if tokio::time::timeout(self.grace, self.env.shut_down()).await.is_err() {
+            tracing::warn!("background work did not end within the grace time");
+        }
+        self.store.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+/// What health checks see of the store.
+struct StoreReadiness(Arc<dyn Store>);
+
+impl Readiness for StoreReadiness {
+    fn dependencies(&self) -> Vec<(&'static str, Option<String>)> {
+        let health = self.0.health();
+        let disk = health.is_disk_low.then(|| "less free space than store.disk_free_min; writes are refused".to_owned());
+        vec![("store", health.read_only), ("disk", disk)]
+    }
+
+    fn store(&self) -> (usize, u64, u64) {
+        let health = self.0.health();
+        (health.queued, health.commits, health.events)
+    }
+}

@@ -1,0 +1,95 @@
+//! The commands, one module for each word of the command line.
+//!
+//! Owns what they share: the id argument, the paging of lists. A command's module turns arguments into calls and says
+//! which columns people see; it never speaks HTTP itself.
+
+pub mod agents;
+pub mod discover;
+pub mod events;
+pub mod example;
+pub mod keys;
+pub mod login;
+pub mod queues;
+pub mod tasks;
+pub mod tenants;
+pub mod users;
+
+mod decision;
+mod sse;
+mod submit;
+
+use crate::cli::Output;
+use crate::cli::call::Call;
+use crate::cli::client::Client;
+use crate::cli::error::hinted;
+use crate::cli::input;
+use crate::cli::print;
+use crate::cli::table::Column;
+use clap::Args;
+use serde_json::Value;
+
+/// Entries that one request asks for when all are wanted; the most that the interface gives.
+const PAGE_ITEMS_MAX: u32 = 500;
+
+/// The resource that a command is about.
+#[derive(Args)]
+pub struct Target {
+    /// Its id, or its name where names are unique
+    #[arg(value_name = "ID", value_parser = input::handle)]
+    id: String,
+}
+
+/// How much of a list.
+#[derive(Args)]
+pub struct Paging {
+    /// Entries to show [default: 50]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(PAGE_ITEMS_MAX)))]
+    limit: Option<u32>,
+    /// Show every entry, however many there are
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
+}
+
+/// Asks for a list and shows it.
+async fn show_list(client: &mut Client, call: Call, paging: &Paging, columns: &[Column], output: Output) -> anyhow::Result<()> {
+    if paging.all {
+        return output.list(&collect(client, call.query("limit", Some(PAGE_ITEMS_MAX))).await?, columns);
+    }
+    let answer = client.send(call.query("limit", paging.limit)).await?;
+    output.list(answer.items(), columns)?;
+    if answer.next_cursor().is_some() {
+        print::note("There are more: --all shows every entry.");
+    }
+    Ok(())
+}
+
+/// Every entry of a list, page after page.
+async fn collect(client: &mut Client, call: Call) -> anyhow::Result<Vec<Value>> {
+    let mut items = Vec::new();
+    let mut cursor: Option<String> = None;
+    loop {
+        let answer = client.send(call.clone().query("cursor", cursor.as_ref())).await?;
+        items.extend_from_slice(answer.items());
+        let next = answer.next_cursor().map(str::to_owned);
+        if next.is_none() {
+            return Ok(items);
+        }
+        if next == cursor {
+            return Err(hinted("The list does not go on: the server gave the same page again.", "report this"));
+        }
+        cursor = next;
+    }
+}
+
+/// Sends a call about one resource and shows the answer.
+async fn show_one(client: &mut Client, call: Call, output: Output) -> anyhow::Result<()> {
+    let answer = client.send(call).await?;
+    output.one(answer.data())
+}
+
+/// Sends a call that creates a secret, and shows the answer with a clear word.
+async fn show_secret(client: &mut Client, call: Call, output: Output) -> anyhow::Result<()> {
+    show_one(client, call, output).await?;
+    print::note("This is the only time the key is shown: Keiko keeps a hash of it. Store it now.");
+    Ok(())
+}

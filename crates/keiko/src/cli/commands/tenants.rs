@@ -1,0 +1,66 @@
+//! `keiko tenants`: owners of everything below them, each with its first administrator.
+//!
+//! Owns the command's arguments and columns. Never takes a password as an argument.
+
+use super::{Paging, show_list, show_one};
+use crate::cli::call::{Call, Fields};
+use crate::cli::client::Client;
+use crate::cli::table::Column;
+use crate::cli::{Output, input};
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+/// Shown below the help of `keiko tenants`.
+pub const EXAMPLES: &str = "\
+Examples:
+  keiko tenants create --slug research --name Research --admin maria
+  keiko login maria --tenant research";
+
+const COLUMNS: [Column; 4] = [
+    Column::id("ID", "/id"),
+    Column::id("SLUG", "/attributes/slug"),
+    Column::text("NAME", "/attributes/name"),
+    Column::time("CREATED", "/attributes/created_at"),
+];
+
+/// What `keiko tenants` can do.
+#[derive(Subcommand)]
+pub enum TenantsCommand {
+    /// List tenants
+    List(Paging),
+    /// Create a tenant and its first administrator, whose password is asked for
+    Create(Create),
+}
+
+/// Arguments of `keiko tenants create`.
+#[derive(Args)]
+pub struct Create {
+    /// Short name, for logins and addresses: a-z, 0-9 and -
+    #[arg(long)]
+    slug: String,
+    /// Name for people [default: the slug]
+    #[arg(long)]
+    name: Option<String>,
+    /// User name of the first administrator
+    #[arg(long, value_name = "USERNAME")]
+    admin: String,
+    /// Read the administrator's password from standard input
+    #[arg(long)]
+    password_stdin: bool,
+}
+
+/// Runs `keiko tenants`.
+pub async fn run(command: TenantsCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    match command {
+        TenantsCommand::List(paging) => show_list(client, Call::get("tenants"), &paging, &COLUMNS, output).await,
+        TenantsCommand::Create(args) => {
+            let password = input::new_password(args.password_stdin)?;
+            let admin = Fields::default().with("username", Some(args.admin)).with("password", Some(password));
+            let body = Fields::default()
+                .with("name", Some(args.name.unwrap_or_else(|| args.slug.clone())))
+                .with("slug", Some(args.slug))
+                .with("admin", Some(Value::from(admin)));
+            show_one(client, Call::append("tenants", body), output).await
+        }
+    }
+}

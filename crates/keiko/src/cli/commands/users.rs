@@ -1,0 +1,106 @@
+//! `keiko users`: the people of a tenant.
+//!
+//! Owns the command's arguments and columns. Never takes a password as an argument.
+
+use super::{Paging, Target, show_list, show_one};
+use crate::cli::call::{Call, Fields, path};
+use crate::cli::client::Client;
+use crate::cli::table::Column;
+use crate::cli::{Output, input};
+use clap::{Args, Subcommand};
+
+/// Shown below the help of `keiko users`.
+pub const EXAMPLES: &str = "\
+Examples:
+  keiko users create --username maria --role developer
+  keiko users create --username ci --role developer --password-stdin < password.txt
+  keiko users set-password maria
+  keiko users set-roles maria --role analyst --role user
+
+Roles: admin, ml-engineer, developer, analyst, user, security-officer, and the tenant's own.";
+
+const COLUMNS: [Column; 4] = [
+    Column::id("ID", "/id"),
+    Column::id("USERNAME", "/attributes/username"),
+    Column::text("ROLES", "/attributes/roles"),
+    Column::time("CREATED", "/attributes/created_at"),
+];
+
+/// What `keiko users` can do.
+#[derive(Subcommand)]
+pub enum UsersCommand {
+    /// List users
+    List(Paging),
+    /// Show one user
+    Get(Target),
+    /// Create a user; the password is asked for
+    Create(Create),
+    /// Give a user a new password; it is asked for
+    SetPassword {
+        /// Which user
+        #[command(flatten)]
+        user: Target,
+        /// Read the password from standard input
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Give a user these roles in place of the present ones
+    SetRoles {
+        /// Which user
+        #[command(flatten)]
+        user: Target,
+        /// A role; may be repeated
+        #[arg(long = "role", value_name = "ROLE", required = true)]
+        roles: Vec<String>,
+    },
+    /// Remove a user
+    Delete(Target),
+}
+
+/// Arguments of `keiko users create`.
+#[derive(Args)]
+pub struct Create {
+    /// Name to log in with
+    #[arg(long)]
+    username: String,
+    /// A role; may be repeated
+    #[arg(long = "role", value_name = "ROLE")]
+    roles: Vec<String>,
+    /// Read the password from standard input
+    #[arg(long)]
+    password_stdin: bool,
+}
+
+/// Runs `keiko users`.
+pub async fn run(command: UsersCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    match command {
+        UsersCommand::List(paging) => show_list(client, Call::get("users"), &paging, &COLUMNS, output).await,
+        UsersCommand::Get(user) => show_one(client, Call::get(path(&["users", &user.id])), output).await,
+        UsersCommand::Create(args) => create(args, client, output).await,
+        UsersCommand::SetPassword { user, password_stdin } => set_password(&user.id, password_stdin, client, output).await,
+        UsersCommand::SetRoles { user, roles } => {
+            let body = Fields::default().with("roles", Some(roles));
+            show_one(client, Call::put(path(&["users", &user.id]), body), output).await
+        }
+        UsersCommand::Delete(user) => {
+            client.send(Call::delete(path(&["users", &user.id]))).await?;
+            output.done(&format!("Removed the user {}.", user.id))
+        }
+    }
+}
+
+async fn create(args: Create, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    let password = input::new_password(args.password_stdin)?;
+    let body =
+        Fields::default().with("username", Some(args.username)).with("password", Some(password)).with_list("roles", args.roles);
+    show_one(client, Call::append("users", body), output).await
+}
+
+/// The write replaces the user, so the roles go with it as they are.
+async fn set_password(id: &str, from_stdin: bool, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    let user = client.send(Call::get(path(&["users", id]))).await?;
+    let roles = user.attributes().get("roles").cloned();
+    let body = Fields::default().with("password", Some(input::new_password(from_stdin)?)).with("roles", roles);
+    client.send(Call::put(path(&["users", id]), body)).await?;
+    output.done(&format!("Changed the password of {id}."))
+}

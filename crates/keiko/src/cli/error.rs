@@ -1,0 +1,150 @@
+//! What people read when something goes wrong: what is wrong, what to do about it, what to quote when asking for help.
+//!
+//! Owns the text of errors. Never decides what to do about one, beyond saying whether trying again can help.
+
+use super::table::clean;
+use serde_json::Value;
+use std::fmt;
+
+/// A refusal by the server: its error envelope.
+#[derive(Debug)]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: u16,
+    code: String,
+    message: String,
+    hint: Option<String>,
+    problems: Vec<String>,
+    request_id: Option<String>,
+}
+
+impl ApiError {
+    /// Reads an error envelope; anything else still becomes an error that says so.
+    pub fn read(status: u16, body: &[u8]) -> Self {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).map(clean);
+        let Some(message) = text("/error/message") else {
+            return ApiError::foreign(status);
+        };
+        ApiError {
+            status,
+            code: text("/error/code").unwrap_or_else(|| format!("HTTP_{status}")),
+            message,
+            hint: text("/error/hint").filter(|hint| !hint.is_empty()),
+            problems: problems(&body),
+            request_id: text("/meta/request_id"),
+        }
+    }
+
+    fn foreign(status: u16) -> Self {
+        ApiError {
+            status,
+            code: format!("HTTP_{status}"),
+            message: format!("The answer has status {status} and is not one of Keiko's."),
+            hint: Some("check that --server is the address of a Keiko and not of something before or beside it".into()),
+            problems: Vec::new(),
+            request_id: None,
+        }
+    }
+}
+
+/// Each malformed field on a line of its own; a single one is already in the message.
+fn problems(body: &Value) -> Vec<String> {
+    let listed = body.pointer("/error/details/errors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if listed.len() < 2 {
+        return Vec::new();
+    }
+    let field = |problem: &Value, name: &str| problem[name].as_str().map(clean).unwrap_or_default();
+    listed.iter().map(|problem| format!("{}: {}", field(problem, "pointer"), field(problem, "message"))).collect()
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        for problem in &self.problems {
+            write!(f, "\n  - {problem}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        write!(f, "\ncode: {} (status {}", self.code, self.status)?;
+        match &self.request_id {
+            Some(id) => write!(f, ", request {id})"),
+            None => f.write_str(")"),
+        }
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+/// An error found on this side, with what to do about it.
+#[derive(Debug)]
+struct Hinted {
+    message: String,
+    hint: String,
+    passing: bool,
+}
+
+impl fmt::Display for Hinted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\nhint: {}", self.message, self.hint)
+    }
+}
+
+impl std::error::Error for Hinted {}
+
+/// An error with what to do about it.
+pub fn hinted(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    Hinted { message: message.into(), hint: hint.into(), passing: false }.into()
+}
+
+/// An error of the connection: the same request may succeed later.
+pub fn unreachable(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    Hinted { message: message.into(), hint: hint.into(), passing: true }.into()
+}
+
+/// Whether the same request may succeed later without anybody changing anything.
+pub fn is_passing(error: &anyhow::Error) -> bool {
+    let refused_for_now = |e: &ApiError| e.status >= 500 || e.status == 429;
+    error.downcast_ref::<ApiError>().is_some_and(refused_for_now) || error.downcast_ref::<Hinted>().is_some_and(|e| e.passing)
+}
+
+/// The status of a refusal by the server.
+pub fn status(error: &anyhow::Error) -> Option<u16> {
+    error.downcast_ref::<ApiError>().map(|e| e.status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_shows_message_hint_code_and_request() {
+        let body = br#"{"error":{"code":"AGENT_NOT_FOUND","message":"No agent 'x'.","hint":"List agents."},
+                        "meta":{"request_id":"req_1"}}"#;
+        let shown = ApiError::read(404, body).to_string();
+        assert_eq!(shown, "No agent 'x'.\nhint: List agents.\ncode: AGENT_NOT_FOUND (status 404, request req_1)");
+    }
+
+    #[test]
+    fn every_malformed_field_is_listed() {
+        let body = br#"{"error":{"code":"VALIDATION_FAILED","message":"Not valid.","details":{"errors":[
+                        {"pointer":"/name","message":"is missing"},{"pointer":"/x","message":"is unknown"}]}}}"#;
+        let shown = ApiError::read(400, body).to_string();
+        assert!(shown.contains("\n  - /name: is missing\n  - /x: is unknown\n"), "{shown}");
+    }
+
+    #[test]
+    fn a_page_of_something_else_is_not_shown() {
+        let shown = ApiError::read(502, b"<html>Bad gateway</html>").to_string();
+        assert!(shown.contains("status 502") && !shown.contains("html"), "{shown}");
+    }
+
+    #[test]
+    fn only_what_passes_is_tried_again() {
+        assert!(is_passing(&ApiError::read(503, b"").into()));
+        assert!(is_passing(&unreachable("a", "b")));
+        assert!(!is_passing(&ApiError::read(403, b"").into()));
+        assert!(!is_passing(&hinted("a", "b")));
+    }
+}

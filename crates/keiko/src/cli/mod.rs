@@ -1,0 +1,141 @@
+//! The client side of the command line: every command that talks to a running server over its public HTTP interface.
+//!
+//! Owns how arguments become requests and how answers are shown to people and programs. Never opens a data directory,
+//! never calls a crate of the server: what it can do, any other client of the interface can do.
+
+mod answer;
+mod call;
+mod client;
+mod commands;
+mod credentials;
+mod error;
+mod input;
+mod print;
+mod server;
+mod table;
+
+use clap::{Args, Subcommand, ValueEnum};
+use client::Client;
+use commands::{agents, discover, events, example, keys, login, queues, tasks, tenants, users};
+
+/// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
+// No `Debug`: an API key must not end up in a log.
+#[derive(Args, Clone)]
+pub struct Connection {
+    /// Address of the server [default: the one you last logged in to, else http://127.0.0.1:8080]
+    #[arg(long, global = true, help_heading = "Connection", env = "KEIKO_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// API key to use in place of the stored login; better given by the environment, where process lists do not show it
+    #[arg(long, global = true, help_heading = "Connection", env = "KEIKO_API_KEY", hide_env_values = true, value_name = "KEY")]
+    api_key: Option<String>,
+    /// Tables for people, or the answer's data as JSON for programs
+    #[arg(long, global = true, help_heading = "Connection", value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    /// Send credentials over plain http to another machine: only where nobody else can listen
+    #[arg(long, global = true, help_heading = "Connection")]
+    insecure_http: bool,
+}
+
+/// How answers are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Tables for people
+    Table,
+    /// The answer's `data` as JSON
+    Json,
+}
+
+/// The commands that ask a server.
+#[derive(Subcommand)]
+pub enum ClientCommand {
+    /// Log in and keep the login for later commands
+    #[command(after_help = login::EXAMPLES)]
+    Login(login::Login),
+    /// End the stored login, here and on the server
+    Logout,
+    /// Register, inspect and steer agents
+    #[command(after_help = agents::EXAMPLES)]
+    Agents {
+        /// What to do
+        #[command(subcommand)]
+        command: agents::AgentsCommand,
+    },
+    /// Submit, follow and steer tasks
+    #[command(after_help = tasks::EXAMPLES)]
+    Tasks {
+        /// What to do
+        #[command(subcommand)]
+        command: tasks::TasksCommand,
+    },
+    /// Read the event log
+    #[command(after_help = events::EXAMPLES)]
+    Events {
+        /// What to do
+        #[command(subcommand)]
+        command: events::EventsCommand,
+    },
+    /// Manage the people of the tenant
+    #[command(after_help = users::EXAMPLES)]
+    Users {
+        /// What to do
+        #[command(subcommand)]
+        command: users::UsersCommand,
+    },
+    /// Manage API keys
+    #[command(after_help = keys::EXAMPLES)]
+    Keys {
+        /// What to do
+        #[command(subcommand)]
+        command: keys::KeysCommand,
+    },
+    /// Manage tenants, as an administrator of the default tenant
+    #[command(after_help = tenants::EXAMPLES)]
+    Tenants {
+        /// What to do
+        #[command(subcommand)]
+        command: tenants::TenantsCommand,
+    },
+    /// Look at queues and change how they hand out work
+    #[command(after_help = queues::EXAMPLES)]
+    Queues {
+        /// What to do
+        #[command(subcommand)]
+        command: queues::QueuesCommand,
+    },
+    /// Find agents by what they can do
+    #[command(after_help = discover::EXAMPLES)]
+    Discover(discover::Discover),
+    /// Run a small agent that counts the lines of real files, from registration to result
+    #[command(after_help = example::EXAMPLES)]
+    AgentExample(example::AgentExample),
+}
+
+/// Runs one command. An error's text already holds what is wrong and, on further lines, what to do about it.
+pub async fn run(command: ClientCommand, connection: Connection) -> anyhow::Result<()> {
+    match dispatch(command, connection).await {
+        // The reader of our output (`head`, a pager) has seen enough.
+        Err(error) if print::is_closed_pipe(&error) => Ok(()),
+        other => other,
+    }
+}
+
+async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Result<()> {
+    let output = connection.output;
+    let client = &mut match command {
+        ClientCommand::Login(_) | ClientCommand::Logout => Client::of_login(&connection),
+        _ => Client::connect(&connection),
+    }?;
+    match command {
+        ClientCommand::Login(args) => login::login(args, client, &connection).await,
+        ClientCommand::Logout => login::logout(client, output).await,
+        ClientCommand::Agents { command } => agents::run(command, client, output).await,
+        ClientCommand::Tasks { command } => tasks::run(command, client, output).await,
+        ClientCommand::Events { command } => events::run(command, client, output).await,
+        ClientCommand::Users { command } => users::run(command, client, output).await,
+        ClientCommand::Keys { command } => keys::run(command, client, output).await,
+        ClientCommand::Tenants { command } => tenants::run(command, client, output).await,
+        ClientCommand::Queues { command } => queues::run(command, client, output).await,
+        ClientCommand::Discover(args) => discover::run(args, client, output).await,
+        ClientCommand::AgentExample(args) => example::run(args, client, output).await,
+    }
+}

@@ -1,0 +1,65 @@
+//! Key files: made at the first start, readable by their owner only, never remade when they are lost.
+
+use anyhow::{Context, bail};
+use app::KeyMaterial;
+use engine::Env;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+const SIGNING: &str = "signing.pkcs8";
+const SEALING: &str = "sealing.key";
+const INDEX: &str = "index.key";
+/// Every key file.
+pub const FILES: [&str; 3] = [SIGNING, SEALING, INDEX];
+
+/// The keys of a data directory. Fresh ones are made only when there is no log yet: a log needs the keys it was
+/// written with.
+pub fn load(folder: &Path, has_log: bool, env: &Env) -> anyhow::Result<KeyMaterial> {
+    let is_missing = |name: &&str| !folder.join(name).exists();
+    let missing: Vec<&str> = FILES.iter().filter(|name| is_missing(name)).copied().collect();
+    if !missing.is_empty() {
+        if has_log {
+            bail!(
+                "the key files {missing:?} are missing in '{}'; restore them from a backup: without them nobody can sign in",
+                folder.display()
+            );
+        }
+        make(folder, env)?;
+    }
+    for name in FILES {
+        check_mode(&folder.join(name))?;
+    }
+    let read = |name: &str| fs::read(folder.join(name)).with_context(|| format!("cannot read the key file {name}"));
+    let fixed = |name: &str| -> anyhow::Result<[u8; 32]> {
+        read(name)?.try_into().map_err(|_| anyhow::anyhow!("the key file {name} must have 32 bytes"))
+    };
+    Ok(KeyMaterial { signing_pkcs8: read(SIGNING)?, sealing: fixed(SEALING)?, index: fixed(INDEX)? })
+}
+
+fn make(folder: &Path, env: &Env) -> anyhow::Result<()> {
+    let fresh = KeyMaterial::generate(env).map_err(anyhow::Error::msg)?;
+    // A first start that was cut off may have left some: without a log they protect nothing yet.
+    for (name, bytes) in [(SIGNING, &fresh.signing_pkcs8[..]), (SEALING, &fresh.sealing), (INDEX, &fresh.index)] {
+        let path = folder.join(name);
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("cannot write the key file {}", path.display()))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+    }
+    Ok(fs::File::open(folder)?.sync_all()?)
+}
+
+fn check_mode(path: &Path) -> anyhow::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        bail!("the key file '{}' can be read by others (mode {mode:o}); run: chmod 600 '{}'", path.display(), path.display());
+    }
+    Ok(())
+}

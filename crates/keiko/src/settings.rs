@@ -1,0 +1,389 @@
+//! Settings: one table, four layers. Flags win over the environment, that over files, those over defaults.
+//!
+//! `claim.ttl` in a file is `KEIKO_CLAIM_TTL` in the environment and `--claim-ttl` as a flag. Files are `base.yaml` and
+//! `<environment>.yaml` of the folder in `KEIKO_CONFIG_DIR`; `${NAME}` in them is replaced from the environment.
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// One setting: name, default, help, and whether it is a secret.
+pub struct Declared {
+    /// `category.name`
+    pub key: &'static str,
+    /// When nothing is said; empty for none.
+    pub default: &'static str,
+    /// What it does.
+    pub help: &'static str,
+    /// Never shown, never read from a file.
+    pub is_secret: bool,
+}
+
+const fn declared(key: &'static str, default: &'static str, help: &'static str) -> Declared {
+    Declared { key, default, help, is_secret: false }
+}
+
+/// Every setting.
+pub const DECLARED: &[Declared] = &[
+    declared("data.dir", "./.keiko", "Where everything is kept"),
+    declared("server.listen", "127.0.0.1:8080", "Address and port to listen on"),
+    declared("server.body_max", "1MiB", "Largest request body"),
+    declared("server.json_depth_max", "64", "Deepest JSON"),
+    declared("server.shutdown_timeout", "10s", "How long running requests may take when the server stops"),
+    declared("claim.ttl", "30s", "How long a claim holds without a heartbeat"),
+    declared("agent.lease", "30s", "How long an agent counts as there without a call"),
+    declared("retry.delay_base", "1s", "Delay of a task's first retry; doubled each time, at most 60s"),
+    declared("token.ttl", "15m", "How long an access token is good"),
+    declared("session.ttl", "720h", "How long a login lasts"),
+    declared("store.disk_free_min", "256MiB", "Free disk space below which writes are refused"),
+    declared("log.level", "info", "error, warn, info, debug or trace; also a filter such as app=debug"),
+    declared("log.format", "auto", "text, json, or auto: text on a terminal"),
+    Declared {
+        key: "admin.password",
+        default: "",
+        help: "Password of 'admin' at the first start; random when nothing is said",
+        is_secret: true,
+    },
+];
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Nobody said anything.
+    Default,
+    /// A file.
+    File(PathBuf),
+    /// An environment variable.
+    Environment(String),
+    /// A flag.
+    Flag(String),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Default => f.write_str("default"),
+            Source::File(path) => write!(f, "{}", path.display()),
+            Source::Environment(name) => write!(f, "${name}"),
+            Source::Flag(flag) => f.write_str(flag),
+        }
+    }
+}
+
+/// Every value with its source, before it is understood.
+#[derive(Clone, Debug)]
+pub struct Layers(BTreeMap<&'static str, (String, Source)>);
+
+/// The environment variable of a setting.
+pub fn variable(key: &str) -> String {
+    format!("KEIKO_{}", key.replace('.', "_").to_uppercase())
+}
+
+/// The flag of a setting, without the dashes. `server.listen` is simply `listen`.
+pub fn flag(key: &str) -> String {
+    if key == "server.listen" { "listen".to_owned() } else { key.replace(['.', '_'], "-") }
+}
+
+impl Layers {
+    /// Puts the layers together. `flags` holds settings by key, `environment` is the process's.
+    pub fn read(flags: &BTreeMap<String, String>, environment: &BTreeMap<String, String>) -> anyhow::Result<Layers> {
+        let mut layers: BTreeMap<&'static str, (String, Source)> =
+            DECLARED.iter().map(|d| (d.key, (d.default.to_owned(), Source::Default))).collect();
+        if let Some(folder) = environment.get("KEIKO_CONFIG_DIR") {
+            read_folder(Path::new(folder), environment, &mut layers)?;
+        }
+        for declared in DECLARED {
+            let name = variable(declared.key);
+            if let Some(value) = environment.get(&name) {
+                layers.insert(declared.key, (value.clone(), Source::Environment(name)));
+            }
+            if let Some(value) = flags.get(declared.key) {
+                layers.insert(declared.key, (value.clone(), Source::Flag(format!("--{}", flag(declared.key)))));
+            }
+        }
+        Ok(Layers(layers))
+    }
+
+    /// Every value as it may be shown, with its source.
+    pub fn shown(&self) -> Vec<(&'static str, String, String)> {
+        let row = |d: &Declared| {
+            let (value, source) = &self.0[d.key];
+            let value = if d.is_secret && !value.is_empty() { "********".to_owned() } else { value.clone() };
+            (d.key, value, source.to_string())
+        };
+        DECLARED.iter().map(row).collect()
+    }
+
+    fn parsed<T>(&self, key: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> anyhow::Result<T> {
+        let (value, source) = &self.0[key];
+        parse(value).map_err(|problem| anyhow::anyhow!("setting '{key}' (from {source}): '{value}' {problem}"))
+    }
+}
+
+fn read_folder(
+    folder: &Path,
+    environment: &BTreeMap<String, String>,
+    layers: &mut BTreeMap<&'static str, (String, Source)>,
+) -> anyhow::Result<()> {
+    if !folder.is_dir() {
+        bail!("KEIKO_CONFIG_DIR: '{}' is no folder; make it, with a base.yaml, or unset the variable", folder.display());
+    }
+    let profile = environment.get("KEIKO_ENVIRONMENT").map(|name| format!("{name}.yaml"));
+    for name in std::iter::once("base.yaml".to_owned()).chain(profile) {
+        let path = folder.join(name);
+        if path.exists() {
+            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            read_file(&path, &text, environment, layers)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_file(
+    path: &Path,
+    text: &str,
+    environment: &BTreeMap<String, String>,
+    layers: &mut BTreeMap<&'static str, (String, Source)>,
+) -> anyhow::Result<()> {
+    let at = |key: &str| {
+        // Good enough to find the line: the name as it stands in the file.
+        let name = key.rsplit('.').next().unwrap_or(key);
+        let line = text.lines().position(|line| line.trim_start().starts_with(name)).map_or(1, |n| n + 1);
+        format!("{}:{line}", path.display())
+    };
+    let value: Value = serde_saphyr::from_str(text).map_err(|e| anyhow::anyhow!("{}: is not YAML: {e}", path.display()))?;
+    for (key, value) in flatten(&value) {
+        let Some(declared) = DECLARED.iter().find(|d| d.key == key) else {
+            bail!("{}: there is no setting '{key}'; 'keiko config show' lists all", at(&key));
+        };
+        if declared.is_secret {
+            bail!("{}: '{key}' is a secret and is not read from files; set {} instead", at(&key), variable(&key));
+        }
+        let value = substituted(&value, environment).map_err(|problem| anyhow::anyhow!("{}: '{key}': {problem}", at(&key)))?;
+        layers.insert(declared.key, (value, Source::File(path.to_owned())));
+    }
+    Ok(())
+}
+
+/// `{claim: {ttl: 30s}}` as `claim.ttl` and `30s`.
+fn flatten(value: &Value) -> Vec<(String, String)> {
+    let mut found = vec![];
+    for (category, settings) in value.as_object().into_iter().flatten() {
+        match settings {
+            Value::Object(settings) => {
+                found.extend(settings.iter().map(|(name, value)| (format!("{category}.{name}"), scalar(value))));
+            }
+            other => found.push((category.clone(), scalar(other))),
+        }
+    }
+    found
+}
+
+fn scalar(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn substituted(text: &str, environment: &BTreeMap<String, String>) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        let (name, tail) = after.split_once('}').ok_or("'${' without '}'")?;
+        let value = environment.get(name).ok_or_else(|| format!("the environment variable {name} is not set"))?;
+        out += before;
+        out += value;
+        rest = tail;
+    }
+    Ok(out + rest)
+}
+
+/// Settings, understood.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// How long running requests may take when the server stops.
+    pub shutdown_timeout: Duration,
+    /// Free disk space below which writes are refused.
+    pub disk_free_min_bytes: u64,
+    /// Of the HTTP interface.
+    pub http: edge::http::HttpSettings,
+    /// Of the application.
+    pub app: app::AppSettings,
+    /// Filter of log lines.
+    pub log_level: String,
+    /// Form of log lines.
+    pub log_format: LogFormat,
+    /// Password of the first administrator.
+    pub admin_password: Option<Secret>,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+    /// Text on a terminal.
+    Auto,
+}
+
+/// A value that debug output does not show.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("********")
+    }
+}
+
+impl Settings {
+    /// Understands the layers, or says which value is wrong, where it comes from and what would be right.
+    pub fn from_layers(layers: &Layers) -> anyhow::Result<Settings> {
+        let ms = |key| layers.parsed(key, duration_ms);
+        let app = app::AppSettings {
+            claim_ttl_ms: ms("claim.ttl")?,
+            agent_lease_ms: ms("agent.lease")?,
+            retry_delay_base_ms: ms("retry.delay_base")?,
+            access_token_ttl_ms: ms("token.ttl")?,
+            session_ttl_ms: ms("session.ttl")?,
+        };
+        let http = edge::http::HttpSettings {
+            body_bytes_max: usize::try_from(layers.parsed("server.body_max", size_bytes)?)?,
+            json_depth_max: layers.parsed("server.json_depth_max", whole)?,
+            ..edge::http::HttpSettings::default()
+        };
+        let password = layers.0["admin.password"].0.clone();
+        Ok(Settings {
+            data_dir: PathBuf::from(&layers.0["data.dir"].0),
+            listen: layers
+                .parsed("server.listen", |v| v.parse().map_err(|_| "is no address such as 127.0.0.1:8080".to_owned()))?,
+            shutdown_timeout: Duration::from_millis(ms("server.shutdown_timeout")?),
+            disk_free_min_bytes: layers.parsed("store.disk_free_min", size_bytes)?,
+            http,
+            app,
+            log_level: layers.0["log.level"].0.clone(),
+            log_format: layers.parsed("log.format", |v| match v {
+                "text" => Ok(LogFormat::Text),
+                "json" => Ok(LogFormat::Json),
+                "auto" => Ok(LogFormat::Auto),
+                _ => Err("is none of text, json, auto".to_owned()),
+            })?,
+            admin_password: (!password.is_empty()).then_some(Secret(password)),
+        })
+    }
+}
+
+/// `1500ms`, `30s`, `5m`, `12h` in milliseconds; at least 1 ms.
+fn duration_ms(text: &str) -> Result<u64, String> {
+    let wrong = || "is no duration such as 500ms, 30s, 5m or 12h".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(factor).filter(|ms| *ms > 0).ok_or_else(wrong)
+}
+
+/// `512`, `16KiB`, `1MiB`, `2GiB`, `1TiB` in bytes.
+fn size_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "is no size such as 512, 16KiB, 1MiB or 2GiB".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+fn whole(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "is no whole number".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::TempDir::new().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_and_that_over_files() {
+        let files = folder(&[
+            ("base.yaml", "claim:\n  ttl: 1s\nagent:\n  lease: ${LEASE}\nlog:\n  level: warn\n"),
+            ("prod.yaml", "claim:\n  ttl: 2s\n"),
+        ]);
+        let mut environment = map(&[("KEIKO_ENVIRONMENT", "prod"), ("LEASE", "7s"), ("KEIKO_LOG_LEVEL", "debug")]);
+        environment.insert("KEIKO_CONFIG_DIR".into(), files.path().display().to_string());
+        let layers = Layers::read(&map(&[("log.level", "trace")]), &environment).unwrap();
+        let settings = Settings::from_layers(&layers).unwrap();
+        assert_eq!(
+            (settings.app.claim_ttl_ms, settings.app.agent_lease_ms, settings.log_level.as_str()),
+            (2_000, 7_000, "trace")
+        );
+        let shown = layers.shown();
+        let source = |key: &str| shown.iter().find(|(k, ..)| *k == key).unwrap().2.clone();
+        assert!(source("claim.ttl").ends_with("prod.yaml"));
+        assert_eq!(source("log.level"), "--log-level");
+        assert_eq!(source("token.ttl"), "default");
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_its_place() {
+        let read = |text: &str| {
+            let files = folder(&[("base.yaml", text)]);
+            let environment = map(&[("KEIKO_CONFIG_DIR", &files.path().display().to_string())]);
+            Layers::read(&BTreeMap::new(), &environment).and_then(|l| Settings::from_layers(&l)).unwrap_err().to_string()
+        };
+        assert!(read("claim:\n  tttl: 1s\n").contains("base.yaml:2: there is no setting 'claim.tttl'"));
+        assert!(read("claim:\n  ttl: soon\n").contains("'soon' is no duration"));
+        assert!(read("claim:\n  ttl: ${NOBODY_SET_THIS}\n").contains("NOBODY_SET_THIS is not set"));
+        assert!(read("admin:\n  password: hunter2\n").contains("set KEIKO_ADMIN_PASSWORD instead"));
+        assert!(!read("admin:\n  password: hunter2\n").contains("hunter2"));
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        let layers = Layers::read(&BTreeMap::new(), &map(&[("KEIKO_ADMIN_PASSWORD", "hunter22")])).unwrap();
+        assert!(!format!("{:?}", layers.shown()).contains("hunter22"));
+        assert!(!format!("{:?}", Settings::from_layers(&layers).unwrap()).contains("hunter22"));
+    }
+
+    #[test]
+    fn durations_and_sizes_have_units() {
+        assert_eq!(duration_ms("1500ms"), Ok(1_500));
+        assert_eq!(duration_ms("2h"), Ok(7_200_000));
+        assert_eq!(size_bytes("16MiB"), Ok(16 * 1024 * 1024));
+        assert_eq!(size_bytes("512"), Ok(512));
+        for bad in ["", "s", "5", "-1s", "0s", "99999999999999999999s", "5days", "1 s"] {
+            assert!(duration_ms(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "MiB", "1MB", "99999999TiB"] {
+            assert!(size_bytes(bad).is_err(), "{bad}");
+        }
+    }
+}
