@@ -45,7 +45,7 @@ impl App {
             Some(stream) => self.entity::<Agent>(caller.actor.tenant, &stream).await?,
             None => None,
         };
-        found.ok_or_else(|| not_found().with("searched_id", id_or_name))
+        found.ok_or_else(|| not_found(id_or_name))
     }
 
     /// Agents by field.
@@ -97,7 +97,7 @@ impl App {
             problems.add("/load/context_fill", "must be 0 to 1");
         }
         problems.check()?;
-        let id: AgentId = agent.stream.parse().map_err(|_| not_found())?;
+        let id: AgentId = agent.stream.parse().map_err(|_| not_found(&agent.stream))?;
         let runtime = self.runtime(caller)?;
         runtime.liveness.tell(LivenessSignal::Seen(id, load.context_fill));
         let running = load.running.map(|n| f64::from(n) / f64::from(agent.state.profile.max_concurrency.max(1)));
@@ -116,7 +116,7 @@ impl App {
         let mut tail = self.0.engine.store().tail(caller.actor.tenant);
         loop {
             tail.mark_unchanged();
-            let now = self.entity::<Agent>(caller.actor.tenant, &agent.stream).await?.ok_or_else(not_found)?;
+            let now = self.entity::<Agent>(caller.actor.tenant, &agent.stream).await?.ok_or_else(|| not_found(&agent.stream))?;
             if matches!(now.state.liveness, domain::agent::Liveness::Up | domain::agent::Liveness::Degraded) {
                 return Ok(now);
             }
@@ -139,9 +139,6 @@ impl App {
     fn check_profile(&self, profile: &Profile) -> Answer<()> {
         let mut problems = Problems::default();
         problems.name("/name", &profile.name);
-        if profile.name.parse::<AgentId>().is_ok() {
-            problems.add("/name", "must not look like an id");
-        }
         problems.name("/agent_type", &profile.agent_type);
         problems.text("/description", &profile.description);
         if !(1..=100_000).contains(&profile.max_concurrency) {
@@ -149,13 +146,6 @@ impl App {
         }
         if !(0.0..=1e12).contains(&profile.cost_per_task) {
             problems.add("/cost_per_task", "must be 0 or more");
-        }
-        if profile.labels.len() > limits::ENTRIES_MAX {
-            problems.add("/labels", format!("must have at most {} entries", limits::ENTRIES_MAX));
-        }
-        for (key, value) in &profile.labels {
-            problems.name(&format!("/labels/{key}"), key);
-            problems.text(&format!("/labels/{key}"), value);
         }
         if profile.capabilities.len() > limits::CAPABILITIES_MAX {
             problems.add("/capabilities", format!("must have at most {} entries", limits::CAPABILITIES_MAX));
@@ -167,11 +157,25 @@ impl App {
             problems.text(&at("description"), &capability.description);
             problems.names(&at("domains"), &capability.domains);
             problems.names(&at("tags"), &capability.tags);
-            if profile.capabilities[..i].iter().any(|other| other.name == capability.name) {
-                problems.add(at("name"), "is there twice");
-            }
         }
         problems.check()?;
+        let mut problems = Problems::default();
+        if profile.name.parse::<AgentId>().is_ok() {
+            problems.add("/name", "must not look like an id");
+        }
+        for (i, capability) in profile.capabilities.iter().enumerate() {
+            if profile.capabilities[..i].iter().any(|other| other.name == capability.name) {
+                problems.add(format!("/capabilities/{i}/name"), "is there twice");
+            }
+        }
+        if profile.labels.len() > limits::ENTRIES_MAX {
+            problems.add("/labels", format!("must have at most {} entries", limits::ENTRIES_MAX));
+        }
+        for (key, value) in &profile.labels {
+            problems.name(&format!("/labels/{key}"), key);
+            problems.text(&format!("/labels/{key}"), value);
+        }
+        problems.refuse()?;
         self.check_schemas(profile)
     }
 

@@ -12,7 +12,7 @@ use domain::identity::user::{Registered, User, UserCommand, UserKind};
 use domain::policy::{Reach, reach};
 use engine::{Context, Engine, Env, Extras, HandleError, Handled, Step};
 use kernel::id::{KeyId, TenantId};
-use kernel::{Actor, Decider, IndexField, Kind, Personal, Rejection};
+use kernel::{Actor, Decider, IndexField, Kind, Personal, Problem, Rejection};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use store::EntityQuery;
@@ -269,6 +269,11 @@ impl App {
     ) -> Answer<Page<D::State>> {
         let log = caller.actor.tenant;
         let position = self.position(log);
+        let is_of_kind = |after: &String| after.strip_prefix(D::KIND).is_some_and(|rest| rest.starts_with('_'));
+        if order.after.as_ref().is_some_and(|after| !is_of_kind(after)) {
+            let message = "is a cursor of another list".to_owned();
+            return Err(Rejection::invalid(&[Problem { pointer: "/cursor".into(), message }]));
+        }
         let query = EntityQuery {
             kind: D::KIND,
             fields,

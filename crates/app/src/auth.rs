@@ -35,7 +35,7 @@ fn invalid_credentials() -> Rejection {
         Kind::Unauthenticated,
         "INVALID_CREDENTIALS",
         "User name, password or tenant is wrong.",
-        "Check all three. 'keiko admin reset-password' helps on a stopped server.",
+        "Check all three; a forgotten password is set anew on the stopped server, see 'keiko admin --help'.",
     )
 }
 
@@ -98,7 +98,8 @@ impl App {
 
     fn token_pair(&self, log: TenantId, user: UserId, session: SessionId, refresh_token: String) -> Answer<TokenPair> {
         let ttl_ms = self.0.settings.access_token_ttl_ms;
-        let access_token = self.0.crypto.sign(user, log, session, self.env().now(), ttl_ms).map_err(internal)?;
+        let access_token =
+            self.0.crypto.sign((user, log, session), self.env().id(), self.env().now(), ttl_ms).map_err(internal)?;
         Ok(TokenPair { access_token, refresh_token, expires_in_s: ttl_ms / 1000 })
     }
 
@@ -167,15 +168,20 @@ impl App {
     /// Who shows this access token.
     pub async fn authenticate_bearer(&self, token: &str) -> Answer<Actor> {
         let refused = || unauthenticated("TOKEN_INVALID", "The access token is not valid or has expired.");
-        let now = self.env().now();
-        let claims = self.0.crypto.verify(token, now).ok_or_else(refused)?;
-        let session = self.entity::<Session>(claims.tid, &claims.sid.to_string()).await?.ok_or_else(refused)?;
-        if !session.state.is_open(now) || session.state.user != claims.sub {
+        let claims = self.0.crypto.verify(token, self.env().now()).ok_or_else(refused)?;
+        let actor = self.session_actor(claims.tid, claims.sid).await?;
+        if actor.user == Some(claims.sub) { Ok(actor) } else { Err(refused()) }
+    }
+
+    async fn session_actor(&self, log: TenantId, id: SessionId) -> Answer<Actor> {
+        let refused = || unauthenticated("TOKEN_INVALID", "The access token is not valid or has expired.");
+        let session = self.entity::<Session>(log, &id.to_string()).await?.ok_or_else(refused)?;
+        if !session.state.is_open(self.env().now()) {
             return Err(refused());
         }
-        let user = self.entity::<User>(claims.tid, &claims.sub.to_string()).await?.ok_or_else(refused)?;
-        let mut actor = self.user_actor(claims.tid, &user).await?;
-        actor.session = Some(claims.sid);
+        let user = self.entity::<User>(log, &session.state.user.to_string()).await?.ok_or_else(refused)?;
+        let mut actor = self.user_actor(log, &user).await?;
+        actor.session = Some(id);
         Ok(actor)
     }
 
@@ -185,6 +191,11 @@ impl App {
         let slug = presented.strip_prefix("kk_").and_then(|rest| rest.split('_').next()).ok_or_else(refused)?;
         let log = self.tenant(slug).ok_or_else(refused)?.id;
         let id = self.key_id(log, &sha256_hex(presented)).await?.ok_or_else(refused)?;
+        self.key_actor(log, slug, id).await
+    }
+
+    async fn key_actor(&self, log: TenantId, slug: &str, id: KeyId) -> Answer<Actor> {
+        let refused = || unauthenticated("KEY_INVALID", "The API key is not valid, expired or revoked.");
         let key = self.entity::<Key>(log, &id.to_string()).await?.ok_or_else(refused)?;
         if !key.state.is_valid(self.env().now()) {
             return Err(refused());
@@ -207,6 +218,16 @@ impl App {
             actor.permissions.push("profile.*".into());
         }
         Ok(actor)
+    }
+
+    /// Whether somebody who was authenticated a while ago still is, and still holds a permission.
+    pub async fn may_still(&self, actor: &Actor, permission: &str) -> bool {
+        let now = match (actor.session, actor.key) {
+            (Some(session), _) => self.session_actor(actor.tenant, session).await,
+            (None, Some(key)) => self.key_actor(actor.tenant, &actor.tenant_slug, key).await,
+            (None, None) => return false,
+        };
+        now.is_ok_and(|now| self.authorise(&now, permission).is_ok())
     }
 
     async fn key_id(&self, log: TenantId, sha256: &str) -> Answer<Option<KeyId>> {

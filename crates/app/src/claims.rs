@@ -138,7 +138,10 @@ impl App {
 
     /// Tells the agent once that it is asked to restart.
     pub(crate) async fn take_restart(&self, caller: &Caller, agent: AgentId) -> Answer<bool> {
-        let entity = self.entity::<Agent>(caller.actor.tenant, &agent.to_string()).await?.ok_or_else(domain::agent::not_found)?;
+        let entity = self
+            .entity::<Agent>(caller.actor.tenant, &agent.to_string())
+            .await?
+            .ok_or_else(|| domain::agent::not_found(&agent.to_string()))?;
         if !entity.state.is_restart_requested {
             return Ok(false);
         }
@@ -160,7 +163,7 @@ impl App {
     ) -> Answer<(TaskView, Option<Timestamp>)> {
         let agent = caller.agent()?;
         let runtime = self.runtime(caller)?;
-        let task = self.entity::<Task>(runtime.id, &id.to_string()).await?.ok_or_else(not_found)?;
+        let task = self.entity::<Task>(runtime.id, &id.to_string()).await?.ok_or_else(|| not_found(&id.to_string()))?;
         // A token that is no number was never given out: it is as stale as any.
         let by = Holder { agent, token: token.parse().unwrap_or(0) };
         runtime.liveness.tell(LivenessSignal::Seen(agent, None));
@@ -357,18 +360,38 @@ impl ClaimWorker {
     }
 
     /// Reads a task for the dispatcher. It must not be forgotten, so a failed reading is repeated.
-    async fn load(&self, id: TaskId) -> DispatchSignal {
-        const TRY_AGAIN_MS: u64 = 1_000;
+    async fn load_task(&self, id: TaskId) -> DispatchSignal {
         loop {
             match self.read_open(id).await {
                 Ok(loaded) => return DispatchSignal::TaskLoaded(id, loaded),
-                Err(error) => tracing::error!(task = %id, %error, "the task could not be read for the dispatcher; trying again"),
+                Err(error) if self.goes_on_after(&error).await => {}
+                Err(_) => return DispatchSignal::TaskLoaded(id, None),
             }
-            tokio::select! {
-                biased;
-                () = self.engine.env().stop().cancelled() => return DispatchSignal::TaskLoaded(id, None),
-                () = self.engine.env().sleep_ms(TRY_AGAIN_MS) => {}
+        }
+    }
+
+    /// Reads an agent for the dispatcher, in the same way.
+    async fn load_agent(&self, id: AgentId) -> Option<DispatchSignal> {
+        loop {
+            match self.engine.entity::<Agent>(self.log, &id.to_string()).await {
+                Ok(agent) => {
+                    let agent = agent?;
+                    return Some(DispatchSignal::AgentLoaded(id, agent.version, Box::new(agent.state.as_ref().clone())));
+                }
+                Err(error) if self.goes_on_after(&error).await => {}
+                Err(_) => return None,
             }
+        }
+    }
+
+    /// Waits before another try; false when the server stops.
+    async fn goes_on_after(&self, error: &store::StoreError) -> bool {
+        const TRY_AGAIN_MS: u64 = 1_000;
+        tracing::error!(%error, "the dispatcher could not read an entity; trying again");
+        tokio::select! {
+            biased;
+            () = self.engine.env().stop().cancelled() => false,
+            () = self.engine.env().sleep_ms(TRY_AGAIN_MS) => true,
         }
     }
 
@@ -395,11 +418,8 @@ pub fn claim_id(task: TaskId, token: u64) -> ClaimId {
 impl Executor<Dispatch> for ClaimWorker {
     async fn execute(&self, command: DispatchCommand) -> Option<DispatchSignal> {
         match command {
-            DispatchCommand::LoadTask(id) => Some(self.load(id).await),
-            DispatchCommand::LoadAgent(id) => {
-                let agent = self.engine.entity::<Agent>(self.log, &id.to_string()).await.ok()??;
-                Some(DispatchSignal::AgentLoaded(id, agent.version, Box::new(agent.state.as_ref().clone())))
-            }
+            DispatchCommand::LoadTask(id) => Some(self.load_task(id).await),
+            DispatchCommand::LoadAgent(id) => self.load_agent(id).await,
             DispatchCommand::Claim { agent, agent_type, waiter, tasks } => {
                 Some(DispatchSignal::ClaimDone(self.claim(agent, agent_type, waiter, tasks).await))
             }

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use engine::Env;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use kernel::id::{SessionId, TenantId, UserId};
+use kernel::id::{RequestId, SessionId, TenantId, UserId};
 use kernel::{BlindIndex, Timestamp, text};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -41,6 +41,8 @@ pub(crate) struct Claims {
     pub sub: UserId,
     pub tid: TenantId,
     pub sid: SessionId,
+    /// Makes two tokens of one second differ.
+    pub jti: RequestId,
     pub iat: i64,
     pub exp: i64,
 }
@@ -109,13 +111,20 @@ impl Crypto {
     }
 
     /// A signed access token.
-    pub fn sign(&self, sub: UserId, tid: TenantId, sid: SessionId, now: Timestamp, ttl_ms: u64) -> Result<String, String> {
+    pub fn sign(
+        &self,
+        (sub, tid, sid): (UserId, TenantId, SessionId),
+        jti: RequestId,
+        now: Timestamp,
+        ttl_ms: u64,
+    ) -> Result<String, String> {
         let claims = Claims {
             iss: ISSUER.into(),
             aud: ISSUER.into(),
             sub,
             tid,
             sid,
+            jti,
             iat: now.0.div_euclid(1000),
             exp: now.plus_ms(ttl_ms).0.div_euclid(1000),
         };
@@ -161,15 +170,8 @@ mod tests {
     }
 
     fn token(crypto: &Crypto, now: i64) -> String {
-        crypto
-            .sign(
-                UserId::from_bytes([1; 16]),
-                TenantId::from_bytes([2; 16]),
-                SessionId::from_bytes([3; 16]),
-                Timestamp(now),
-                1_000,
-            )
-            .unwrap()
+        let whose = (UserId::from_bytes([1; 16]), TenantId::from_bytes([2; 16]), SessionId::from_bytes([3; 16]));
+        crypto.sign(whose, RequestId::from_bytes([4; 16]), Timestamp(now), 1_000).unwrap()
     }
 
     #[test]

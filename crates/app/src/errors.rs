@@ -105,6 +105,12 @@ impl Problems {
         }
     }
 
+    /// Refuses by a rule, for input that is well-formed.
+    pub fn refuse(self) -> Result<(), Rejection> {
+        let refused = |r: Rejection| Rejection { kind: Kind::Refused, code: "RULE_VIOLATED", ..r };
+        self.check().map_err(refused)
+    }
+
     /// Refuses if anything is wrong.
     pub fn check(self) -> Result<(), Rejection> {
         if self.0.is_empty() { Ok(()) } else { Err(Rejection::invalid(&self.0)) }

@@ -54,12 +54,14 @@ impl App {
         let mut problems = Problems::default();
         problems.name("/username", &new.username);
         problems.names("/roles", &new.roles);
+        problems.check()?;
+        let mut problems = Problems::default();
         match (new.kind, &new.password) {
             (UserKind::User, None) => problems.add("/password", "is needed for a user"),
             (UserKind::Service, Some(_)) => problems.add("/password", "a service has none; give it an API key"),
             _ => {}
         }
-        problems.check()?;
+        problems.refuse()?;
         self.check_roles(caller, &new.roles).await?;
         let tenant = caller.actor.tenant;
         let id: UserId = self.env().id();
@@ -216,8 +218,22 @@ impl App {
     }
 
     /// Replaces a role's permissions.
-    pub async fn update_role(&self, caller: &Caller, id_or_name: &str, permissions: Vec<String>) -> Answer<Handled<Role>> {
+    pub async fn update_role(
+        &self,
+        caller: &Caller,
+        id_or_name: &str,
+        name: Option<String>,
+        permissions: Vec<String>,
+    ) -> Answer<Handled<Role>> {
         let role = self.role(caller, id_or_name).await?;
+        if name.is_some_and(|name| name != role.state.name) {
+            return Err(Rejection::new(
+                Kind::Refused,
+                "NAME_FIXED",
+                "A role's name cannot change.",
+                "Make another role and delete this one.",
+            ));
+        }
         check_permissions(caller, &permissions)?;
         self.execute::<Role>(caller, Step::on::<Role>(role.stream, RoleCommand::SetPermissions(permissions)), Extras::default())
             .await

@@ -39,10 +39,12 @@ impl App {
     pub async fn create_key(&self, caller: &Caller, new: NewKey) -> Answer<(Handled<Key>, String)> {
         let mut problems = Problems::default();
         problems.name("/name", &new.name);
+        problems.check()?;
+        let mut problems = Problems::default();
         if new.expires_at.is_some_and(|end| end <= self.env().now()) {
             problems.add("/expires_at", "must be in the future");
         }
-        problems.check()?;
+        problems.refuse()?;
         check_permissions(caller, new.permissions.as_deref().unwrap_or_default())?;
         let owner = match &new.owner {
             None => caller.actor.who.clone(),

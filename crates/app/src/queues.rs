@@ -31,9 +31,6 @@ impl App {
                 problems.add(format!("/weights/{name}"), "must be 0 to 1000");
             }
         }
-        if [w.specialisation, w.success, w.load, w.cost].iter().sum::<f64>() <= 0.0 {
-            problems.add("/weights", "at least one must be above 0");
-        }
         if configured.max_concurrency == Some(0) {
             problems.add("/max_concurrency", "must be at least 1; use \"paused\" to stop a queue");
         }
@@ -41,6 +38,11 @@ impl App {
             problems.add("/rate_per_s", "must be 0.001 to 1000000");
         }
         problems.check()?;
+        let mut problems = Problems::default();
+        if [w.specialisation, w.success, w.load, w.cost].iter().sum::<f64>() <= 0.0 {
+            problems.add("/weights", "at least one must be above 0");
+        }
+        problems.refuse()?;
         let id = queue_id(&caller.actor.tenant, &configured.name);
         self.execute::<Queue>(caller, Step::on::<Queue>(id, configured), Extras::default()).await
     }

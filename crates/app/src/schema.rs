@@ -24,7 +24,7 @@ impl Schemas {
             Err(message) => return vec![Problem { pointer: at.to_owned(), message }],
         };
         let errors = validator.iter_errors(value).take(ERRORS_MAX);
-        errors.map(|e| Problem { pointer: format!("{at}{}", e.instance_path()), message: cut(&e.to_string()) }).collect()
+        errors.map(|e| Problem { pointer: format!("{at}{}", e.instance_path()), message: cut(&e.masked().to_string()) }).collect()
     }
 
     /// Compiles a schema, or says what is wrong with it.

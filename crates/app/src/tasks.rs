@@ -196,10 +196,10 @@ impl App {
 
     async fn visible(&self, caller: &Caller, id: TaskId) -> Answer<Handled<Task>> {
         let task = self.entity::<Task>(caller.actor.tenant, &id.to_string()).await?;
-        let task = task.ok_or_else(|| not_found().with("searched_id", id))?;
+        let task = task.ok_or_else(|| not_found(&id.to_string()))?;
         let who = &caller.actor.who;
         let is_own = task.state.submitted_by == *who || task.state.attempts.iter().any(|a| a.agent_id.to_string() == who.id);
-        if caller.sees_all() || is_own { Ok(task) } else { Err(not_found().with("searched_id", id)) }
+        if caller.sees_all() || is_own { Ok(task) } else { Err(not_found(&id.to_string())) }
     }
 
     /// Tasks by field. Whoever sees only its own gets those that it created, an agent those that it worked on.

@@ -72,7 +72,7 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
     let mut fleet = Fleet::with_stats(stats);
     for agent in each::<Agent>(engine, id, &[]).await? {
         let Ok(agent_id) = agent.stream.parse() else { continue };
-        dispatch.put_agent(agent_id, agent.version, &agent.state);
+        dispatch.put_agent(agent_id, agent.version, &agent.state, now);
         liveness.put(agent_id, &agent.state, now);
         fleet.put(agent_id, agent);
     }

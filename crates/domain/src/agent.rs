@@ -190,7 +190,7 @@ impl Decider for Agent {
             }
             (_, Some(agent)) if !agent.is_deleted => agent,
             (AgentCommand::Deregister, Some(_)) => return Ok(vec![]),
-            _ => return Err(not_found()),
+            _ => return Err(not_found("")),
         };
         Ok(match command {
             AgentCommand::Register(_) => {
@@ -289,13 +289,10 @@ pub fn name_key(name: &str) -> String {
 }
 
 /// The answer for an agent that is not there or not the caller's.
-pub fn not_found() -> Rejection {
-    Rejection::new(
-        Kind::NotFound,
-        "AGENT_NOT_FOUND",
-        "There is no such agent in this tenant.",
-        "List agents with GET /api/v1/agents.",
-    )
+pub fn not_found(searched: &str) -> Rejection {
+    let message = format!("There is no agent '{searched}' in this tenant.");
+    Rejection::new(Kind::NotFound, "AGENT_NOT_FOUND", message, "List agents with GET /api/v1/agents.")
+        .with("searched_id", searched)
 }
 
 #[cfg(test)]

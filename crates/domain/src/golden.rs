@@ -34,13 +34,6 @@ pub(crate) fn recorded(kind: &str, stream: &str, version: u64, position: u64, da
     }
 }
 
-/// The same as an event of a set.
-pub(crate) fn recorded_event<E: EventSet>(event: &E, stream: &str, version: u64, position: u64) -> Recorded {
-    let mut recorded = recorded(event.kind(), stream, version, position, serde_json::json!({}));
-    recorded.payload = Some(event.payload(&Origin::default()).unwrap());
-    recorded
-}
-
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden")
 }

@@ -119,10 +119,11 @@ pub fn is_permission(text: &str) -> bool {
     if base == "*" {
         return text == "*";
     }
+    let is_wildcard = base.ends_with(".*");
     let base = base.strip_suffix(".*").unwrap_or(base);
     let part =
         |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
-    text.len() <= 128 && base.split('.').all(part) && (base.contains('.') || text.ends_with(".*"))
+    text.len() <= 128 && base.split('.').all(part) && (base.contains('.') || is_wildcard)
 }
 
 #[cfg(test)]
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn only_well_formed_permissions_are_accepted() {
-        for good in ["*", "tasks.read", "tasks.*", "tasks.read:own", "mcp-servers.spawn", "tasks.queues.read"] {
+        for good in ["*", "tasks.read", "tasks.*", "tasks.read:own", "mcp-servers.spawn", "tasks.queues.read", "tasks.*:own"] {
             assert!(is_permission(good), "{good}");
         }
         for bad in ["", "tasks", "Tasks.read", "tasks..read", "*:own", "tasks.*.read", "a.b:all", ".*"] {

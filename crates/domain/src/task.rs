@@ -441,13 +441,9 @@ fn not_open(task: &Task, wanted: &str) -> Rejection {
 }
 
 /// The answer for a task that is not there or not the caller's.
-pub fn not_found() -> Rejection {
-    Rejection::new(
-        Kind::NotFound,
-        "TASK_NOT_FOUND",
-        "There is no such task in this tenant.",
-        "List tasks with GET /api/v1/tasks.",
-    )
+pub fn not_found(searched: &str) -> Rejection {
+    let message = format!("There is no task '{searched}' in this tenant.");
+    Rejection::new(Kind::NotFound, "TASK_NOT_FOUND", message, "List tasks with GET /api/v1/tasks.").with("searched_id", searched)
 }
 
 impl Decider for Task {
@@ -460,7 +456,7 @@ impl Decider for Task {
         let task = match (command, state) {
             (TaskCommand::Submit(submitted), None) => return Ok(vec![TaskEvent::Submitted(submitted.as_ref().clone())]),
             (TaskCommand::Submit(_), Some(task)) => return Err(not_open(task, "submitted again")),
-            (_, None) => return Err(not_found()),
+            (_, None) => return Err(not_found("")),
             (_, Some(task)) => task,
         };
         match command {

@@ -133,7 +133,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         KeikoCommand::Admin(AdminCommand::ResetPassword { username, tenant, password_stdin, settings }) => {
             block_on(reset_password(settings.settings()?, &tenant, &username, password_stdin))?;
         }
-        KeikoCommand::Config(ConfigCommand::Show(flags)) => show(&flags.layers()?, is_json)?,
+        KeikoCommand::Config(ConfigCommand::Show(flags)) => {
+            let layers = flags.layers()?;
+            show(&layers, is_json)?;
+            Settings::from_layers(&layers)?;
+        }
         KeikoCommand::Version => println!("keiko {}", env!("CARGO_PKG_VERSION")),
         KeikoCommand::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "keiko", &mut std::io::stdout())
@@ -158,7 +162,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     let parts = Parts::embedded(&settings).await?;
     let keiko = Keiko::start(&settings, parts).await?;
     if let Some(password) = keiko.bootstrap().and_then(|b| b.generated_password.as_ref()) {
-        println!("first start: user 'admin' of tenant 'default' has the password {password} (shown only now)");
+        println!("first start: sign in as 'admin' of tenant 'default'; password: {password}\n(it is shown only now)");
     }
     println!("listening on http://{}", keiko.address()?);
     std::io::stdout().flush()?;
@@ -191,7 +195,9 @@ async fn reset_password(settings: Settings, tenant: &str, username: &str, from_s
         given = Some(text.trim_end_matches(['\r', '\n']).to_owned());
     }
     match admin::reset_password(&settings, tenant, username, given).await? {
-        Some(password) => println!("user '{username}' of tenant '{tenant}' has the password {password} (shown only now)"),
+        Some(password) => {
+            println!("user '{username}' of tenant '{tenant}' has a new password: {password}\n(it is shown only now)")
+        }
         None => println!("user '{username}' of tenant '{tenant}' has the new password"),
     }
     Ok(())

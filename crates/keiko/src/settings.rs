@@ -67,7 +67,7 @@ impl std::fmt::Display for Source {
         match self {
             Source::Default => f.write_str("default"),
             Source::File(path) => write!(f, "{}", path.display()),
-            Source::Environment(name) => write!(f, "${name}"),
+            Source::Environment(_) => f.write_str("environment"),
             Source::Flag(flag) => f.write_str(flag),
         }
     }
@@ -119,7 +119,11 @@ impl Layers {
 
     fn parsed<T>(&self, key: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> anyhow::Result<T> {
         let (value, source) = &self.0[key];
-        parse(value).map_err(|problem| anyhow::anyhow!("setting '{key}' (from {source}): '{value}' {problem}"))
+        let place = match source {
+            Source::Environment(name) => format!("environment, {name}"),
+            other => other.to_string(),
+        };
+        parse(value).map_err(|problem| anyhow::anyhow!("setting '{key}' ({place}): '{value}' {problem}"))
     }
 }
 
@@ -268,7 +272,7 @@ impl Settings {
             disk_free_min_bytes: layers.parsed("store.disk_free_min", size_bytes)?,
             http,
             app,
-            log_level: layers.0["log.level"].0.clone(),
+            log_level: layers.parsed("log.level", log_level)?,
             log_format: layers.parsed("log.format", |v| match v {
                 "text" => Ok(LogFormat::Text),
                 "json" => Ok(LogFormat::Json),
@@ -309,6 +313,17 @@ fn size_bytes(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// A level, or a filter of `target=level` parts.
+fn log_level(text: &str) -> Result<String, String> {
+    let is_level = |level: &str| matches!(level, "error" | "warn" | "info" | "debug" | "trace" | "off");
+    let is_part =
+        |part: &str| part.split_once('=').map_or_else(|| is_level(part), |(target, level)| !target.is_empty() && is_level(level));
+    match text.split(',').all(|part| is_part(part.trim())) {
+        true => Ok(text.to_owned()),
+        false => Err("is none of error, warn, info, debug, trace, and no filter such as info,app=debug".to_owned()),
+    }
 }
 
 fn whole(text: &str) -> Result<usize, String> {

@@ -315,6 +315,9 @@ async fn orders_concurrent_appends(s: Subject) {
     assert!(all.into_iter().eq(1..=writers * each));
 }
 
+/// Stream, how far the guess of its version is off, events, a unique key to take or give up.
+pub type RandomWrite = (u8, u8, u8, Option<(bool, u8)>);
+
 /// One random operation of the model test.
 #[derive(Clone, Debug)]
 pub enum Operation {
@@ -322,8 +325,8 @@ pub enum Operation {
     Append {
         /// Log number.
         log: u8,
-        /// Stream, how far the guess is off, events, a key to take or give up.
-        writes: Vec<(u8, u8, u8, Option<(bool, u8)>)>,
+        /// What is written.
+        writes: Vec<RandomWrite>,
         /// An idempotency key.
         key: Option<u8>,
     },
@@ -362,7 +365,7 @@ pub async fn model(subject: Subject, operations: &[Operation]) {
     assert_eq!(found.len(), wanted.len(), "after {operations:?}");
 }
 
-async fn random_append(model: &Subject, l: u8, writes: &[(u8, u8, u8, Option<(bool, u8)>)], key: Option<u8>, n: usize) -> Append {
+async fn random_append(model: &Subject, l: u8, writes: &[RandomWrite], key: Option<u8>, n: usize) -> Append {
     let mut made = append(l, vec![]);
     made.now = Timestamp(n as i64);
     for (stream, off, events, unique) in writes {

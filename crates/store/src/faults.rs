@@ -8,15 +8,22 @@ pub struct FaultyStore<S> {
     inner: S,
     state: AtomicU64,
     /// Of 1,000 appends, so many fail without effect.
-    before_permille: u64,
+    before_permille: AtomicU64,
     /// Of 1,000 appends, so many are carried out, and the answer is lost.
-    after_permille: u64,
+    after_permille: AtomicU64,
 }
 
 impl<S: Store> FaultyStore<S> {
-    /// Faults from now on, as long as it lives.
+    /// Of 1,000 appends, so many fail without effect, and so many fail after they were carried out.
     pub fn new(inner: S, seed: u64, before_permille: u64, after_permille: u64) -> Self {
+        let (before_permille, after_permille) = (AtomicU64::new(before_permille), AtomicU64::new(after_permille));
         FaultyStore { inner, state: AtomicU64::new(seed), before_permille, after_permille }
+    }
+
+    /// Other rates from now on.
+    pub fn set(&self, before_permille: u64, after_permille: u64) {
+        self.before_permille.store(before_permille, Ordering::Relaxed);
+        self.after_permille.store(after_permille, Ordering::Relaxed);
     }
 
     /// The next pseudo-random number (SplitMix64: its state is a counter, so it needs no lock).
@@ -32,11 +39,12 @@ impl<S: Store> FaultyStore<S> {
 impl<S: Store> Store for FaultyStore<S> {
     fn append(&self, append: Append) -> BoxFuture<'static, Result<Appended, StoreError>> {
         let dice = self.next() % 1_000;
-        if dice < self.before_permille {
+        let before = self.before_permille.load(Ordering::Relaxed);
+        if dice < before {
             return Box::pin(std::future::ready(Err(StoreError::Unknown("a fault was injected before the append".into()))));
         }
         let outcome = self.inner.append(append);
-        if dice < self.before_permille + self.after_permille {
+        if dice < before + self.after_permille.load(Ordering::Relaxed) {
             return Box::pin(async move {
                 outcome.await?;
                 Err(StoreError::Unknown("a fault was injected after the append".into()))

@@ -278,7 +278,7 @@ pub enum OpenError {
         known: u32,
     },
     /// It cannot be used.
-    #[error("cannot use the data directory '{path}': {reason}")]
+    #[error("cannot use the data directory '{path}': {reason}; choose another with --data-dir")]
     Unusable {
         /// Where.
         path: String,

@@ -135,6 +135,7 @@ enum Timer {
     Ready(TaskId),
     Deadline(TaskId),
     Lease(TaskId),
+    GiveUp(TaskId),
     Waiter(AgentId, WaiterId),
     Match,
 }
@@ -193,7 +194,7 @@ impl Dispatch {
     }
 
     /// Takes in an agent; an older version than the known one changes nothing.
-    pub fn put_agent(&mut self, id: AgentId, version: u64, agent: &Agent) {
+    pub fn put_agent(&mut self, id: AgentId, version: u64, agent: &Agent, now: Timestamp) {
         if self.agents.get(&id).is_some_and(|slot| slot.version >= version) {
             return;
         }
@@ -206,7 +207,7 @@ impl Dispatch {
         self.dirty.extend(known);
         if agent.is_deleted {
             self.agents.remove(&id);
-            self.check_left();
+            self.check_left(now);
             return;
         }
         self.agents.entry(id).or_insert_with(|| AgentSlot::of(agent, version)).refresh(agent, version);
@@ -254,7 +255,7 @@ impl Dispatch {
         self.timers.insert((now.plus_ms(self.settings.lru_patience_ms), Timer::Match));
         self.dirty.insert(capability.clone());
         self.ready.entry(capability).or_default().entry(queue).or_default().insert(rank);
-        self.give_up_if_nobody_left(id);
+        self.give_up_if_nobody_left(id, now);
     }
 
     pub(super) fn unready(&mut self, id: TaskId) {
@@ -327,9 +328,11 @@ impl Dispatch {
             return;
         }
         if slot.holder() != Some(agent) {
+            // The answer to the claim was lost, so nobody was told.
             self.vacate(id);
             self.unready(id);
             self.occupy(id, agent);
+            self.undelivered.entry(agent).or_default().insert(id);
         }
         if let Some(slot) = self.tasks.get_mut(&id) {
             slot.version = token;
@@ -357,20 +360,20 @@ impl Dispatch {
     }
 
     /// Everybody who has this hash open learns that `agent` handled it.
-    fn note_handled(&mut self, task_hash: &str, agent: AgentId) {
+    fn note_handled(&mut self, task_hash: &str, agent: AgentId, now: Timestamp) {
         let same: Vec<TaskId> = self.by_hash.get(task_hash).into_iter().flatten().copied().collect();
         for id in same {
             if let Some(slot) = self.tasks.get_mut(&id) {
                 slot.handled.insert(agent);
             }
-            self.give_up_if_nobody_left(id);
+            self.give_up_if_nobody_left(id, now);
         }
     }
 
-    fn check_left(&mut self) {
+    fn check_left(&mut self, now: Timestamp) {
         let open: Vec<TaskId> = self.tasks.keys().copied().collect();
         for id in open {
-            self.give_up_if_nobody_left(id);
+            self.give_up_if_nobody_left(id, now);
         }
     }
 
@@ -393,23 +396,31 @@ impl Dispatch {
             TaskEvent::Claimed(c) => self.set_claimed(id, c.agent_id, version, now),
             TaskEvent::Released(_) => self.free_again(id, None, now),
             TaskEvent::ClaimExpired(e) => {
+                self.tried(id);
                 self.free_again(id, None, now);
-                self.note_handled(&e.task_hash, e.agent_id);
+                self.note_handled(&e.task_hash, e.agent_id, now);
             }
             TaskEvent::AttemptFailed(f) => {
+                self.tried(id);
                 self.vacate(id);
-                self.note_handled(&f.task_hash, f.agent_id);
+                self.note_handled(&f.task_hash, f.agent_id, now);
             }
             TaskEvent::RetryScheduled(r) => self.free_again(id, Some(r.not_before), now),
             TaskEvent::Completed(c) => {
                 self.remove_task(id);
-                self.note_handled(&c.task_hash, c.agent_id);
+                self.note_handled(&c.task_hash, c.agent_id, now);
             }
             TaskEvent::Failed(_) | TaskEvent::Died(_) | TaskEvent::Cancelled(_) => self.remove_task(id),
             _ => {}
         }
         if let Some(slot) = self.tasks.get_mut(&id) {
             slot.version = version.max(slot.version);
+        }
+    }
+
+    fn tried(&mut self, id: TaskId) {
+        if let Some(slot) = self.tasks.get_mut(&id) {
+            slot.is_retry = true;
         }
     }
 
@@ -473,11 +484,21 @@ impl Dispatch {
 
     fn claim_done(&mut self, done: ClaimDone, now: Timestamp) {
         let mut claimed = Vec::new();
+        let mut unheard = Vec::new();
         for (id, result) in &done.results {
             match result {
                 ClaimResult::Claimed(token) => {
                     self.set_claimed(*id, done.agent, *token, now);
                     claimed.push(*id);
+                }
+                ClaimResult::Lost
+                    if self
+                        .tasks
+                        .get(id)
+                        .is_some_and(|t| matches!(t.state, Hold::Claimed { agent, .. } if agent == done.agent)) =>
+                {
+                    // It is in the log all the same: only its answer was lost.
+                    unheard.push(*id);
                 }
                 ClaimResult::Unfit | ClaimResult::Lost => {
                     let is_ours = self.tasks.get(id).is_some_and(|t| t.state == Hold::Claiming(done.agent));
@@ -501,6 +522,7 @@ impl Dispatch {
                 self.not_delivered(done.agent, &claimed);
             }
         }
+        self.not_delivered(done.agent, &unheard);
         if let Some(agent) = self.agents.get(&done.agent) {
             self.dirty.extend(agent.capabilities.keys().cloned());
         }
@@ -519,7 +541,13 @@ impl Dispatch {
     fn fire(&mut self, timer: Timer, now: Timestamp) {
         match timer {
             Timer::Ready(id) => self.make_ready(id, None, now),
-            Timer::Deadline(id) => self.commands.push(DispatchCommand::MissDeadline(id)),
+            Timer::Deadline(id) => {
+                if self.tasks.contains_key(&id) {
+                    self.commands.push(DispatchCommand::MissDeadline(id));
+                    self.timers.insert((now.plus_ms(RETRY_COMMAND_MS), Timer::Deadline(id)));
+                }
+            }
+            Timer::GiveUp(id) => self.give_up_if_nobody_left(id, now),
             Timer::Lease(id) => {
                 if let Some(TaskSlot { state: Hold::Claimed { token, .. }, .. }) = self.tasks.get(&id) {
                     self.commands.push(DispatchCommand::Expire(id, *token));
@@ -541,6 +569,11 @@ impl Dispatch {
         }
         self.drop_waiter(agent, id);
         self.commands.push(DispatchCommand::Deliver { agent, waiter: id, tasks: vec![] });
+    }
+
+    /// Looks again whether anybody is left, in case the command to give up is lost.
+    pub(super) fn give_up_again(&mut self, id: TaskId, now: Timestamp) {
+        self.timers.insert((now.plus_ms(RETRY_COMMAND_MS), Timer::GiveUp(id)));
     }
 
     /// Asks again for a matching at `at`.
@@ -578,7 +611,7 @@ impl Process for Dispatch {
     fn signal(&mut self, signal: DispatchSignal, now: Timestamp) {
         match signal {
             DispatchSignal::TaskLoaded(id, loaded) => self.loaded(id, loaded, now),
-            DispatchSignal::AgentLoaded(id, version, agent) => self.put_agent(id, version, &agent),
+            DispatchSignal::AgentLoaded(id, version, agent) => self.put_agent(id, version, &agent, now),
             DispatchSignal::Ask(ask) => self.ask(ask),
             DispatchSignal::ClaimDone(done) => self.claim_done(done, now),
             DispatchSignal::Undelivered(agent, tasks) => self.not_delivered(agent, &tasks),

@@ -111,7 +111,15 @@ impl Dispatch {
             }
             _ => return None,
         };
+        if let Some(repeats) = excluded.get_mut("TASK_COLLISION").filter(|_| !warnings.is_empty()) {
+            *repeats -= asking.len() as u64;
+        }
         let candidates = self.scored(slot, capability, &weights, &asking);
+        let outscored = asking.len().saturating_sub(candidates.len()) as u64;
+        if outscored > 0 {
+            excluded.insert("LOWER_SCORE".to_owned(), outscored);
+        }
+        excluded.retain(|_, count| *count > 0);
         let best = candidates.first()?.agent_id;
         let waiter = asking.iter().find(|(agent, _)| *agent == best)?.1;
         Some((best, waiter, Decision { weights, candidates, excluded, warnings }))
@@ -149,13 +157,16 @@ impl Dispatch {
         found.into_iter().take(CANDIDATES_MAX).map(|(candidate, _)| candidate).collect()
     }
 
-    /// Ends a strict task when every agent that has the capability has handled its hash.
-    pub(super) fn give_up_if_nobody_left(&mut self, id: TaskId) {
+    /// Ends the retry of a strict task when every agent that has the capability has handled its hash. A task that nobody
+    /// tried yet waits: another agent may come.
+    pub(super) fn give_up_if_nobody_left(&mut self, id: TaskId, now: Timestamp) {
         let Some(slot) = self.tasks.get(&id) else { return };
         let Some(agents) = self.by_capability.get(&slot.capability).filter(|a| !a.is_empty()) else { return };
-        if slot.collision == Collision::Strict && slot.state == Hold::Free && agents.iter().all(|a| slot.handled.contains(a)) {
+        let is_stuck = slot.is_retry && slot.collision == Collision::Strict && slot.state == Hold::Free;
+        if is_stuck && agents.iter().all(|a| slot.handled.contains(a)) {
             let message = format!("Every agent with the capability '{}' has handled this task before.", slot.capability);
             self.commands.push(DispatchCommand::GiveUp(id, TaskError { code: "NO_ELIGIBLE_AGENT".into(), message }));
+            self.give_up_again(id, now);
         }
     }
 }

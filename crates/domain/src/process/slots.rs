@@ -21,6 +21,8 @@ pub(super) struct TaskSlot {
     pub not_before: Option<Timestamp>,
     pub deadline: Option<Timestamp>,
     pub keywords: Vec<String>,
+    /// Whether an agent tried it before.
+    pub is_retry: bool,
     /// Agents that handled the hash, here or in another task.
     pub handled: BTreeSet<AgentId>,
     /// Agents whose schema refuses the input.
@@ -59,6 +61,7 @@ impl TaskSlot {
             not_before: task.not_before,
             deadline: task.submitted.deadline,
             keywords: task.submitted.keywords.clone(),
+            is_retry: !task.handled.is_empty(),
             handled: task.handled.iter().chain(handled).copied().collect(),
             unfit: BTreeSet::new(),
             state,

@@ -3,6 +3,7 @@
 //! Handlers answer a [`Reply`] or a [`Failure`]; the outermost layer adds the request id, the time and the headers that
 //! all answers share, and counts and logs the request.
 
+use super::drain::Leftover;
 use super::state::EdgeState;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -283,7 +284,11 @@ pub(super) async fn finish(State(state): State<Arc<EdgeState>>, mut request: Req
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     request.extensions_mut().insert(names.clone());
     let in_flight = state.metrics.enter();
-    let mut response = next.run(request).await;
+    let leftover = Leftover::default();
+    let mut response = next.run(request.map(|body| leftover.lend(body))).await;
+    if !leftover.drain().await {
+        insert(response.headers_mut(), header::CONNECTION, "close");
+    }
     let route = response.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let now = state.app.engine().env().now();
     if let Some(reply) = response.extensions_mut().remove::<Reply>() {
@@ -308,6 +313,7 @@ fn log(response: &Response, names: &RequestNames, method: &str, path: &str, elap
     let (tenant, actor) = (who.map(|w| w.tenant.as_str()), who.map(|w| w.actor.as_str()));
     let (request_id, correlation_id, status) = (names.request_id.as_str(), names.correlation(), response.status().as_u16());
     match status {
+        503 => tracing::warn!(request_id, correlation_id, tenant, actor, method, path, status, elapsed_ms, "request"),
         500.. => tracing::error!(request_id, correlation_id, tenant, actor, method, path, status, elapsed_ms, "request"),
         401 | 403 | 429 => tracing::info!(request_id, correlation_id, tenant, actor, method, path, status, elapsed_ms, "request"),
         _ => tracing::debug!(request_id, correlation_id, tenant, actor, method, path, status, elapsed_ms, "request"),

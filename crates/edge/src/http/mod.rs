@@ -3,9 +3,11 @@
 mod access;
 mod body;
 mod docs;
+mod drain;
 mod envelope;
 mod meta;
 mod metrics;
+mod names;
 mod openapi;
 mod serve;
 mod state;

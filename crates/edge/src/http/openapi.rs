@@ -69,6 +69,10 @@ fn complete_operation(operation: &mut Value) {
     }
     let error = |description: &str| json!({ "description": description, "content": { "application/json": { "schema": { "$ref": "#/components/schemas/ErrorEnvelope" } } } });
     let responses = &mut operation["responses"];
+    if !is_open {
+        responses["401"] = error("Nobody known asks.");
+        responses["403"] = error("The caller may not do this.");
+    }
     if responses.get("4XX").is_none() {
         responses["4XX"] = error("The request is refused; the code says why.");
     }

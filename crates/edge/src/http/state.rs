@@ -1,6 +1,7 @@
 //! What every handler can reach.
 
 use super::access::Access;
+use super::body::Bodies;
 use super::metrics::Metrics;
 use app::App;
 use serde_json::Value;
@@ -42,6 +43,8 @@ pub(crate) struct EdgeState {
     /// The API document, as it is served and as schemas are taken from it.
     pub document: Value,
     pub document_text: String,
+    /// Compiled schemas of bodies.
+    pub bodies: Bodies,
     pub metrics: Metrics,
 }
 
@@ -54,7 +57,16 @@ impl EdgeState {
         document: Value,
     ) -> Result<Self, String> {
         let document_text = openapi_text(&document)?;
-        Ok(EdgeState { app, readiness, settings, access, document, document_text, metrics: Metrics::new() })
+        Ok(EdgeState {
+            app,
+            readiness,
+            settings,
+            access,
+            document,
+            document_text,
+            bodies: Bodies::default(),
+            metrics: Metrics::new(),
+        })
     }
 }
 

@@ -20,6 +20,9 @@ struct Inner {
     events: u64,
 }
 
+/// Rows of a view version by key.
+type ViewRows = BTreeMap<String, Vec<u8>>;
+
 struct Log {
     events: Vec<Arc<Recorded>>,
     streams: BTreeMap<String, Vec<u64>>,
@@ -28,7 +31,7 @@ struct Log {
     idempotent: BTreeMap<String, Idempotent>,
     values: BTreeMap<[u8; 32], Vec<u8>>,
     secrets: BTreeMap<String, Vec<u8>>,
-    views: BTreeMap<(String, u32), (ViewState, BTreeMap<String, Vec<u8>>)>,
+    views: BTreeMap<(String, u32), (ViewState, ViewRows)>,
     tail: watch::Sender<u64>,
 }
 

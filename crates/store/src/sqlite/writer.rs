@@ -33,9 +33,12 @@ pub(crate) struct LogState {
     pub recorded_at: Timestamp,
 }
 
+/// Where an answer goes.
+type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
 enum Job {
-    Append(Append, oneshot::Sender<Result<Appended, StoreError>>),
-    Apply(TenantId, ViewApply, oneshot::Sender<Result<(), StoreError>>),
+    Append(Append, Reply<Appended>),
+    Apply(TenantId, ViewApply, Reply<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -146,8 +149,8 @@ struct Thread {
 /// What a group did, to be answered after its commit.
 #[derive(Default)]
 struct Done {
-    appends: Vec<(oneshot::Sender<Result<Appended, StoreError>>, Result<Appended, StoreError>)>,
-    applies: Vec<(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>)>,
+    appends: Vec<(Reply<Appended>, Result<Appended, StoreError>)>,
+    applies: Vec<(Reply<()>, Result<(), StoreError>)>,
     written: BTreeMap<TenantId, Vec<Arc<Recorded>>>,
     changes: usize,
 }

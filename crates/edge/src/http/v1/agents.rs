@@ -4,11 +4,12 @@ use super::api_keys::{self, KeyAttributes};
 use super::auth::Empty;
 use super::tasks::{TaskAttributes, task_attributes};
 use crate::http::access::By;
-use crate::http::body::{Input, ListParams, Params, Sort};
+use crate::http::body::{Input, ListParams, Params, Sort, whole};
 use crate::http::envelope::{Failure, Many, One, Outcome, Reply, Resource};
+use crate::http::names::{Handle, Name, strings};
 use crate::http::state::EdgeState;
 use app::{AgentLoad, HistoryEntry};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use domain::agent::{Agent, AgentCommand, Capability, Profile};
 use engine::Handled;
@@ -35,17 +36,17 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .routes(routes!(history))
 }
 
-/// Something an agent can do.
-#[derive(Clone, Deserialize, Serialize, ToSchema)]
+/// Something an agent can do. Only the name is needed.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct CapabilityBody {
+struct NewCapability {
     /// The name that tasks ask for.
-    name: String,
+    name: Name,
     /// `1.0.0` when nothing is said.
-    #[serde(default = "first_version")]
-    version: String,
+    version: Option<Name>,
     /// For people and for the search.
     #[serde(default)]
+    #[schema(max_length = 8000)]
     description: String,
     /// JSON Schema of a task's input; anything goes when nothing is said.
     #[schema(value_type = Option<Object>)]
@@ -55,14 +56,33 @@ pub(crate) struct CapabilityBody {
     output_schema: Option<Value>,
     /// What it is specialised in.
     #[serde(default)]
-    domains: Vec<String>,
+    #[schema(max_items = 64)]
+    domains: Vec<Name>,
     /// Free labels for discovery.
     #[serde(default)]
-    tags: Vec<String>,
+    #[schema(max_items = 64)]
+    tags: Vec<Name>,
 }
 
-fn first_version() -> String {
-    "1.0.0".into()
+/// Something an agent can do.
+#[derive(Serialize, ToSchema)]
+struct CapabilityBody {
+    /// The name that tasks ask for.
+    name: String,
+    /// Version of the capability.
+    version: String,
+    /// For people and for the search.
+    description: String,
+    /// JSON Schema of a task's input.
+    #[schema(value_type = Option<Object>)]
+    input_schema: Option<Value>,
+    /// JSON Schema of a task's output.
+    #[schema(value_type = Option<Object>)]
+    output_schema: Option<Value>,
+    /// What it is specialised in.
+    domains: Vec<String>,
+    /// Free labels for discovery.
+    tags: Vec<String>,
 }
 
 /// What an agent says of itself. Only the name is needed.
@@ -70,20 +90,23 @@ fn first_version() -> String {
 #[serde(deny_unknown_fields)]
 struct AgentBody {
     /// Unique name.
-    name: String,
+    name: Name,
     /// Free word for its kind; `generic` when nothing is said.
-    agent_type: Option<String>,
+    agent_type: Option<Name>,
     /// For people and for the search.
     #[serde(default)]
+    #[schema(max_length = 8000)]
     description: String,
     /// What it can do.
     #[serde(default)]
-    capabilities: Vec<CapabilityBody>,
+    #[schema(max_items = 64)]
+    capabilities: Vec<NewCapability>,
     /// Tasks that it works on at a time; 10 when nothing is said.
     #[schema(minimum = 1, maximum = 100000)]
+    #[serde(default, deserialize_with = "whole")]
     max_concurrency: Option<u32>,
     /// Price of a task in any unit that is the same for all agents; 0 when nothing is said.
-    #[schema(minimum = 0)]
+    #[schema(minimum = 0, maximum = 1e12)]
     cost_per_task: Option<f64>,
     /// Free labels.
     #[serde(default)]
@@ -166,19 +189,19 @@ fn profile(body: AgentBody) -> Result<Profile, Failure> {
     let schema = |value: Option<Value>| value.map(|v| Json::of(&v)).transpose().map_err(|_| Failure::internal());
     let capabilities = body.capabilities.into_iter().map(|c| {
         Ok(Capability {
-            name: c.name,
-            version: c.version,
+            name: c.name.0,
+            version: c.version.map_or_else(|| "1.0.0".into(), |version| version.0),
             description: c.description,
             input_schema: schema(c.input_schema)?,
             output_schema: schema(c.output_schema)?,
-            domains: c.domains,
-            tags: c.tags,
+            domains: strings(c.domains),
+            tags: strings(c.tags),
         })
     });
     Ok(Profile {
         capabilities: capabilities.collect::<Result<_, Failure>>()?,
-        name: body.name,
-        agent_type: body.agent_type.unwrap_or_else(|| "generic".into()),
+        name: body.name.0,
+        agent_type: body.agent_type.map_or_else(|| "generic".into(), |kind| kind.0),
         description: body.description,
         max_concurrency: body.max_concurrency.unwrap_or(MAX_CONCURRENCY_DEFAULT),
         cost_per_task: body.cost_per_task.unwrap_or(0.0),
@@ -211,6 +234,8 @@ struct AgentParams {
     #[serde(rename = "filter[capability]")]
     #[param(rename = "filter[capability]")]
     capability: Option<String>,
+    /// Shows deleted ones too.
+    deleted: Option<bool>,
 }
 
 /// The words for an agent's condition.
@@ -237,7 +262,7 @@ async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params
     let mut fields = vec![];
     fields.extend(params.capability.map(|c| IndexField::new("capability", c)));
     fields.extend(params.status.map(|s| IndexField::new("status", word(&s))));
-    let order = ListParams::new(params.limit, params.cursor, params.sort).order()?;
+    let order = ListParams::new(params.limit, params.cursor, params.sort, params.deleted).order()?;
     let page = state.app.agents(&caller, &order, fields).await?;
     let items: Vec<_> =
         page.items.iter().map(|a| Resource { id: a.stream.clone(), kind: "agent", attributes: attributes(a) }).collect();
@@ -254,7 +279,7 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<AgentBody>) ->
 /// Read an agent by id or name
 #[utoipa::path(get, path = "/api/v1/agents/{id}", tag = "agents", extensions(("x-permission" = json!("agents.read"))),
     params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = One<AgentAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     shown(StatusCode::OK, &state.app.agent(&caller, &id).await?)
 }
 
@@ -262,14 +287,14 @@ async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path
 #[utoipa::path(put, path = "/api/v1/agents/{id}", tag = "agents", extensions(("x-permission" = json!("agents.update"))),
     params(("id" = String, Path, description = "Id or name")), request_body = AgentBody,
     responses((status = 200, body = One<AgentAttributes>)))]
-async fn update(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<AgentBody>) -> Outcome {
+async fn update(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<AgentBody>) -> Outcome {
     shown(StatusCode::OK, &state.app.update_agent(&input.by, &id, profile(input.body)?).await?)
 }
 
 /// Delete an agent; its keys end at once
 #[utoipa::path(delete, path = "/api/v1/agents/{id}", tag = "agents", extensions(("x-permission" = json!("agents.delete"))),
     params(("id" = String, Path, description = "Id or name")), responses((status = 204)))]
-async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     state.app.delete_agent(&caller, &id).await?;
     Reply::data(StatusCode::NO_CONTENT, &())
 }
@@ -277,7 +302,7 @@ async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): P
 /// A sign of life.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Heartbeat {
+struct AgentHeartbeat {
     /// How busy the agent is.
     #[serde(default)]
     load: Load,
@@ -289,9 +314,11 @@ struct Heartbeat {
 struct Load {
     /// Tasks in work, as the agent counts.
     #[schema(minimum = 0)]
+    #[serde(default, deserialize_with = "whole")]
     running: Option<u32>,
     /// Tokens that wait in its queue.
     #[schema(minimum = 0)]
+    #[serde(default, deserialize_with = "whole")]
     queued_tokens: Option<u64>,
     /// How full its context is; from 0.9 on it counts as degraded.
     #[schema(minimum = 0, maximum = 1)]
@@ -300,9 +327,9 @@ struct Load {
 
 /// Say that an agent is there; the answer tells whether it is asked to restart
 #[utoipa::path(post, path = "/api/v1/agents/{id}/actions/heartbeat", tag = "agents", extensions(("x-permission" = json!("agents.heartbeat"))),
-    params(("id" = String, Path, description = "Id or name")), request_body = Heartbeat,
+    params(("id" = String, Path, description = "Id or name")), request_body = AgentHeartbeat,
     responses((status = 200, body = One<AgentAttributes>)))]
-async fn heartbeat(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Heartbeat>) -> Outcome {
+async fn heartbeat(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<AgentHeartbeat>) -> Outcome {
     let load = input.body.load;
     let load = AgentLoad { running: load.running, queued_tokens: load.queued_tokens, context_fill: load.context_fill };
     let (agent, lease, is_restart) = state.app.agent_heartbeat(&input.by, &id, load).await?;
@@ -318,35 +345,35 @@ async fn act(state: &EdgeState, input: Input<Empty>, id: &str, command: AgentCom
 /// Give an agent no new work
 #[utoipa::path(post, path = "/api/v1/agents/{id}/actions/pause", tag = "agents", extensions(("x-permission" = json!("agents.control"))),
     params(("id" = String, Path, description = "Id or name")), request_body = Empty, responses((status = 200, body = One<AgentAttributes>)))]
-async fn pause(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Empty>) -> Outcome {
+async fn pause(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
     act(&state, input, &id, AgentCommand::Pause).await
 }
 
 /// Give an agent work again
 #[utoipa::path(post, path = "/api/v1/agents/{id}/actions/resume", tag = "agents", extensions(("x-permission" = json!("agents.control"))),
     params(("id" = String, Path, description = "Id or name")), request_body = Empty, responses((status = 200, body = One<AgentAttributes>)))]
-async fn resume(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Empty>) -> Outcome {
+async fn resume(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
     act(&state, input, &id, AgentCommand::Resume).await
 }
 
 /// Let an agent finish what it has, and give it nothing new
 #[utoipa::path(post, path = "/api/v1/agents/{id}/actions/drain", tag = "agents", extensions(("x-permission" = json!("agents.control"))),
     params(("id" = String, Path, description = "Id or name")), request_body = Empty, responses((status = 200, body = One<AgentAttributes>)))]
-async fn drain(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Empty>) -> Outcome {
+async fn drain(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
     act(&state, input, &id, AgentCommand::Drain).await
 }
 
 /// Ask an agent to restart; it is told at its next heartbeat or claim
 #[utoipa::path(post, path = "/api/v1/agents/{id}/actions/restart", tag = "agents", extensions(("x-permission" = json!("agents.control"))),
     params(("id" = String, Path, description = "Id or name")), request_body = Empty, responses((status = 200, body = One<AgentAttributes>)))]
-async fn restart(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Empty>) -> Outcome {
+async fn restart(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
     act(&state, input, &id, AgentCommand::RequestRestart).await
 }
 
 /// Make a key with which the agent acts as itself; it is shown once
 #[utoipa::path(post, path = "/api/v1/agents/{id}/actions/issue-key", tag = "agents", extensions(("x-permission" = json!("agents.keys"))),
     params(("id" = String, Path, description = "Id or name")), request_body = Empty, responses((status = 200, body = One<KeyAttributes>)))]
-async fn issue_key(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Empty>) -> Outcome {
+async fn issue_key(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
     let agent = state.app.agent(&input.by, &id).await?;
     let (key, shown) = state.app.issue_agent_key(&input.by, &agent).await?;
     Reply::entity(StatusCode::OK, "api_key", &key, api_keys::attributes(&key, Some(shown)))
@@ -358,7 +385,7 @@ async fn issue_key(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, 
 async fn tasks(
     State(state): State<Arc<EdgeState>>,
     By(caller): By,
-    Path(id): Path<String>,
+    Handle(id): Handle,
     Params(params): Params<ListParams>,
 ) -> Outcome {
     let agent = state.app.agent(&caller, &id).await?;
@@ -443,7 +470,7 @@ fn summary(output: &Json) -> String {
 async fn history(
     State(state): State<Arc<EdgeState>>,
     By(caller): By,
-    Path(id): Path<String>,
+    Handle(id): Handle,
     Params(params): Params<ListParams>,
 ) -> Outcome {
     let agent = state.app.agent(&caller, &id).await?;

@@ -3,9 +3,10 @@
 use crate::http::access::By;
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
+use crate::http::names::{Handle, Name, Permission, permissions};
 use crate::http::state::EdgeState;
 use app::NewKey;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use domain::identity::key::Key;
 use engine::Handled;
@@ -25,14 +26,15 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 #[serde(deny_unknown_fields)]
 struct CreateKey {
     /// Name for people; `api-key` when nothing is said.
-    name: Option<String>,
+    name: Option<Name>,
     /// What it allows at most. Left out: whatever its owner may do at the time of use. An empty list: its own profile only.
-    permissions: Option<Vec<String>>,
+    #[schema(max_items = 64)]
+    permissions: Option<Vec<Permission>>,
     /// When it stops working; never when nothing is said.
     #[schema(format = DateTime)]
     expires_at: Option<String>,
     /// The service that acts with it, by id or name; the caller when nothing is said.
-    owner: Option<String>,
+    owner: Option<Name>,
 }
 
 /// An API key.
@@ -99,10 +101,10 @@ async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params
 async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateKey>) -> Outcome {
     let body = input.body;
     let new = NewKey {
-        name: body.name.unwrap_or_else(|| "api-key".into()),
-        permissions: body.permissions,
+        name: body.name.map_or_else(|| "api-key".into(), |name| name.0),
+        permissions: body.permissions.map(permissions),
         expires_at: time("/expires_at", body.expires_at.as_deref())?,
-        owner: body.owner,
+        owner: body.owner.map(|owner| owner.0),
     };
     let (key, shown) = state.app.create_key(&input.by, new).await?;
     Reply::entity(StatusCode::CREATED, "api_key", &key, attributes(&key, Some(shown)))
@@ -111,7 +113,7 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateKey>) ->
 /// Read a key's record
 #[utoipa::path(get, path = "/api/v1/api-keys/{id}", tag = "identity", extensions(("x-permission" = json!("keys.read"))),
     params(("id" = String, Path, description = "Id")), responses((status = 200, body = One<KeyAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     let key = state.app.key(&caller, &id).await?;
     Reply::entity(StatusCode::OK, "api_key", &key, attributes(&key, None))
 }
@@ -119,7 +121,7 @@ async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path
 /// Revoke a key; it stops working at once
 #[utoipa::path(delete, path = "/api/v1/api-keys/{id}", tag = "identity", extensions(("x-permission" = json!("keys.delete"))),
     params(("id" = String, Path, description = "Id")), responses((status = 204)))]
-async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     state.app.revoke_key(&caller, &id).await?;
     Reply::data(StatusCode::NO_CONTENT, &())
 }

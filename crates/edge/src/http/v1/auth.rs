@@ -64,6 +64,8 @@ struct Me {
     kind: &'static str,
     /// What it is called.
     name: String,
+    /// The user name, unless it is an agent.
+    username: Option<String>,
     /// Slug of the tenant.
     tenant: String,
     /// Roles by name.
@@ -134,6 +136,7 @@ fn profile(caller: &app::Caller) -> Outcome {
     let attributes = Me {
         kind: actor.who.kind.as_str(),
         name: actor.name.clone(),
+        username: actor.user.map(|_| actor.name.clone()),
         tenant: actor.tenant_slug.clone(),
         roles: actor.roles.clone(),
         permissions: actor.permissions.clone(),

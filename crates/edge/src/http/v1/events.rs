@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream::{self, Stream, StreamExt};
 use kernel::id::TenantId;
-use kernel::{Category, Kind, Recorded, Rejection};
+use kernel::{Actor, Category, Kind, Recorded, Rejection};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -185,6 +185,7 @@ async fn follow(
     let tenant = caller.actor.tenant;
     let after = resumed.or(params.after).unwrap_or_else(|| state.app.position(tenant));
     let follower = Follower {
+        actor: caller.actor,
         tail: state.app.tail(tenant),
         app: state.app.clone(),
         tenant,
@@ -195,9 +196,13 @@ async fn follow(
     Ok(Sse::new(pages.flat_map(stream::iter)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
 
+/// What following needs, checked again before each page.
+const PERMISSION: &str = "events.read";
+
 /// Where one subscriber stands.
 struct Follower {
     app: App,
+    actor: Actor,
     tenant: TenantId,
     after: u64,
     filter: EventFilter,
@@ -205,13 +210,17 @@ struct Follower {
 }
 
 impl Follower {
-    /// The next events; ends when the server drains or the log cannot be read.
+    /// The next events; ends when the server drains, the log cannot be read, or the reader may not read any more.
     async fn next(mut self) -> Option<(Vec<Result<Event, Infallible>>, Self)> {
         const PAGE: usize = 200;
         /// Lost wake-ups cost at most this long.
         const LOOK_AGAIN: Duration = Duration::from_secs(5);
         loop {
             self.tail.mark_unchanged();
+            // Whoever signed out, or lost the key or the permission, sees nothing more.
+            if !self.app.may_still(&self.actor, PERMISSION).await {
+                return None;
+            }
             let scanned = self.app.scan(self.tenant, self.after, self.filter.clone(), PAGE).await.ok()?;
             let is_progress = scanned.position > self.after;
             self.after = scanned.position.max(self.after);

@@ -1,10 +1,11 @@
 //! `/api/v1/queues`: how tasks are given out.
 
 use crate::http::access::By;
-use crate::http::body::{Input, ListParams, Params};
+use crate::http::body::{Input, ListParams, Params, whole};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
+use crate::http::names::Handle;
 use crate::http::state::EdgeState;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use domain::queue::{Configured, Weights, queue_id};
 use serde::{Deserialize, Serialize};
@@ -22,12 +23,16 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 #[serde(deny_unknown_fields)]
 struct WeightsBody {
     /// How well domains, tags and description fit; 0.4 when nothing is said.
+    #[schema(minimum = 0, maximum = 1000)]
     specialisation: Option<f64>,
     /// How often it succeeded; 0.3 when nothing is said.
+    #[schema(minimum = 0, maximum = 1000)]
     success: Option<f64>,
     /// How free it is; 0.2 when nothing is said.
+    #[schema(minimum = 0, maximum = 1000)]
     load: Option<f64>,
     /// How cheap it is; 0.1 when nothing is said.
+    #[schema(minimum = 0, maximum = 1000)]
     cost: Option<f64>,
 }
 
@@ -42,8 +47,10 @@ struct QueueBody {
     weights: Option<WeightsBody>,
     /// Tasks of it in work at a time; no limit when nothing is said.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "whole")]
     max_concurrency: Option<u32>,
     /// Tasks of it given out per second; no limit when nothing is said.
+    #[schema(minimum = 0.001, maximum = 1000000)]
     rate_per_s: Option<f64>,
 }
 
@@ -98,7 +105,7 @@ async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params
 #[utoipa::path(put, path = "/api/v1/queues/{name}", tag = "tasks", extensions(("x-permission" = json!("tasks.queues.update"))),
     params(("name" = String, Path, description = "Name")), request_body = QueueBody,
     responses((status = 200, body = One<QueueAttributes>)))]
-async fn put(State(state): State<Arc<EdgeState>>, Path(name): Path<String>, input: Input<QueueBody>) -> Outcome {
+async fn put(State(state): State<Arc<EdgeState>>, Handle(name): Handle, input: Input<QueueBody>) -> Outcome {
     let body = input.body;
     let d = Weights::default();
     let w = body.weights.unwrap_or(WeightsBody { specialisation: None, success: None, load: None, cost: None });

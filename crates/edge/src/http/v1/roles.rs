@@ -3,8 +3,9 @@
 use crate::http::access::By;
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
+use crate::http::names::{Handle, Name, Permission, permissions};
 use crate::http::state::EdgeState;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use domain::identity::role::Role;
 use domain::policy::{ROLES, builtin_role};
@@ -24,18 +25,22 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 #[serde(deny_unknown_fields)]
 struct CreateRole {
     /// Unique name.
-    name: String,
+    name: Name,
     /// What it allows: `area.thing.verb`, a prefix ending in `.*`, or with `:own`; nothing when nothing is said.
     #[serde(default)]
-    permissions: Vec<String>,
+    #[schema(max_items = 64)]
+    permissions: Vec<Permission>,
 }
 
 /// What a role allows from now on.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct UpdateRole {
+    /// The role's name, which cannot change; may be left out.
+    name: Option<Name>,
     /// All permissions from now on.
-    permissions: Vec<String>,
+    #[schema(max_items = 64)]
+    permissions: Vec<Permission>,
 }
 
 /// A role.
@@ -96,14 +101,14 @@ async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params
 #[utoipa::path(post, path = "/api/v1/roles", tag = "identity", extensions(("x-permission" = json!("roles.create"))),
     request_body = CreateRole, responses((status = 201, body = One<RoleAttributes>)))]
 async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateRole>) -> Outcome {
-    let role = state.app.create_role(&input.by, input.body.name, input.body.permissions).await?;
+    let role = state.app.create_role(&input.by, input.body.name.0, permissions(input.body.permissions)).await?;
     Reply::entity(StatusCode::CREATED, "role", &role, attributes(&role))
 }
 
 /// Read a role by id or name
 #[utoipa::path(get, path = "/api/v1/roles/{id}", tag = "identity", extensions(("x-permission" = json!("roles.read"))),
     params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = One<RoleAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     if let Some(shipped) = builtin().find(|role| role.id == id) {
         return Reply::data(StatusCode::OK, &shipped);
     }
@@ -115,15 +120,15 @@ async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path
 #[utoipa::path(put, path = "/api/v1/roles/{id}", tag = "identity", extensions(("x-permission" = json!("roles.update"))),
     params(("id" = String, Path, description = "Id or name")), request_body = UpdateRole,
     responses((status = 200, body = One<RoleAttributes>)))]
-async fn update(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<UpdateRole>) -> Outcome {
-    let role = state.app.update_role(&input.by, &id, input.body.permissions).await?;
+async fn update(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<UpdateRole>) -> Outcome {
+    let role = state.app.update_role(&input.by, &id, input.body.name.map(|n| n.0), permissions(input.body.permissions)).await?;
     Reply::entity(StatusCode::OK, "role", &role, attributes(&role))
 }
 
 /// Delete a custom role; whoever has it loses what it allowed
 #[utoipa::path(delete, path = "/api/v1/roles/{id}", tag = "identity", extensions(("x-permission" = json!("roles.delete"))),
     params(("id" = String, Path, description = "Id or name")), responses((status = 204)))]
-async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     state.app.delete_role(&caller, &id).await?;
     Reply::data(StatusCode::NO_CONTENT, &())
 }

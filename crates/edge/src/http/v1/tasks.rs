@@ -4,11 +4,12 @@ use super::agents::word;
 use super::auth::Empty;
 use super::events::{EventBody, event_body};
 use crate::http::access::By;
-use crate::http::body::{Input, ListParams, Params, Sort};
+use crate::http::body::{Input, ListParams, Params, Sort, whole};
 use crate::http::envelope::{Failure, Many, Meta, One, Outcome, Reply, Resource};
+use crate::http::names::{Handle, Name, Text};
 use crate::http::state::EdgeState;
 use app::NewTask;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use domain::task::{Collision, Task, not_found};
 use engine::Handled;
@@ -47,9 +48,9 @@ enum CollisionBody {
 #[serde(deny_unknown_fields)]
 struct CreateTask {
     /// What to do.
-    description: String,
+    description: Text,
     /// Which capability it needs.
-    capability: String,
+    capability: Name,
     /// Checked against the capability's input schema.
     #[serde(default)]
     input: Map<String, Value>,
@@ -58,20 +59,22 @@ struct CreateTask {
     context: Map<String, Value>,
     /// 9 is the most urgent; 5 when nothing is said.
     #[schema(minimum = 0, maximum = 9)]
+    #[serde(default, deserialize_with = "whole")]
     priority: Option<u8>,
     /// Not before so long.
-    #[schema(minimum = 0)]
+    #[schema(minimum = 0, maximum = 31622400000i64)]
+    #[serde(default, deserialize_with = "whole")]
     delay_ms: Option<u64>,
     /// Not after.
     #[schema(format = DateTime)]
     deadline: Option<String>,
     /// How often it is tried; 3 when nothing is said.
     #[schema(minimum = 1, maximum = 100)]
+    #[serde(default, deserialize_with = "whole")]
     max_attempts: Option<u32>,
     /// In which queue; `default` when nothing is said.
-    queue: Option<String>,
+    queue: Option<Name>,
     /// `lru` when nothing is said.
-    #[schema(inline)]
     collision: Option<CollisionBody>,
 }
 
@@ -95,8 +98,10 @@ pub(crate) struct ClaimBody {
 #[serde(deny_unknown_fields)]
 pub(crate) struct TaskErrorBody {
     /// For programs.
+    #[schema(max_length = 8000)]
     pub code: String,
     /// For people.
+    #[schema(max_length = 8000)]
     pub message: String,
 }
 
@@ -208,7 +213,7 @@ fn app_claim_id(task: TaskId, token: u64) -> String {
 
 /// The id in a path; whatever is no task's id is no task.
 pub(crate) fn task_id(text: &str) -> Result<TaskId, Failure> {
-    text.parse().map_err(|_| not_found().with("searched_id", text).into())
+    text.parse().map_err(|_| not_found(text).into())
 }
 
 /// Which tasks are listed.
@@ -258,7 +263,7 @@ async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params
     fields.extend(params.task_hash.map(|h| IndexField::new("task_hash", h)));
     fields.extend(params.status.map(|s| IndexField::new("status", word(&s))));
     fields.extend(params.capability.map(|c| IndexField::new("capability", c)));
-    let order = ListParams::new(params.limit, params.cursor, params.sort).order()?;
+    let order = ListParams::new(params.limit, params.cursor, params.sort, None).order()?;
     let page = state.app.tasks(&caller, &order, fields).await?;
     let items: Vec<_> = page
         .items
@@ -277,13 +282,13 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateTask>) -
     let new = NewTask {
         input: json(&body.input)?,
         context: json(&body.context)?,
-        description: body.description,
-        capability: body.capability,
+        description: body.description.0,
+        capability: body.capability.0,
         priority: body.priority,
         delay_ms: body.delay_ms,
         deadline: super::api_keys::time("/deadline", body.deadline.as_deref())?,
         max_attempts: body.max_attempts,
-        queue: body.queue,
+        queue: body.queue.map(|queue| queue.0),
         collision: body.collision.map(|c| match c {
             CollisionBody::Strict => Collision::Strict,
             CollisionBody::Lru => Collision::Lru,
@@ -296,7 +301,7 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateTask>) -
 /// Read a task
 #[utoipa::path(get, path = "/api/v1/tasks/{id}", tag = "tasks", extensions(("x-permission" = json!("tasks.read"))),
     params(("id" = String, Path, description = "Id")), responses((status = 200, body = One<TaskAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     let task = state.app.task(&caller, task_id(&id)?).await?.entity;
     Reply::entity(StatusCode::OK, "task", &task, task_attributes(&task, None))
 }
@@ -347,7 +352,7 @@ struct DecisionAttributes {
 /// Read why the task's agent was chosen
 #[utoipa::path(get, path = "/api/v1/tasks/{id}/decision", tag = "tasks", extensions(("x-permission" = json!("tasks.read"))),
     params(("id" = String, Path, description = "Id")), responses((status = 200, body = One<DecisionAttributes>)))]
-async fn decision(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn decision(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     let (agent, token, decision) = state.app.decision(&caller, task_id(&id)?).await?;
     let w = decision.weights;
     let attributes = DecisionAttributes {
@@ -383,7 +388,7 @@ pub(crate) struct EventList {
 /// Read everything that happened to a task
 #[utoipa::path(get, path = "/api/v1/tasks/{id}/events", tag = "tasks", extensions(("x-permission" = json!("tasks.read"))),
     params(("id" = String, Path, description = "Id")), responses((status = 200, body = EventList)))]
-async fn events(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn events(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     let events = state.app.task_events(&caller, task_id(&id)?).await?;
     let items: Vec<_> = events.iter().map(|e| event_body(e)).collect();
     Ok(Reply::data(StatusCode::OK, &items)?.at(state.app.position(caller.actor.tenant)))
@@ -392,7 +397,7 @@ async fn events(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): P
 /// Call a task off
 #[utoipa::path(post, path = "/api/v1/tasks/{id}/actions/cancel", tag = "tasks", extensions(("x-permission" = json!("tasks.update"))),
     params(("id" = String, Path, description = "Id")), request_body = Empty, responses((status = 200, body = One<TaskAttributes>)))]
-async fn cancel(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Empty>) -> Outcome {
+async fn cancel(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
     let task = state.app.cancel(&input.by, task_id(&id)?).await?.entity;
     Reply::entity(StatusCode::OK, "task", &task, task_attributes(&task, None))
 }
@@ -400,7 +405,7 @@ async fn cancel(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, inp
 /// Try a dead, failed or cancelled task again
 #[utoipa::path(post, path = "/api/v1/tasks/{id}/actions/retry", tag = "tasks", extensions(("x-permission" = json!("tasks.update"))),
     params(("id" = String, Path, description = "Id")), request_body = Empty, responses((status = 200, body = One<TaskAttributes>)))]
-async fn retry(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Empty>) -> Outcome {
+async fn retry(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
     let task = state.app.retry(&input.by, task_id(&id)?).await?.entity;
     Reply::entity(StatusCode::OK, "task", &task, task_attributes(&task, None))
 }

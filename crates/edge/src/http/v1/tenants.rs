@@ -3,9 +3,10 @@
 use crate::http::access::By;
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
+use crate::http::names::{Handle, Name, Slug};
 use crate::http::state::EdgeState;
 use app::NewTenant;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use domain::identity::tenant::Tenant;
 use engine::Handled;
@@ -24,9 +25,9 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 #[serde(deny_unknown_fields)]
 struct CreateTenant {
     /// Unique short name: a-z, 0-9 and `-`.
-    slug: String,
+    slug: Slug,
     /// Name for people; the slug when nothing is said.
-    name: Option<String>,
+    name: Option<Name>,
     /// Its first administrator.
     admin: CreateAdmin,
 }
@@ -36,8 +37,9 @@ struct CreateTenant {
 #[serde(deny_unknown_fields)]
 struct CreateAdmin {
     /// User name.
-    username: String,
+    username: Name,
     /// Password.
+    #[schema(min_length = 8, max_length = 256)]
     password: String,
 }
 
@@ -85,9 +87,9 @@ async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params
 async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateTenant>) -> Outcome {
     let body = input.body;
     let new = NewTenant {
-        name: body.name.unwrap_or_else(|| body.slug.clone()),
-        slug: body.slug,
-        admin_username: body.admin.username,
+        name: body.name.map_or_else(|| body.slug.0.clone(), |name| name.0),
+        slug: body.slug.0,
+        admin_username: body.admin.username.0,
         admin_password: body.admin.password,
     };
     let tenant = state.app.create_tenant(&input.by, new).await?;
@@ -97,7 +99,7 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateTenant>)
 /// Read a tenant by id or slug
 #[utoipa::path(get, path = "/api/v1/tenants/{id}", tag = "identity", extensions(("x-permission" = json!("tenants.read"))),
     params(("id" = String, Path, description = "Id or slug")), responses((status = 200, body = One<TenantAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     let tenant = state.app.tenant_record(&caller, &id).await?;
     Reply::entity(StatusCode::OK, "tenant", &tenant, attributes(&tenant))
 }

@@ -3,9 +3,10 @@
 use crate::http::access::By;
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
+use crate::http::names::{Handle, Name, strings};
 use crate::http::state::EdgeState;
 use app::NewUser;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use domain::identity::user::{User, UserKind};
 use engine::Handled;
@@ -22,7 +23,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 /// Person or program.
 #[derive(Clone, Copy, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-enum Kind {
+enum IdentityKind {
     /// A person, who signs in with a password.
     User,
     /// A program, which has API keys only.
@@ -34,15 +35,16 @@ enum Kind {
 #[serde(deny_unknown_fields)]
 struct CreateUser {
     /// Unique user name.
-    username: String,
+    username: Name,
     /// Needed for a user, refused for a service.
+    #[schema(min_length = 8, max_length = 256)]
     password: Option<String>,
     /// Roles by name; none when nothing is said.
     #[serde(default)]
-    roles: Vec<String>,
+    #[schema(max_items = 64)]
+    roles: Vec<Name>,
     /// `user` when nothing is said.
-    #[schema(inline)]
-    kind: Option<Kind>,
+    kind: Option<IdentityKind>,
 }
 
 /// What is to change; what is left out stays.
@@ -50,8 +52,10 @@ struct CreateUser {
 #[serde(deny_unknown_fields)]
 struct UpdateUser {
     /// All roles from now on.
-    roles: Option<Vec<String>>,
+    #[schema(max_items = 64)]
+    roles: Option<Vec<Name>>,
     /// A new password; it ends the user's sessions.
+    #[schema(min_length = 8, max_length = 256)]
     password: Option<String>,
 }
 
@@ -61,8 +65,7 @@ struct UserAttributes {
     /// Unique user name.
     username: String,
     /// `user` or `service`
-    #[schema(inline)]
-    kind: Kind,
+    kind: IdentityKind,
     /// Roles by name.
     roles: Vec<String>,
     /// When it was made.
@@ -79,8 +82,8 @@ fn attributes(user: &Handled<User>) -> UserAttributes {
     UserAttributes {
         username: user.state.name().to_owned(),
         kind: match user.state.kind {
-            UserKind::User => Kind::User,
-            UserKind::Service => Kind::Service,
+            UserKind::User => IdentityKind::User,
+            UserKind::Service => IdentityKind::Service,
         },
         roles: user.state.roles.clone(),
         created_at: user.created_at.to_string(),
@@ -106,12 +109,12 @@ async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params
 async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateUser>) -> Outcome {
     let body = input.body;
     let kind = match body.kind {
-        Some(Kind::Service) => UserKind::Service,
+        Some(IdentityKind::Service) => UserKind::Service,
         _ => UserKind::User,
     };
     let user = state
         .app
-        .create_user(&input.by, NewUser { username: body.username, password: body.password, roles: body.roles, kind })
+        .create_user(&input.by, NewUser { username: body.username.0, password: body.password, roles: strings(body.roles), kind })
         .await?;
     Reply::entity(StatusCode::CREATED, "user", &user, attributes(&user))
 }
@@ -119,7 +122,7 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateUser>) -
 /// Read a user by id or name
 #[utoipa::path(get, path = "/api/v1/users/{id}", tag = "identity", extensions(("x-permission" = json!("users.read"))),
     params(("id" = String, Path, description = "Id or user name")), responses((status = 200, body = One<UserAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     let user = state.app.user(&caller, &id).await?;
     Reply::entity(StatusCode::OK, "user", &user, attributes(&user))
 }
@@ -128,15 +131,15 @@ async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path
 #[utoipa::path(put, path = "/api/v1/users/{id}", tag = "identity", extensions(("x-permission" = json!("users.update"))),
     params(("id" = String, Path, description = "Id or user name")), request_body = UpdateUser,
     responses((status = 200, body = One<UserAttributes>)))]
-async fn update(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<UpdateUser>) -> Outcome {
-    let user = state.app.update_user(&input.by, &id, input.body.roles, input.body.password).await?;
+async fn update(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<UpdateUser>) -> Outcome {
+    let user = state.app.update_user(&input.by, &id, input.body.roles.map(strings), input.body.password).await?;
     Reply::entity(StatusCode::OK, "user", &user, attributes(&user))
 }
 
 /// Delete a user; its sessions and keys end at once
 #[utoipa::path(delete, path = "/api/v1/users/{id}", tag = "identity", extensions(("x-permission" = json!("users.delete"))),
     params(("id" = String, Path, description = "Id or user name")), responses((status = 204)))]
-async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Path(id): Path<String>) -> Outcome {
+async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     state.app.delete_user(&caller, &id).await?;
     Reply::data(StatusCode::NO_CONTENT, &())
 }

@@ -1,11 +1,12 @@
 //! What agents do with tasks: claim them, and say how they go.
 
 use super::tasks::{ClaimBody, TaskAttributes, TaskErrorBody, task_attributes, task_id};
-use crate::http::body::Input;
+use crate::http::body::{Input, whole};
 use crate::http::envelope::{Failure, Many, One, Outcome, Reply, Resource};
+use crate::http::names::Handle;
 use crate::http::state::EdgeState;
 use app::{Caller, ClaimOrder, TaskOutcome};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use domain::task::{Outcome as TaskResult, TaskError};
 use kernel::{Json, Problem, Rejection, limits};
@@ -29,19 +30,21 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 /// How much work is asked for.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Claim {
+struct ClaimRequest {
     /// How many tasks at most; 1 when nothing is said.
     #[schema(minimum = 1, maximum = 100)]
+    #[serde(default, deserialize_with = "whole")]
     max: Option<u32>,
     /// How long to wait for the first; not at all when nothing is said.
     #[schema(minimum = 0, maximum = 60000)]
+    #[serde(default, deserialize_with = "whole")]
     wait_ms: Option<u64>,
 }
 
 /// The claim that goes on.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Heartbeat {
+struct ClaimHeartbeat {
     /// The claim's token.
     claim_token: String,
 }
@@ -56,6 +59,7 @@ struct Progress {
     #[schema(minimum = 0, maximum = 100)]
     percent: Option<f64>,
     /// For people.
+    #[schema(max_length = 8000)]
     message: Option<String>,
 }
 
@@ -67,6 +71,7 @@ struct Release {
     claim_token: String,
     /// Why.
     #[serde(default)]
+    #[schema(max_length = 8000)]
     reason: String,
 }
 
@@ -82,6 +87,7 @@ struct Complete {
     output: Value,
     /// What the agent learned.
     #[serde(default)]
+    #[schema(max_items = 64)]
     learned_patterns: Vec<Value>,
     /// Numbers that the agent reports.
     #[serde(default)]
@@ -109,8 +115,8 @@ struct Fail {
 /// Answers at once when there is work, otherwise when there is some or the wait is over; then with an empty list.
 /// Claims that never reached the agent come first, so the same claim (by its `id`) may be handed over more than once.
 #[utoipa::path(post, path = "/api/v1/tasks/actions/claim", tag = "work", extensions(("x-permission" = json!("tasks.claim"))),
-    request_body = Claim, responses((status = 200, body = Many<TaskAttributes>)))]
-async fn claim(State(state): State<Arc<EdgeState>>, input: Input<Claim>) -> Outcome {
+    request_body = ClaimRequest, responses((status = 200, body = Many<TaskAttributes>)))]
+async fn claim(State(state): State<Arc<EdgeState>>, input: Input<ClaimRequest>) -> Outcome {
     let order = ClaimOrder { max: input.body.max.unwrap_or(1), wait_ms: input.body.wait_ms.unwrap_or(0) };
     let mut problems = vec![];
     let mut check = |pointer: &str, is_ok: bool, message: String| {
@@ -155,15 +161,15 @@ async fn report(state: &EdgeState, by: &Caller, id: &str, token: &str, outcome: 
 
 /// Keep a claim
 #[utoipa::path(post, path = "/api/v1/tasks/{id}/actions/heartbeat", tag = "work", extensions(("x-permission" = json!("tasks.work"))),
-    params(("id" = String, Path, description = "Id")), request_body = Heartbeat, responses((status = 200, body = One<TaskAttributes>)))]
-async fn heartbeat(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Heartbeat>) -> Outcome {
+    params(("id" = String, Path, description = "Id")), request_body = ClaimHeartbeat, responses((status = 200, body = One<TaskAttributes>)))]
+async fn heartbeat(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<ClaimHeartbeat>) -> Outcome {
     report(&state, &input.by, &id, &input.body.claim_token, TaskOutcome::Heartbeat).await
 }
 
 /// Say how far the work is; keeps the claim too
 #[utoipa::path(post, path = "/api/v1/tasks/{id}/actions/progress", tag = "work", extensions(("x-permission" = json!("tasks.work"))),
     params(("id" = String, Path, description = "Id")), request_body = Progress, responses((status = 200, body = One<TaskAttributes>)))]
-async fn progress(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Progress>) -> Outcome {
+async fn progress(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Progress>) -> Outcome {
     let Progress { claim_token, percent, message } = input.body;
     if percent.is_some_and(|p| !(0.0..=100.0).contains(&p)) {
         return Err(Rejection::invalid(&[Problem { pointer: "/percent".into(), message: "must be 0 to 100".into() }]).into());
@@ -175,7 +181,7 @@ async fn progress(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, i
 /// Give a task back; the agent has not handled it
 #[utoipa::path(post, path = "/api/v1/tasks/{id}/actions/release", tag = "work", extensions(("x-permission" = json!("tasks.work"))),
     params(("id" = String, Path, description = "Id")), request_body = Release, responses((status = 200, body = One<TaskAttributes>)))]
-async fn release(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Release>) -> Outcome {
+async fn release(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Release>) -> Outcome {
     short("/reason", &input.body.reason)?;
     report(&state, &input.by, &id, &input.body.claim_token, TaskOutcome::Release { reason: input.body.reason }).await
 }
@@ -185,7 +191,7 @@ async fn release(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, in
 /// The same completion may be repeated; a different one, or one whose claim is no longer in force, is refused with 409.
 #[utoipa::path(post, path = "/api/v1/tasks/{id}/actions/complete", tag = "work", extensions(("x-permission" = json!("tasks.work"))),
     params(("id" = String, Path, description = "Id")), request_body = Complete, responses((status = 200, body = One<TaskAttributes>)))]
-async fn complete(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Complete>) -> Outcome {
+async fn complete(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Complete>) -> Outcome {
     let body = input.body;
     if !body.output.is_object() {
         return Err(Rejection::invalid(&[Problem { pointer: "/output".into(), message: "must be an object".into() }]).into());
@@ -206,7 +212,7 @@ async fn complete(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, i
 /// Say that a task could not be done
 #[utoipa::path(post, path = "/api/v1/tasks/{id}/actions/fail", tag = "work", extensions(("x-permission" = json!("tasks.work"))),
     params(("id" = String, Path, description = "Id")), request_body = Fail, responses((status = 200, body = One<TaskAttributes>)))]
-async fn fail(State(state): State<Arc<EdgeState>>, Path(id): Path<String>, input: Input<Fail>) -> Outcome {
+async fn fail(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Fail>) -> Outcome {
     let Fail { claim_token, error, retryable } = input.body;
     let error = error
         .map_or(TaskError { code: "FAILED".into(), message: String::new() }, |e| TaskError { code: e.code, message: e.message });

@@ -1,0 +1,131 @@
+//! One keep-alive connection to the server, with as little between the figures and the wire as possible.
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::net::SocketAddr;
+use tokio::net::TcpStream;
+
+/// As whom a request is made.
+#[derive(Clone)]
+pub(crate) struct Credential(Option<(HeaderName, HeaderValue)>);
+
+impl Credential {
+    /// As nobody.
+    pub fn none() -> Self {
+        Credential(None)
+    }
+
+    /// With an access token.
+    pub fn bearer(token: &str) -> anyhow::Result<Self> {
+        Ok(Credential(Some((AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}"))?))))
+    }
+
+    /// With an API key.
+    pub fn key(key: &str) -> anyhow::Result<Self> {
+        Ok(Credential(Some((HeaderName::from_static("x-api-key"), HeaderValue::from_str(key)?))))
+    }
+}
+
+/// An answer, read to its end.
+pub(crate) struct Answer {
+    status: u16,
+    /// Its body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body, if the status is the wanted one.
+    pub fn expect(self, status: u16) -> anyhow::Result<Bytes> {
+        if self.status != status {
+            bail!("answered {} instead of {status}: {}", self.status, String::from_utf8_lossy(&self.body));
+        }
+        Ok(self.body)
+    }
+
+    /// `data` of the body, if the status is the wanted one.
+    pub fn data(self, status: u16) -> anyhow::Result<Value> {
+        let mut body: Value = serde_json::from_slice(&self.expect(status)?)?;
+        Ok(body["data"].take())
+    }
+}
+
+/// An HTTP/1.1 connection; requests go one after another.
+pub(crate) struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    host: HeaderValue,
+}
+
+impl Connection {
+    /// Connects.
+    pub async fn open(address: SocketAddr) -> anyhow::Result<Connection> {
+        let stream = TcpStream::connect(address).await.with_context(|| format!("no connection to {address}"))?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(async move {
+            // What went wrong is told to whoever waits for an answer.
+            let _ = connection.await;
+        });
+        Ok(Connection { sender, host: HeaderValue::from_str(&address.to_string())? })
+    }
+
+    /// Reads.
+    pub async fn get(&mut self, by: &Credential, path: &str) -> anyhow::Result<Answer> {
+        let request = self.request(Method::GET, by, path, Bytes::new())?;
+        self.answer(request).await
+    }
+
+    /// Creates or acts.
+    pub async fn post(&mut self, by: &Credential, path: &str, body: &Value) -> anyhow::Result<Answer> {
+        let request = self.request(Method::POST, by, path, serde_json::to_vec(body)?.into())?;
+        self.answer(request).await
+    }
+
+    /// Creates or acts under an `Idempotency-Key`.
+    pub async fn post_once(&mut self, by: &Credential, path: &str, body: &Value, key: &str) -> anyhow::Result<Answer> {
+        let mut request = self.request(Method::POST, by, path, serde_json::to_vec(body)?.into())?;
+        request.headers_mut().insert("idempotency-key", HeaderValue::from_str(key)?);
+        self.answer(request).await
+    }
+
+    /// Reads an answer that does not end.
+    pub async fn stream(mut self, by: &Credential, path: &str) -> anyhow::Result<Incoming> {
+        let request = self.request(Method::GET, by, path, Bytes::new())?;
+        let response = self.response(request).await?;
+        anyhow::ensure!(response.status() == 200, "{path} answered {}", response.status());
+        Ok(response.into_body())
+    }
+
+    fn request(&self, method: Method, by: &Credential, path: &str, body: Bytes) -> anyhow::Result<Request<Full<Bytes>>> {
+        let mut request = Request::builder().method(method).uri(path).header(HOST, self.host.clone());
+        if let Some((name, value)) = &by.0 {
+            request = request.header(name, value);
+        }
+        if !body.is_empty() {
+            request = request.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        request.body(Full::new(body)).with_context(|| format!("no request: {path}"))
+    }
+
+    async fn response(&mut self, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
+        self.sender.ready().await?;
+        Ok(self.sender.send_request(request).await?)
+    }
+
+    async fn answer(&mut self, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
+        let response = self.response(request).await?;
+        let status = response.status().as_u16();
+        Ok(Answer { status, body: response.into_body().collect().await?.to_bytes() })
+    }
+}
+
+/// A text that every answer of its kind has.
+pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> anyhow::Result<&'a str> {
+    value.pointer(pointer).and_then(Value::as_str).with_context(|| format!("an answer has no text at {pointer}"))
+}

@@ -1,0 +1,183 @@
+"""The log as its readers see it: lists, filters, the live stream and its resumption."""
+
+import contextlib
+import json
+import re
+import threading
+
+import pytest
+
+from harness import done, opened, refused, submit, unique
+
+# No agent goes down under a test that counts events.
+KEIKO_ENV = {"KEIKO_AGENT_LEASE": "10m"}
+
+
+@pytest.fixture(scope="module")
+def capability(keiko, admin):
+    name = unique("cap")
+    keiko.agent(admin, name)
+    return name
+
+
+def make(admin):
+    return done(admin.post("/agents", {"name": unique("agent")}), 201)["id"]
+
+
+def head(client):
+    """The position of the newest event."""
+    return opened(client.get("/agents", limit=1))["meta"]["position"]
+
+
+def blocks(lines):
+    """Server-sent blocks as lists of (field, value), comments left out."""
+    block = []
+    for line in lines:
+        if line == "" and block:
+            yield block
+            block = []
+        elif line and not line.startswith(":"):
+            field, _, value = line.partition(":")
+            block.append((field, value.removeprefix(" ")))
+
+
+@contextlib.contextmanager
+def listening(client, last_id, **params):
+    """An open stream: an iterator of (position, event) after `last_id`."""
+    with client.stream("/events/stream", headers={"Last-Event-ID": str(last_id), "Accept": "text/event-stream"}, **params) as answer:
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
+
+        def events():
+            for block in blocks(answer.iter_lines()):
+                fields = dict(block)
+                if "id" in fields:
+                    assert set(fields) == {"id", "data"}, f"an event has id and data only: {block}"
+                    yield int(fields["id"]), json.loads(fields["data"])
+
+        yield events()
+
+
+# Lists
+
+
+def test_should_show_events_in_the_published_shape(admin, capability):
+    task = submit(admin, capability)
+    (event,) = admin.events(stream=task["id"])
+    assert event["type"] == "tasks.task.submitted" and event["category"] == "domain"
+    assert event["id"].startswith("evt_") and event["stream"] == task["id"] and event["version"] == 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["timestamp"])
+    me = done(admin.get("/auth/me"))["id"]
+    assert event["metadata"]["actor"]["kind"] == "user" and event["metadata"]["actor"]["id"] == me
+    assert event["metadata"]["correlation_id"] and event["source"]
+    assert isinstance(event["data"], dict) and isinstance(event["position"], int)
+    assert done(admin.get(f"/tasks/{task['id']}/events")) == [event]
+
+
+def test_should_name_who_did_it_and_why(keiko, admin):
+    capability = unique("cap")
+    agent = keiko.agent(admin, capability)
+    task = agent.work(admin, capability)
+    by_type = {e["type"]: e for e in admin.events(stream=task["id"])}
+    finished = by_type["tasks.task.completed"]
+    assert finished["metadata"]["actor"]["kind"] == "agent" and finished["metadata"]["actor"]["id"] == agent.id
+    assert agent.name in finished["source"] or agent.id in finished["source"]
+    assert finished["version"] == len(by_type)
+
+
+def test_should_order_events_without_gaps(admin, capability):
+    before = head(admin)
+    for _ in range(5):
+        make(admin)
+    positions = [e["position"] for e in admin.events(after=before)]
+    assert positions == list(range(before + 1, before + 1 + len(positions))) and len(positions) >= 5
+
+
+def test_should_page_by_position(admin):
+    before = head(admin)
+    for _ in range(5):
+        make(admin)
+    whole = admin.events(after=before)
+    first = done(admin.get("/events", after=before, limit=2))
+    second = done(admin.get("/events", after=first[-1]["position"], limit=2))
+    assert first + second == whole[:4]
+    assert done(admin.get("/events", after=head(admin) + 1000)) == []
+
+
+def test_should_filter_by_type_and_stream(admin, capability):
+    before = head(admin)
+    agent, task = make(admin), submit(admin, capability)
+    found = admin.events(after=before, type="tasks.task.submitted")
+    assert [e["stream"] for e in found] == [task["id"]]
+    assert {e["stream"] for e in admin.events(after=before, stream=agent)} == {agent}
+    assert admin.events(after=before, type="tasks.task.submitted", stream=agent) == []
+    for query in ({"after": "soon"}, {"after": -1}, {"limit": 0}, {"limit": 501}, {"colour": "red"}):
+        refused(admin.get("/events", **query), 400)
+
+
+# The live stream
+
+
+def test_should_stream_what_happened_and_what_happens(admin):
+    before = head(admin)
+    old = make(admin)
+    with listening(admin, before) as events:
+        position, event = next(events)
+        assert event["stream"] == old and event["position"] == position > before
+        made = []
+        later = threading.Thread(target=lambda: made.append(make(admin)))
+        later.start()
+        position2, event2 = next(events)
+        later.join()
+        assert event2["stream"] == made[0] and position2 == position + 1
+    assert admin.events(after=before)[:2] == [event, event2], "the same events as in the list"
+
+
+def test_should_resume_after_the_last_id_without_gap_or_repetition(admin):
+    before = head(admin)
+    for _ in range(20):
+        make(admin)
+    wanted = [e["position"] for e in admin.events(after=before)]
+    seen, last = [], before
+    for size in (3, 1, 7, 9):
+        with listening(admin, last) as events:
+            for _ in range(size):
+                last, _event = next(events)
+                seen.append(last)
+    assert seen == wanted[:20]
+
+
+def test_should_show_all_readers_one_order_while_many_write(keiko, admin, capability):
+    before, size = head(admin), 120
+    orders = [[] for _ in range(3)]
+
+    def read(order):
+        with listening(admin, before) as events:
+            for position, event in events:
+                order.append((position, event["id"]))
+                if len(order) == size:
+                    return
+
+    readers = [threading.Thread(target=read, args=(order,)) for order in orders]
+    writers = [threading.Thread(target=lambda: [submit(admin, capability) for _ in range(size // 4)]) for _ in range(4)]
+    for thread in readers + writers:
+        thread.start()
+    for thread in readers + writers:
+        thread.join(60)
+    assert orders[0] == orders[1] == orders[2]
+    assert [position for position, _ in orders[0]] == list(range(before + 1, before + 1 + size))
+
+
+def test_should_refuse_streams_to_strangers_and_nonsense(keiko, admin):
+    refused(keiko.client().get("/events/stream"), 401)
+    refused(keiko.user(admin, ["user"]).get("/events/stream"), 403)
+    refused(admin.get("/events/stream", headers={"Last-Event-ID": "soon"}), 400)
+
+
+@pytest.mark.timeout(30)
+def test_should_end_a_stream_when_its_session_ends(keiko, admin):
+    reader = keiko.login()
+    with listening(reader, head(admin)) as events:
+        reader.post("/auth/logout")
+        make(admin)
+        remaining = list(events)  # The server closes the stream; otherwise this read times out.
+    assert len(remaining) <= 3
