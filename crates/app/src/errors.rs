@@ -107,8 +107,10 @@ impl Problems {
 
     /// Refuses by a rule, for input that is well-formed.
     pub fn refuse(self) -> Result<(), Rejection> {
-        let refused = |r: Rejection| Rejection { kind: Kind::Refused, code: "RULE_VIOLATED", ..r };
-        self.check().map_err(refused)
+        let Some(first) = self.0.first() else { return Ok(()) };
+        let message = format!("The request is well-formed, but {}: {}", first.pointer, first.message);
+        let hint = "Change what details.errors names.";
+        Err(Rejection::new(Kind::Refused, "RULE_VIOLATED", message, hint).with("errors", &self.0))
     }
 
     /// Refuses if anything is wrong.

@@ -43,7 +43,7 @@ pub(crate) fn check(password: &str, username: &str) -> Result<(), Rejection> {
         Kind::Refused,
         "PASSWORD_REFUSED",
         format!("The password is not accepted. {problem}"),
-        "Choose a longer one; a sentence is good.",
+        "Choose another one; a sentence is good.",
     ))
 }
 

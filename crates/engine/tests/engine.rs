@@ -195,7 +195,8 @@ async fn a_repeated_request_is_recognised() {
     let engine = on_memory();
     let key = store::IdempotencyKey { key: "k".into(), request_hash: [1; 32] };
     let context = Context { idempotency: Some(key), ..Context::system("test") };
-    let once = async || engine.handle::<Counter>(LOG(), Step::on::<Counter>("counter_a", add(1)), &context, Extras::default()).await;
+    let once =
+        async || engine.handle::<Counter>(LOG(), Step::on::<Counter>("counter_a", add(1)), &context, Extras::default()).await;
     assert_eq!(once().await.unwrap().state.total, 1);
     assert!(matches!(once().await, Err(HandleError::Repeated(known)) if known.stream == "counter_a"));
     assert_eq!(handle(&engine, "counter_a", add(0)).await.unwrap(), 1);

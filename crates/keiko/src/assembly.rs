@@ -49,6 +49,7 @@ impl Keiko {
     /// Starts everything up to the open port.
     pub async fn start(settings: &Settings, parts: Parts) -> anyhow::Result<Keiko> {
         let Parts { store, env, keys } = parts;
+        let listener = bind(settings.listen).await.map_err(anyhow::Error::msg)?;
         let engine = Engine::new(store.clone(), env.clone());
         let password = settings.admin_password.as_ref().map(|secret| secret.0.clone());
         let (app, bootstrap) = App::start(engine, &keys, settings.app.clone(), password)
@@ -56,7 +57,7 @@ impl Keiko {
             .map_err(|r| anyhow::anyhow!("{} {}", r.message, r.hint))
             .context("the application could not start")?;
         let readiness = Arc::new(StoreReadiness(store.clone()));
-        let server = bind(settings.listen, app.clone(), readiness, settings.http.clone()).await.map_err(anyhow::Error::msg)?;
+        let server = Server::new(listener, app.clone(), readiness, settings.http.clone()).map_err(anyhow::Error::msg)?;
         Ok(Keiko { app, server, store, env, grace: settings.shutdown_timeout, bootstrap })
     }
 

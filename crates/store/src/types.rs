@@ -149,8 +149,8 @@ pub struct ScanFilter {
 impl ScanFilter {
     /// Whether an event passes.
     pub fn admits(&self, event: &Recorded) -> bool {
-        let kind_ok = self.kind.as_deref().is_none_or(|kind| match kind.strip_suffix('*') {
-            Some(prefix) => event.header.kind.starts_with(prefix),
+        let kind_ok = self.kind.as_deref().is_none_or(|kind| match kind.strip_suffix(".*") {
+            Some(prefix) => event.header.kind.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')),
             None => event.header.kind == kind,
         });
         kind_ok && self.stream.as_deref().is_none_or(|stream| event.header.stream == stream)

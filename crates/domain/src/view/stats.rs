@@ -19,9 +19,15 @@ pub struct AgentStats {
 }
 
 impl AgentStats {
-    /// Share of attempts that succeeded, 0 to 1; one half without any record (Laplace's rule).
+    /// The success to be expected of the next attempt, 0 to 1; one half without any record (Laplace's rule).
     pub fn success(&self) -> f64 {
         (self.completed + 1) as f64 / (self.completed + self.failed + self.expired + 2) as f64
+    }
+
+    /// Share of attempts that succeeded, 0 to 1, as it was; for people.
+    pub fn success_rate(&self) -> Option<f64> {
+        let tried = self.completed + self.failed + self.expired;
+        (tried > 0).then(|| self.completed as f64 / tried as f64)
     }
 
     /// Mean time from claim to completion.

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, header, request::Parts};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use domain::policy::{Reach, is_permission};
-use kernel::{Actor, Kind, Origin, Rejection};
+use kernel::{Actor, Kind, Origin, Problem, Rejection};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -50,6 +50,36 @@ pub(super) fn table(document: &Value) -> Result<BTreeMap<(String, String), Acces
     Ok(table)
 }
 
+/// The names that each route takes in its query string, by method and path.
+pub(super) fn query_names(document: &Value) -> BTreeMap<(String, String), Vec<String>> {
+    let mut names = BTreeMap::new();
+    for (path, operations) in document["paths"].as_object().into_iter().flatten() {
+        for (method, operation) in operations.as_object().into_iter().flatten() {
+            let parameters = operation["parameters"].as_array().into_iter().flatten();
+            let in_query = parameters.filter(|p| p["in"] == "query").filter_map(|p| p["name"].as_str().map(str::to_owned));
+            names.insert((method.to_uppercase(), path.clone()), in_query.collect());
+        }
+    }
+    names
+}
+
+/// An unknown name in a query string is an error like an unknown field in a body.
+fn check_query(state: &EdgeState, route: &(String, String), query: Option<&str>) -> Result<(), Failure> {
+    let (Some(query), Some(known)) = (query, state.query_names.get(route)) else { return Ok(()) };
+    let unknown = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| !known.iter().any(|k| k == name));
+    match unknown {
+        None => Ok(()),
+        Some((name, _)) => {
+            let name: String = name.chars().take(64).collect();
+            let message = format!(
+                "is no parameter of this route, which takes: {}",
+                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+            );
+            Err(Rejection::invalid(&[Problem { pointer: format!("/{name}"), message }]).into())
+        }
+    }
+}
+
 /// Authenticates and authorises, or ends the request.
 pub(super) async fn admit(State(state): State<Arc<EdgeState>>, mut request: Request, next: Next) -> Response {
     let matched = request.extensions().get::<MatchedPath>().cloned();
@@ -82,14 +112,19 @@ async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>
     let path = request.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
     // HEAD is answered by the GET handler, so it asks the same.
     let method = if request.method == "HEAD" { "GET" } else { request.method.as_str() };
-    let permission = match state.access.get(&(method.to_owned(), path.to_owned())) {
-        Some(Access::Open) => return Ok(None),
+    let route = (method.to_owned(), path.to_owned());
+    let permission = match state.access.get(&route) {
+        Some(Access::Open) => {
+            check_query(state, &route, request.uri.query())?;
+            return Ok(None);
+        }
         Some(Access::Permission(permission)) => permission,
         // A known path with another method: the router answers 405, and tells nothing else.
         None => return Ok(None),
     };
     let actor = authenticate(state, &request.headers).await?;
     let reach = state.app.authorise(&actor, permission)?;
+    check_query(state, &route, request.uri.query())?;
     wait_for_position(state, &actor, &request.headers).await?;
     Ok(Some(caller(actor, reach, request)?))
 }

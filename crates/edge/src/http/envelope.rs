@@ -304,11 +304,11 @@ pub(super) async fn finish(State(state): State<Arc<EdgeState>>, mut request: Req
     let elapsed = started.elapsed();
     drop(in_flight);
     state.metrics.request(method.as_str(), &route, response.status().as_u16(), elapsed);
-    log(&response, &names, method.as_str(), &path, elapsed.as_millis());
+    log(&response, &names, method.as_str(), &path, u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     response
 }
 
-fn log(response: &Response, names: &RequestNames, method: &str, path: &str, elapsed_ms: u128) {
+fn log(response: &Response, names: &RequestNames, method: &str, path: &str, elapsed_ms: u64) {
     let who = response.extensions().get::<LoggedActor>();
     let (tenant, actor) = (who.map(|w| w.tenant.as_str()), who.map(|w| w.actor.as_str()));
     let (request_id, correlation_id, status) = (names.request_id.as_str(), names.correlation(), response.status().as_u16());

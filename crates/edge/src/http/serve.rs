@@ -31,24 +31,22 @@ pub struct Server {
     router: Router,
 }
 
-/// Binds an address. Fails when a route declares no permission.
-pub async fn bind(
-    address: SocketAddr,
-    app: App,
-    readiness: Arc<dyn Readiness>,
-    settings: HttpSettings,
-) -> Result<Server, String> {
-    let router = super::router(app, readiness, settings)?;
-    let listener = TcpListener::bind(address).await.map_err(|e| match e.kind() {
+/// Binds an address. Done before anything is made, so that a busy port leaves nothing behind.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|e| match e.kind() {
         std::io::ErrorKind::AddrInUse => {
             format!("the address {address} is in use; stop what listens there or choose another with --listen")
         }
-        _ => format!("cannot listen on {address}: {e}"),
-    })?;
-    Ok(Server { listener, router })
+        _ => format!("cannot listen on {address}: {e}; choose another with --listen"),
+    })
 }
 
 impl Server {
+    /// A server on a bound address. Fails when a route declares no permission.
+    pub fn new(listener: TcpListener, app: App, readiness: Arc<dyn Readiness>, settings: HttpSettings) -> Result<Server, String> {
+        Ok(Server { listener, router: super::router(app, readiness, settings)? })
+    }
+
     /// Where it listens.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()

@@ -40,6 +40,8 @@ pub(crate) struct EdgeState {
     pub settings: HttpSettings,
     /// What each route asks of its caller.
     pub access: BTreeMap<(String, String), Access>,
+    /// What each route takes in its query string.
+    pub query_names: BTreeMap<(String, String), Vec<String>>,
     /// The API document, as it is served and as schemas are taken from it.
     pub document: Value,
     pub document_text: String,
@@ -57,11 +59,13 @@ impl EdgeState {
         document: Value,
     ) -> Result<Self, String> {
         let document_text = openapi_text(&document)?;
+        let query_names = super::access::query_names(&document);
         Ok(EdgeState {
             app,
             readiness,
             settings,
             access,
+            query_names,
             document,
             document_text,
             bodies: Bodies::default(),

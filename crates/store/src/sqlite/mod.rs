@@ -97,7 +97,7 @@ fn open_for_writing(path: &Path) -> rusqlite::Result<Connection> {
          PRAGMA fullfsync = ON;
          PRAGMA wal_autocheckpoint = 0;
          PRAGMA temp_store = MEMORY;
-         PRAGMA cache_size = -8000;",
+         PRAGMA cache_size = -16000;",
     )?;
     Ok(connection)
 }

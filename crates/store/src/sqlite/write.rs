@@ -35,14 +35,59 @@ pub(super) fn append(
     append: Append,
     written: &mut Vec<Arc<Recorded>>,
 ) -> Result<Appended, Failure> {
-    if let Some(key) = &append.idempotency
-        && let Some(known) = idempotent_in(c, log.number, &key.key)?
-    {
-        return Err(Failure::Refused(StoreError::Repeated(known)));
+    let is_keyed = reserve(c, log, &append)?;
+    match check_and_write(c, log, append, written) {
+        Ok(appended) => Ok(appended),
+        Err((failure, key)) => {
+            if let (true, Some(key)) = (is_keyed, key) {
+                c.prepare_cached("DELETE FROM idempotency WHERE log = ?1 AND key = ?2")?.execute(params![log.number, key])?;
+            }
+            Err(failure)
+        }
     }
+}
+
+/// Takes the idempotency key before anything else: one statement where asking first would be two. Whoever is refused
+/// later gives it back.
+fn reserve(c: &Connection, log: &LogState, append: &Append) -> Result<bool, Failure> {
+    let (Some(key), Some(first)) = (&append.idempotency, append.writes.first()) else { return Ok(false) };
+    let position = log.position + append.writes.iter().map(|w| w.events.len() as u64).sum::<u64>();
+    let taken = c
+        .prepare_cached(
+            "INSERT INTO idempotency (log, key, request_hash, stream, position) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![log.number, key.key, &key.request_hash[..], first.stream, position])?;
+    match taken {
+        0 => match idempotent_in(c, log.number, &key.key)? {
+            Some(known) => Err(Failure::Refused(StoreError::Repeated(known))),
+            None => Err(Failure::Broken(rusqlite::Error::QueryReturnedNoRows)),
+        },
+        _ => Ok(true),
+    }
+}
+
+/// What refused an append, with its idempotency key.
+type Refused = (Failure, Option<String>);
+
+fn check_and_write(
+    c: &Connection,
+    log: &mut LogState,
+    append: Append,
+    written: &mut Vec<Arc<Recorded>>,
+) -> Result<Appended, Refused> {
+    match check(c, log, &append) {
+        Ok(before) => write(c, log, append, before, written).map_err(|error| (error.into(), None)),
+        Err(failure) => Err((failure, append.idempotency.map(|key| key.key))),
+    }
+}
+
+fn check(c: &Connection, log: &LogState, append: &Append) -> Result<Vec<Option<Before>>, Failure> {
     let mut before = Vec::with_capacity(append.writes.len());
     for write in &append.writes {
         before.push(check_version(c, log.number, write)?);
+    }
+    if append.writes.iter().all(|write| write.unique.is_empty()) {
+        return Ok(before);
     }
     let mut broken = None;
     let stored = |key: &str| {
@@ -57,18 +102,22 @@ pub(super) fn append(
         return Err(Failure::Broken(error));
     }
     checked.map_err(Failure::Refused)?;
+    Ok(before)
+}
 
-    let first_stream = append.writes.first().map(|w| w.stream.clone());
+fn write(
+    c: &Connection,
+    log: &mut LogState,
+    append: Append,
+    before: Vec<Option<Before>>,
+    written: &mut Vec<Arc<Recorded>>,
+) -> rusqlite::Result<Appended> {
     log.recorded_at = log.recorded_at.max(append.now);
     for (write, before) in append.writes.into_iter().zip(before) {
         if let Some(row) = write.row {
             change_unique(c, log.number, &write.stream, &write.unique)?;
             write_stream(c, log, append.log, &write.stream, before, write.events, row, written)?;
         }
-    }
-    if let (Some(key), Some(stream)) = (&append.idempotency, first_stream) {
-        c.prepare_cached("INSERT INTO idempotency (log, key, request_hash, stream, position) VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![log.number, key.key, &key.request_hash[..], stream, log.position])?;
     }
     for (hash, bytes) in &append.values {
         c.prepare_cached("INSERT OR IGNORE INTO stored_values (log, hash, bytes) VALUES (?1, ?2, ?3)")?.execute(params![

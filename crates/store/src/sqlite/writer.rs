@@ -19,8 +19,10 @@ const QUEUE_MAX: usize = 65_536;
 const GROUP_MAX: usize = 1_024;
 /// Items that one log may add to a group before the others had their turn.
 const TURN_MAX: usize = 64;
-/// Changes between two checkpoints.
-const CHECKPOINT_EVERY: usize = 4_000;
+/// Pages in the write-ahead log from which on it is copied into the database: 64 MiB.
+const WAL_PAGES_MAX: i64 = 16 * 1024;
+/// Commits between two looks at the write-ahead log's length.
+const WAL_CHECK_EVERY: usize = 16;
 /// After this long without work the log file is emptied.
 const IDLE: Duration = Duration::from_secs(2);
 /// How often the disk is looked at.
@@ -141,7 +143,7 @@ struct Thread {
     logs: LogNumbers,
     /// What is queued, by log, so that a busy one does not hold up the others.
     waiting: BTreeMap<TenantId, VecDeque<Job>>,
-    /// Changes since the last checkpoint.
+    /// Commits since the last look at the write-ahead log; 0 when everything is checkpointed.
     unchecked: usize,
     disk_checked_at: Option<Instant>,
 }
@@ -276,8 +278,8 @@ impl Thread {
         // Whoever asked may have gone away; the change stands all the same.
         done.appends.into_iter().for_each(|(reply, outcome)| drop(reply.send(outcome)));
         done.applies.into_iter().for_each(|(reply, outcome)| drop(reply.send(outcome)));
-        self.unchecked += done.changes;
-        if self.unchecked >= CHECKPOINT_EVERY {
+        self.unchecked += usize::from(done.changes > 0);
+        if self.unchecked >= WAL_CHECK_EVERY && self.wal_pages() >= WAL_PAGES_MAX {
             self.checkpoint("PASSIVE");
         }
     }
@@ -306,6 +308,16 @@ impl Thread {
             Job::Close(_) => {}
         }
         Ok(())
+    }
+
+    /// Pages that wait in the write-ahead log.
+    fn wal_pages(&mut self) -> i64 {
+        self.unchecked = 1;
+        let pages = self.connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get(1));
+        pages.unwrap_or_else(|error| {
+            self.fail(&error);
+            0
+        })
     }
 
     fn checkpoint(&mut self, mode: &str) {

@@ -75,7 +75,7 @@ async fn discover(State(state): State<Arc<EdgeState>>, By(caller): By, Params(pa
                 score: d.score,
                 rank: i + 1,
                 reasons: d.reasons.clone(),
-                success_rate: d.record.filter(|r| r.completed + r.failed + r.expired > 0).map(|r| r.success()),
+                success_rate: d.record.and_then(|r| r.success_rate()),
                 latency_ms: d.record.and_then(|r| r.mean_ms()),
                 agent: attributes(&d.agent),
             },
