@@ -6,7 +6,7 @@
 use super::slots::{AgentSlot, Hold, QueueSlot, TaskSlot, Waiter};
 use crate::agent::Agent;
 use crate::queue::Configured;
-use crate::task::{Decision, Task, TaskError, TaskEvent};
+use crate::task::{Collision, Decision, Task, TaskError, TaskEvent};
 use crate::view::stats::AgentStats;
 use kernel::id::{AgentId, TaskId};
 use kernel::{Decider, EventSet, Process, Recorded, Timestamp};
@@ -252,10 +252,20 @@ impl Dispatch {
         let Some(slot) = self.tasks.get_mut(&id).filter(|slot| slot.state == Hold::Free) else { return };
         slot.ready_since.get_or_insert(now);
         let (capability, queue, rank) = (slot.capability.clone(), slot.queue.clone(), slot.rank(id));
-        self.timers.insert((now.plus_ms(self.settings.lru_patience_ms), Timer::Match));
         self.dirty.insert(capability.clone());
         self.ready.entry(capability).or_default().entry(queue).or_default().insert(rank);
+        self.wait_for_a_fresh_agent(id);
         self.give_up_if_nobody_left(id, now);
+    }
+
+    /// A ready task that some agent has handled is looked at again when its patience is over.
+    fn wait_for_a_fresh_agent(&mut self, id: TaskId) {
+        let Some(slot) = self.tasks.get(&id).filter(|slot| slot.collision == Collision::Lru && !slot.handled.is_empty()) else {
+            return;
+        };
+        if let Some(since) = slot.ready_since {
+            self.timers.insert((since.plus_ms(self.settings.lru_patience_ms), Timer::Match));
+        }
     }
 
     pub(super) fn unready(&mut self, id: TaskId) {
@@ -366,6 +376,7 @@ impl Dispatch {
             if let Some(slot) = self.tasks.get_mut(&id) {
                 slot.handled.insert(agent);
             }
+            self.wait_for_a_fresh_agent(id);
             self.give_up_if_nobody_left(id, now);
         }
     }
@@ -549,7 +560,10 @@ impl Dispatch {
             }
             Timer::GiveUp(id) => self.give_up_if_nobody_left(id, now),
             Timer::Lease(id) => {
-                if let Some(TaskSlot { state: Hold::Claimed { token, .. }, .. }) = self.tasks.get(&id) {
+                // A later claim of the same task has a lease of its own.
+                if let Some(TaskSlot { state: Hold::Claimed { token, lease, .. }, .. }) = self.tasks.get(&id)
+                    && *lease <= now
+                {
                     self.commands.push(DispatchCommand::Expire(id, *token));
                     // Asked again if the command is lost.
                     self.timers.insert((now.plus_ms(RETRY_COMMAND_MS), Timer::Lease(id)));
@@ -562,8 +576,10 @@ impl Dispatch {
 
     fn end_wait(&mut self, agent: AgentId, id: WaiterId, now: Timestamp) {
         let Some(waiter) = self.waiters.get(&agent).and_then(|w| w.get(&id)) else { return };
-        let is_behind = self.position < waiter.min_position || !self.loading.is_empty();
-        if (is_behind && now.since_ms(waiter.until) < CATCH_UP_MS_MAX) || waiter.is_busy {
+        let late_ms = now.since_ms(waiter.until);
+        let is_behind = self.position < waiter.min_position && late_ms < CATCH_UP_MS_MAX;
+        let is_reading = !self.loading.is_empty() && late_ms < READING_MS_MAX;
+        if is_behind || is_reading || waiter.is_busy {
             self.timers.insert((now.plus_ms(1), Timer::Waiter(agent, id)));
             return;
         }
@@ -584,6 +600,8 @@ impl Dispatch {
 
 /// How long a request without patience waits for the dispatcher to catch up with the log.
 const CATCH_UP_MS_MAX: u64 = 2_000;
+/// How long it waits for tasks that are being read.
+const READING_MS_MAX: u64 = 100;
 /// When a command whose outcome was not seen is given again.
 const RETRY_COMMAND_MS: u64 = 1_000;
 

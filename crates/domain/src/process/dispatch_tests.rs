@@ -209,6 +209,27 @@ fn given_a_claim_then_it_expires_unless_it_is_renewed_with_its_token() {
 }
 
 #[test]
+fn given_a_task_claimed_anew_then_a_late_look_at_the_old_claim_leaves_it_alone() {
+    let mut dispatch = with_agents(2);
+    dispatch.put_task(task(1), loaded(|_| {}, &[]), Timestamp(0));
+    let mut claimed = |dispatch: &mut Dispatch, who: u8, waiter, token, now: i64| {
+        ask(dispatch, who, waiter, now, 60_000);
+        assert_eq!(granted(&dispatch.decide(Timestamp(now), 0)), [(agent(who), vec![task(1)])]);
+        let results = vec![(task(1), ClaimResult::Claimed(token))];
+        dispatch.signal(
+            DispatchSignal::ClaimDone(ClaimDone { agent: agent(who), waiter, results, is_delivered: true }),
+            Timestamp(now),
+        );
+    };
+    claimed(&mut dispatch, 1, 7, 2, 0);
+    assert_eq!(dispatch.decide(Timestamp(1_000), 0), [DispatchCommand::Expire(task(1), 2)]);
+    let expired = json!({"agent_id": agent(1), "capability": "work", "task_hash": "h"});
+    dispatch.react(&event("tasks.task.claim_expired", 1, 3, expired), Timestamp(1_500));
+    claimed(&mut dispatch, 2, 8, 4, 1_500);
+    assert_eq!(dispatch.decide(Timestamp(2_400), 0), [], "the second look at the first claim was due at 2000");
+}
+
+#[test]
 fn given_claims_that_never_arrived_then_they_come_first() {
     let mut dispatch = with_agents(1);
     dispatch.put_task(task(1), loaded(|_| {}, &[]), Timestamp(0));
