@@ -212,7 +212,7 @@ fn given_a_claim_then_it_expires_unless_it_is_renewed_with_its_token() {
 fn given_a_task_claimed_anew_then_a_late_look_at_the_old_claim_leaves_it_alone() {
     let mut dispatch = with_agents(2);
     dispatch.put_task(task(1), loaded(|_| {}, &[]), Timestamp(0));
-    let mut claimed = |dispatch: &mut Dispatch, who: u8, waiter, token, now: i64| {
+    let claimed = |dispatch: &mut Dispatch, who: u8, waiter, token, now: i64| {
         ask(dispatch, who, waiter, now, 60_000);
         assert_eq!(granted(&dispatch.decide(Timestamp(now), 0)), [(agent(who), vec![task(1)])]);
         let results = vec![(task(1), ClaimResult::Claimed(token))];
