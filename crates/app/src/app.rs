@@ -80,13 +80,15 @@ pub(crate) struct Inner {
     pub key_ids: Mutex<BTreeMap<String, KeyId>>,
     /// Ends when the server is about to stop: whoever waits is answered.
     pub draining: CancellationToken,
-    /// Password hashes in work at a time: each needs 19 MiB.
+    /// Password hashes that wait or are in work; they are made one after another.
     pub hashing: tokio::sync::Semaphore,
 }
 
 /// The slug of the tenant that is there from the start.
 pub(crate) const DEFAULT_TENANT: &str = "default";
 const ADMIN: &str = "admin";
+/// Password hashes that may wait: some seconds of work.
+const HASHES_MAX: usize = 128;
 
 impl App {
     /// Starts the application on an engine: makes tenant and administrator on the first start, then starts the workers
@@ -116,7 +118,7 @@ impl App {
             tenants: RwLock::default(),
             key_ids: Mutex::default(),
             draining: CancellationToken::new(),
-            hashing: tokio::sync::Semaphore::new(2),
+            hashing: tokio::sync::Semaphore::new(HASHES_MAX),
         }));
         workers::start_all(&app).await.map_err(of_store)?;
         Ok((app, bootstrap))
@@ -223,6 +225,11 @@ impl App {
     pub(crate) async fn execute<D: Decider>(&self, caller: &Caller, step: Step, extras: Extras) -> Answer<Handled<D::State>> {
         match self.0.engine.handle::<D>(caller.actor.tenant, step, &caller.context(), extras).await {
             Err(HandleError::Repeated(known)) => self.repeated::<D>(caller, &known).await,
+            // What is refused now may be refused because the same request was carried out before.
+            Err(HandleError::Rejected(rejection)) => match self.earlier::<D>(caller).await? {
+                Some(entity) => Ok(entity),
+                None => Err(rejection),
+            },
             other => other.map_err(of_handle),
         }
     }
@@ -290,6 +297,15 @@ impl App {
         Ok(Page { items, next: page.next, position })
     }
 
+    /// A place in the queue for hashing passwords; a flood of logins is refused instead of delaying everybody.
+    pub(crate) fn hashing_place(&self) -> Answer<tokio::sync::SemaphorePermit<'_>> {
+        let busy = |_| {
+            let hint = "Try again after the time in Retry-After.";
+            Rejection::new(Kind::Unavailable, "BUSY", "Too many passwords are being checked.", hint)
+        };
+        self.0.hashing.try_acquire().map_err(busy)
+    }
+
     /// Hashes and seals a password, where it delays nobody.
     pub(crate) async fn sealed_password(
         &self,
@@ -297,11 +313,11 @@ impl App {
         user: kernel::UserId,
         password: String,
     ) -> Answer<(String, Option<Vec<u8>>)> {
-        let _place = self.0.hashing.acquire().await.map_err(|e| internal(e.to_string()))?;
+        let _place = self.hashing_place()?;
         let inner = self.0.clone();
         let env = self.env().clone();
         let sealed =
-            self.env().blocking(move || passwords::set_password_hash(&inner.crypto.sealer, &env, tenant, user, &password)).await;
+            self.env().heavy(move || passwords::set_password_hash(&inner.crypto.sealer, &env, tenant, user, &password)).await;
         sealed.map(|(name, sealed)| (name, Some(sealed))).map_err(internal)
     }
 }

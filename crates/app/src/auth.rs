@@ -54,7 +54,8 @@ impl App {
         let slug = tenant.unwrap_or(DEFAULT_TENANT);
         let known = self.tenant(slug);
         let log = known.as_ref().map_or(self.0.root, |t| t.id);
-        let throttle_key = format!("{slug}/{username}/{}", context.origin.address.as_deref().unwrap_or_default());
+        // Hashed, so that its length is bounded whatever is sent.
+        let throttle_key = sha256_hex(&format!("{slug}/{username}/{}", context.origin.address.as_deref().unwrap_or_default()));
         let wait_ms = self.0.throttle.wait_ms(&throttle_key, self.env().now());
         if wait_ms > 0 {
             let hint = "Wait for the time in Retry-After.";
@@ -66,13 +67,14 @@ impl App {
             )
             .with("retry_after_s", wait_ms.div_ceil(1000)));
         }
+        // Counted before the slow check and taken back after it, so that guesses at the same time count too.
+        self.0.throttle.failed(throttle_key.clone(), self.env().now());
         let user = match known {
             Some(_) => self.user_by_name(log, username).await?,
             None => None,
         };
         let is_right = self.is_password_right(log, user.as_ref(), password).await?;
         let Some(user) = user.filter(|_| is_right) else {
-            self.0.throttle.failed(throttle_key, self.env().now());
             tracing::info!(tenant = slug, address = context.origin.address.as_deref(), "a login failed");
             return Err(invalid_credentials());
         };
@@ -117,10 +119,10 @@ impl App {
             Some(id) => self.password_hash(log, id).await?,
             None => None,
         };
-        let _place = self.0.hashing.acquire().await.map_err(|e| internal(e.to_string()))?;
+        let _place = self.hashing_place()?;
         let is_known = hash.is_some();
         let password = password.chars().take(passwords::PASSWORD_CHARS_MAX + 1).collect::<String>();
-        let is_right = self.env().blocking(move || passwords::verify(&password, hash.as_deref().unwrap_or(NOBODY))).await;
+        let is_right = self.env().heavy(move || passwords::verify(&password, hash.as_deref().unwrap_or(NOBODY))).await;
         Ok(is_known && is_right)
     }
 

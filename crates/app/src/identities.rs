@@ -88,6 +88,13 @@ impl App {
                 return Err(Rejection::new(Kind::Refused, "ROLE_UNKNOWN", message, "List roles with GET /api/v1/roles.")
                     .with("pointer", format!("/roles/{i}")));
             }
+        }
+        self.check_holds_no_more(caller, roles).await
+    }
+
+    /// What the roles allow, the caller holds too. A role that is gone allows nothing.
+    async fn check_holds_no_more(&self, caller: &Caller, roles: &[String]) -> Answer<()> {
+        for role in roles {
             let permissions = self.role_permissions(caller.actor.tenant, role).await?;
             check_grant(caller, permissions.iter())?;
         }
@@ -124,7 +131,7 @@ impl App {
         let user = self.user(caller, id_or_name).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         // Whoever changes a user could act as that user: so the user may hold no more than the caller.
-        self.check_roles(caller, &user.state.roles).await?;
+        self.check_holds_no_more(caller, &user.state.roles).await?;
         if let Some(password) = password {
             passwords::check(&password, user.state.name())?;
             let secret = self.sealed_password(caller.actor.tenant, id, password).await?;
@@ -151,7 +158,7 @@ impl App {
                 "Ask another administrator.",
             ));
         }
-        self.check_roles(caller, &user.state.roles).await?;
+        self.check_holds_no_more(caller, &user.state.roles).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         let mut steps = vec![Step::on::<User>(id, UserCommand::Delete)];
         self.end_sessions(caller, id, "user_deleted", &mut steps).await?;

@@ -50,18 +50,25 @@ impl App {
             None => caller.actor.who.clone(),
             Some(owner) => self.key_owner(caller, owner).await?,
         };
-        self.issue(
-            caller,
-            Issued {
-                name: new.name,
-                owner,
-                permissions: new.permissions,
-                prefix: String::new(),
-                sha256: String::new(),
-                expires_at: new.expires_at,
-            },
-        )
-        .await
+        let (permissions, expires_at) = self.within_own_key(caller, new.permissions, new.expires_at).await?;
+        let (prefix, sha256) = (String::new(), String::new());
+        self.issue(caller, Issued { name: new.name, owner, permissions, prefix, sha256, expires_at }).await
+    }
+
+    /// A key makes no key that may do more, or lives longer, than itself.
+    async fn within_own_key(
+        &self,
+        caller: &Caller,
+        permissions: Option<Vec<String>>,
+        expires_at: Option<Timestamp>,
+    ) -> Answer<(Option<Vec<String>>, Option<Timestamp>)> {
+        let Some(own) = caller.actor.key else { return Ok((permissions, expires_at)) };
+        let own = self.key(caller, &own.to_string()).await?;
+        let end = match (expires_at, own.state.issued.expires_at) {
+            (Some(asked), Some(own)) => Some(asked.min(own)),
+            (asked, own) => asked.or(own),
+        };
+        Ok((permissions.or_else(|| Some(caller.actor.permissions.clone())), end))
     }
 
     /// A key for somebody else lets the caller act as them: only for services, and for those who hold no more.

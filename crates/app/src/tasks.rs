@@ -327,8 +327,7 @@ pub(crate) fn offload(value: Json, extras: &mut Extras) -> Json {
 pub(crate) async fn resolve(engine: &Engine, log: TenantId, value: &Json) -> Answer<Json> {
     let Some(hash) = value.reference() else { return Ok(value.clone()) };
     match engine.store().value(log, &hash).await.map_err(of_store)? {
-        // A value of this form that somebody submitted is no reference of ours: it stands for itself.
-        None => Ok(value.clone()),
+        None => Err(crate::app::internal("a stored value is missing".into())),
         Some(bytes) => {
             let text = String::from_utf8(bytes).map_err(|e| crate::app::internal(e.to_string()))?;
             Json::parse(text).map_err(|e| crate::app::internal(e.to_string()))

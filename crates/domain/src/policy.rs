@@ -66,11 +66,15 @@ pub fn builtin_role(name: &str) -> Option<Vec<String>> {
     Some(own.iter().chain(EVERYONE).map(|p| (*p).to_owned()).collect())
 }
 
+/// Permissions whose routes know what is the caller's own. Elsewhere `:own` allows nothing.
+const OWN_AWARE: &[&str] = &["tasks.read", "tasks.update", "tasks.work", "agents.read", "agents.heartbeat"];
+
 /// How far `held` reaches for the permission `wanted` (which has no wildcard and no `:own`).
 ///
 /// `orchestrator.tasks.…` is another name of `tasks.…`: the sources call the task area by both.
 pub fn reach(held: &[String], wanted: &str) -> Reach {
-    held.iter().map(|p| reach_of(p, wanted)).max().unwrap_or(Reach::None)
+    let widest = held.iter().map(|p| reach_of(p, wanted)).max().unwrap_or(Reach::None);
+    if widest == Reach::Own && !OWN_AWARE.contains(&wanted) { Reach::None } else { widest }
 }
 
 fn reach_of(pattern: &str, wanted: &str) -> Reach {
@@ -101,7 +105,7 @@ pub fn may_grant(held: &[String], pattern: &str) -> bool {
         "*" => return held.iter().any(|h| h == "*"),
         _ => base.strip_suffix(".*").map_or(base.to_owned(), |prefix| format!("{prefix}.*")),
     };
-    match reach(held, &probe) {
+    match held.iter().map(|p| reach_of(p, &probe)).max().unwrap_or(Reach::None) {
         Reach::All => true,
         Reach::Own => own,
         Reach::None => false,
@@ -171,6 +175,14 @@ mod tests {
         assert!(may_grant(&held, "agents.*"));
         assert!(!may_grant(&held, "*"));
         assert!(!may_grant(&["agents.read".to_owned()], "agents.*"));
+    }
+
+    #[test]
+    fn own_allows_nothing_where_a_route_does_not_know_what_is_own() {
+        let held = ["events.read:own".to_owned(), "keys.*:own".to_owned(), "tasks.read:own".to_owned()];
+        assert_eq!(reach(&held, "events.read"), Reach::None);
+        assert_eq!(reach(&held, "keys.delete"), Reach::None);
+        assert_eq!(reach(&held, "tasks.read"), Reach::Own);
     }
 
     #[test]

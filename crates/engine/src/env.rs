@@ -5,6 +5,7 @@ use kernel::{Timestamp, id};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::future::Future;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,7 +19,11 @@ struct Inner {
     random: Mutex<StdRng>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Takes heavy work one by one. On a thread of its own, so that the memory it needs is reused.
+    heavy: Mutex<Option<Sender<Work>>>,
 }
+
+type Work = Box<dyn FnOnce() + Send>;
 
 enum Clock {
     System,
@@ -42,7 +47,13 @@ impl Env {
     }
 
     fn with(clock: Clock, random: StdRng) -> Self {
-        Env(Arc::new(Inner { clock, random: Mutex::new(random), tasks: TaskTracker::new(), stop: CancellationToken::new() }))
+        Env(Arc::new(Inner {
+            clock,
+            random: Mutex::new(random),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            heavy: Mutex::new(None),
+        }))
     }
 
     /// Now.
@@ -91,14 +102,23 @@ impl Env {
         self.0.tasks.spawn(future);
     }
 
-    /// Runs something slow that does not wait, such as hashing a password, where it delays nobody.
-    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        match &self.0.clock {
-            Clock::Simulated { .. } => work(),
-            Clock::System => match tokio::task::spawn_blocking(work).await {
-                Ok(value) => value,
-                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-            },
+    /// Does work that needs much time and memory, such as hashing a password: one piece after another.
+    pub async fn heavy<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        if let Clock::Simulated { .. } = &self.0.clock {
+            return work();
+        }
+        let (reply, done) = tokio::sync::oneshot::channel();
+        let piece: Work = Box::new(move || {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            // Whoever asked may have gone away.
+            drop(reply.send(outcome));
+        });
+        let sent = self.0.heavy.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(heavy_thread).send(piece);
+        debug_assert!(sent.is_ok(), "the thread lives as long as its sender");
+        match done.await {
+            Ok(Ok(value)) => value,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(_) => std::panic::resume_unwind(Box::new("the thread for heavy work is gone")),
         }
     }
 
@@ -113,4 +133,12 @@ impl Env {
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }
+}
+
+/// A thread that does what it is sent, until nobody can send any more.
+#[expect(clippy::disallowed_methods, reason = "this is where spawning enters")]
+fn heavy_thread() -> Sender<Work> {
+    let (sender, work) = channel::<Work>();
+    std::thread::spawn(move || work.into_iter().for_each(|piece| piece()));
+    sender
 }

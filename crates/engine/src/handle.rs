@@ -328,15 +328,17 @@ impl Engine {
     }
 
     async fn load(&self, log: TenantId, rules: &dyn Rules, cell: &Cell, lane: &mut Lane) -> Result<(), StoreError> {
-        *lane = Lane { is_loaded: true, ..Lane::default() };
+        // Put together first and taken over at the end: a reading that fails or is given up must leave nothing behind.
+        let mut loaded = Lane { is_loaded: true, ..Lane::default() };
         if let Some(row) = self.store.entity(log, rules.stream()).await? {
             let later = self.later(log, &row).await?;
-            lane.state = rules.load(&row, &later)?;
-            lane.version = row.version;
-            lane.state_version = row.state_version;
-            lane.created_at = row.created_at;
-            lane.updated_at = row.updated_at;
+            loaded.state = rules.load(&row, &later)?;
+            loaded.version = row.version;
+            loaded.state_version = row.state_version;
+            loaded.created_at = row.created_at;
+            loaded.updated_at = row.updated_at;
         }
+        *lane = loaded;
         cell.durable.fetch_max(lane.version, Ordering::AcqRel);
         Ok(())
     }

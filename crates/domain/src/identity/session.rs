@@ -4,6 +4,9 @@ use kernel::rules::Meta;
 use kernel::{Decider, Facts, IndexField, Kind, Rejection, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
 
+/// Earlier tokens that are recognised.
+const EARLIER_MAX: usize = 100;
+
 /// What may be asked of a session.
 #[derive(Clone, Debug)]
 pub enum SessionCommand {
@@ -64,6 +67,9 @@ pub struct Session {
     pub user: UserId,
     /// The one good refresh token.
     pub refresh_sha256: String,
+    /// Earlier refresh tokens, the latest last.
+    #[serde(default)]
+    pub earlier_sha256: Vec<String>,
     /// When it ends by itself.
     pub expires_at: Timestamp,
     /// Why it ended.
@@ -98,11 +104,15 @@ impl Decider for Session {
             (SessionCommand::Open(opened), None) => Ok(vec![SessionEvent::Opened(opened.clone())]),
             (SessionCommand::Open(_), Some(_)) => Err(super::already("session")),
             (SessionCommand::Refresh { presented_sha256, next_sha256 }, Some(session)) if session.is_open(facts.now) => {
-                // An older token means that two parties hold this family: nobody keeps it.
-                Ok(vec![match *presented_sha256 == session.refresh_sha256 {
-                    true => SessionEvent::Refreshed(Refreshed { refresh_sha256: next_sha256.clone() }),
-                    false => SessionEvent::Closed(Closed { reason: "refresh_reused".into() }),
-                }])
+                if *presented_sha256 == session.refresh_sha256 {
+                    Ok(vec![SessionEvent::Refreshed(Refreshed { refresh_sha256: next_sha256.clone() })])
+                } else if session.earlier_sha256.contains(presented_sha256) {
+                    // An older token means that two parties hold this family: nobody keeps it.
+                    Ok(vec![SessionEvent::Closed(Closed { reason: "refresh_reused".into() })])
+                } else {
+                    // A token that was never given out says nothing about this session.
+                    Err(ended())
+                }
             }
             (SessionCommand::Refresh { .. }, _) => Err(ended()),
             (SessionCommand::Close { reason }, Some(session)) if session.closed.is_none() => {
@@ -114,10 +124,19 @@ impl Decider for Session {
 
     fn evolve(state: Option<Session>, event: &SessionEvent, _: &Meta) -> Option<Session> {
         match event {
-            SessionEvent::Opened(o) => {
-                Some(Session { user: o.user, refresh_sha256: o.refresh_sha256.clone(), expires_at: o.expires_at, closed: None })
-            }
-            SessionEvent::Refreshed(r) => state.map(|s| Session { refresh_sha256: r.refresh_sha256.clone(), ..s }),
+            SessionEvent::Opened(o) => Some(Session {
+                user: o.user,
+                refresh_sha256: o.refresh_sha256.clone(),
+                earlier_sha256: vec![],
+                expires_at: o.expires_at,
+                closed: None,
+            }),
+            SessionEvent::Refreshed(r) => state.map(|mut s| {
+                s.earlier_sha256.push(std::mem::replace(&mut s.refresh_sha256, r.refresh_sha256.clone()));
+                let surplus = s.earlier_sha256.len().saturating_sub(EARLIER_MAX);
+                s.earlier_sha256.drain(..surplus);
+                s
+            }),
             SessionEvent::Closed(c) => state.map(|s| Session { closed: Some(c.reason.clone()), ..s }),
         }
     }
@@ -145,7 +164,13 @@ mod tests {
     }
 
     fn open() -> Session {
-        Session { user: UserId::from_bytes([1; 16]), refresh_sha256: "a".into(), expires_at: Timestamp(100), closed: None }
+        Session {
+            user: UserId::from_bytes([1; 16]),
+            refresh_sha256: "a".into(),
+            earlier_sha256: vec!["older".into()],
+            expires_at: Timestamp(100),
+            closed: None,
+        }
     }
 
     fn refresh(session: &Session, presented: &str, now: i64) -> Result<Vec<SessionEvent>, Rejection> {
@@ -163,6 +188,11 @@ mod tests {
     fn given_an_open_session_when_an_older_token_is_presented_then_it_ends() {
         let events = refresh(&open(), "older", 1).unwrap();
         assert_eq!(events, [SessionEvent::Closed(Closed { reason: "refresh_reused".into() })]);
+    }
+
+    #[test]
+    fn given_an_open_session_when_a_made_up_token_is_presented_then_it_stays_open() {
+        assert_eq!(refresh(&open(), "made up", 1).unwrap_err().code, "SESSION_ENDED");
     }
 
     #[test]

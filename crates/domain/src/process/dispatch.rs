@@ -158,6 +158,8 @@ pub struct Dispatch {
     pub(super) commands: Vec<DispatchCommand>,
     timers: BTreeSet<(Timestamp, Timer)>,
     undelivered: BTreeMap<AgentId, BTreeSet<TaskId>>,
+    /// Who handled which hash while tasks were being read.
+    handled_meanwhile: Vec<(String, AgentId)>,
     /// Tasks being read, with the latest version seen in events meanwhile.
     loading: BTreeMap<TaskId, u64>,
     is_draining: bool,
@@ -181,6 +183,7 @@ impl Dispatch {
             commands: Vec::new(),
             timers: BTreeSet::new(),
             undelivered: BTreeMap::new(),
+            handled_meanwhile: Vec::new(),
             loading: BTreeMap::new(),
             is_draining: false,
         }
@@ -211,6 +214,8 @@ impl Dispatch {
             return;
         }
         self.agents.entry(id).or_insert_with(|| AgentSlot::of(agent, version)).refresh(agent, version);
+        // Its schemas may be others now.
+        self.tasks.values_mut().filter(|slot| !slot.unfit.is_empty()).for_each(|slot| slot.unfit.retain(|agent| *agent != id));
         for capability in &agent.profile.capabilities {
             self.by_capability.entry(capability.name.clone()).or_default().insert(id);
             self.dirty.insert(capability.name.clone());
@@ -372,6 +377,9 @@ impl Dispatch {
     /// Everybody who has this hash open learns that `agent` handled it.
     fn note_handled(&mut self, task_hash: &str, agent: AgentId, now: Timestamp) {
         let same: Vec<TaskId> = self.by_hash.get(task_hash).into_iter().flatten().copied().collect();
+        if !self.loading.is_empty() {
+            self.handled_meanwhile.push((task_hash.to_owned(), agent));
+        }
         for id in same {
             if let Some(slot) = self.tasks.get_mut(&id) {
                 slot.handled.insert(agent);
@@ -461,8 +469,16 @@ impl Dispatch {
         match loaded {
             // An event overtook the reading: read again.
             Some(task) if task.version < seen => self.load(id, seen),
-            Some(task) => self.put_task(id, task, now),
+            Some(mut task) => {
+                // What happened while it was read is not in what was read.
+                let hash = &task.task.submitted.task_hash;
+                task.handled.extend(self.handled_meanwhile.iter().filter(|(h, _)| h == hash).map(|(_, agent)| *agent));
+                self.put_task(id, task, now);
+            }
             None => self.remove_task(id),
+        }
+        if self.loading.is_empty() {
+            self.handled_meanwhile.clear();
         }
     }
 
@@ -477,9 +493,12 @@ impl Dispatch {
     }
 
     fn deliver_undelivered(&mut self, agent: AgentId, waiter: WaiterId) {
-        let Some(tasks) = self.undelivered.remove(&agent).filter(|t| !t.is_empty()) else { return };
+        let max = self.waiters.get(&agent).and_then(|w| w.get(&waiter)).map_or(0, |w| w.max);
+        let Some(waiting) = self.undelivered.get_mut(&agent).filter(|t| !t.is_empty() && max > 0) else { return };
+        let tasks: Vec<TaskId> = waiting.iter().take(max).copied().collect();
+        waiting.retain(|id| !tasks.contains(id));
         self.drop_waiter(agent, waiter);
-        self.commands.push(DispatchCommand::Deliver { agent, waiter, tasks: tasks.into_iter().collect() });
+        self.commands.push(DispatchCommand::Deliver { agent, waiter, tasks });
     }
 
     fn drop_waiter(&mut self, agent: AgentId, waiter: WaiterId) {
@@ -518,7 +537,9 @@ impl Dispatch {
                     }
                     if is_ours {
                         self.vacate(*id);
-                        self.make_ready(*id, None, now);
+                        // What could not be written now may be written in a while; an unfit agent is passed over at once.
+                        let not_before = (*result == ClaimResult::Lost).then(|| now.plus_ms(RETRY_COMMAND_MS));
+                        self.make_ready(*id, not_before, now);
                     }
                 }
             }
@@ -579,7 +600,7 @@ impl Dispatch {
         let late_ms = now.since_ms(waiter.until);
         let is_behind = self.position < waiter.min_position && late_ms < CATCH_UP_MS_MAX;
         let is_reading = !self.loading.is_empty() && late_ms < READING_MS_MAX;
-        if is_behind || is_reading || waiter.is_busy {
+        if is_behind || is_reading || (waiter.is_busy && late_ms < CATCH_UP_MS_MAX) {
             self.timers.insert((now.plus_ms(1), Timer::Waiter(agent, id)));
             return;
         }

@@ -11,7 +11,7 @@ use kernel::id::{AgentId, TaskId};
 use std::collections::BTreeMap;
 
 /// Ready tasks of one capability that one round looks at, so that blocked ones cannot stall everything.
-const SCAN_TASKS_MAX: usize = 256;
+const SCAN_TASKS_MAX: usize = 1_024;
 /// Candidates that a decision keeps.
 const CANDIDATES_MAX: usize = 20;
 
@@ -22,7 +22,7 @@ impl Dispatch {
     /// Gives ready tasks of a capability to agents that ask.
     pub(super) fn match_capability(&mut self, capability: &str, now: Timestamp) {
         let mut granted = Granted::new();
-        for id in self.next_tasks(capability) {
+        for id in self.next_tasks(capability, now) {
             if !self.is_anybody_asking(capability, &granted) {
                 break;
             }
@@ -44,12 +44,25 @@ impl Dispatch {
         }
     }
 
-    /// The first ready tasks over all queues of the capability, most urgent first.
-    fn next_tasks(&self, capability: &str) -> Vec<TaskId> {
-        let queues = self.ready.get(capability).into_iter().flat_map(BTreeMap::values);
+    /// The first ready tasks over all queues of the capability that give out tasks now, most urgent first.
+    fn next_tasks(&mut self, capability: &str, now: Timestamp) -> Vec<TaskId> {
+        let names: Vec<String> = self.ready.get(capability).into_iter().flat_map(BTreeMap::keys).cloned().collect();
+        let open: Vec<String> = names.into_iter().filter(|name| self.is_open(name, now)).collect();
+        let queues = self.ready.get(capability).into_iter().flat_map(|queues| open.iter().filter_map(|name| queues.get(name)));
         let mut ranks: Vec<(u8, TaskId)> = queues.flat_map(|ranks| ranks.iter().take(SCAN_TASKS_MAX).copied()).collect();
         ranks.sort_unstable();
         ranks.into_iter().take(SCAN_TASKS_MAX).map(|(_, id)| id).collect()
+    }
+
+    /// Whether a queue gives out a task now; if only its rate forbids it, matching is asked for again in time.
+    fn is_open(&mut self, queue: &str, now: Timestamp) -> bool {
+        match self.queues.entry(queue.to_owned()).or_insert_with(|| super::slots::QueueSlot::new(queue)).admits(now) {
+            Ok(()) => true,
+            Err(again) => {
+                again.into_iter().for_each(|at| self.match_at(at));
+                false
+            }
+        }
     }
 
     fn is_anybody_asking(&self, capability: &str, granted: &Granted) -> bool {
@@ -73,8 +86,7 @@ impl Dispatch {
         now: Timestamp,
     ) -> Option<(AgentId, WaiterId, Decision)> {
         let queue = self.tasks.get(&id)?.queue.clone();
-        if let Err(again) = self.queues.entry(queue.clone()).or_insert_with(|| super::slots::QueueSlot::new(&queue)).admits(now) {
-            again.into_iter().for_each(|at| self.match_at(at));
+        if !self.is_open(&queue, now) {
             return None;
         }
         let slot = self.tasks.get(&id)?;

@@ -53,7 +53,13 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<EdgeState>> for OpenInput<T
 
 async fn read(request: Request, state: &EdgeState) -> Result<Bytes, Failure> {
     let bytes_max = state.settings.body_bytes_max;
-    match Limited::new(request.into_body(), bytes_max).collect().await {
+    /// How long a body may take to arrive.
+    const BODY_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(60);
+    let reading = Limited::new(request.into_body(), bytes_max).collect();
+    let Ok(read) = tokio::time::timeout(BODY_TIME_MAX, reading).await else {
+        return Err(invalid("BODY_INCOMPLETE", "The body did not arrive in time.", "Send it again, faster."));
+    };
+    match read {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
             let message = format!("The body has more than {bytes_max} bytes.");

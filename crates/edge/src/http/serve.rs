@@ -20,6 +20,8 @@ use tower::Service;
 
 /// Connections at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 16_384;
+/// How long a new connection may be silent.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest request head.
@@ -99,13 +101,22 @@ async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, closing: Can
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
+    // A connection that says nothing is not kept.
+    if tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.readable()).await.is_err() {
+        return;
+    }
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         router.clone().call(request)
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(HEADER_BYTES_MAX);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).max_header_list_size(HEADER_BYTES_MAX as u32);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HEADER_TIMEOUT)
+        .max_concurrent_streams(256)
+        .max_header_list_size(HEADER_BYTES_MAX as u32);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let outcome = tokio::select! {
