@@ -62,6 +62,8 @@ fn every_shape_ever_written_stays_readable() {
     check::<crate::agent::AgentEvent>();
     check::<crate::task::TaskEvent>();
     check::<crate::queue::QueueEvent>();
+    check::<crate::mcp_server::McpServerEvent>();
+    check::<crate::tool::ToolEvent>();
 }
 
 #[test]
@@ -74,6 +76,8 @@ fn every_golden_file_belongs_to_a_known_shape() {
     known.extend(crate::agent::AgentEvent::known());
     known.extend(crate::task::TaskEvent::known());
     known.extend(crate::queue::QueueEvent::known());
+    known.extend(crate::mcp_server::McpServerEvent::known());
+    known.extend(crate::tool::ToolEvent::known());
     for entry in std::fs::read_dir(folder()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(known.iter().any(|(kind, shape)| name == format!("{kind}.{shape}.json")), "{name} is read by nothing");

@@ -6,10 +6,12 @@
 
 pub mod agent;
 pub mod identity;
+pub mod mcp_server;
 pub mod policy;
 pub mod process;
 pub mod queue;
 pub mod task;
+pub mod tool;
 pub mod view;
 
 /// Reads an event of any context back and writes it again: the check that every stored shape stays readable.

@@ -178,6 +178,14 @@ ids! {
     ClaimId = ClaimTag "claim";
     /// A queue's settings.
     QueueId = QueueTag "queue";
+    /// An MCP server whose tools can be called.
+    McpServerId = McpServerTag "mcp";
+    /// A tool of a server.
+    ToolId = ToolTag "tool";
+    /// One call of a tool.
+    CallId = CallTag "call";
+    /// An entry of the journal.
+    JournalId = JournalTag "jrn";
     /// An event.
     EventId = EventTag "evt";
     /// One request at the edge.

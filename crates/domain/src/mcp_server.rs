@@ -1,0 +1,304 @@
+//! An MCP server: an upstream whose tools can be called through Keiko.
+
+use crate::agent::Nothing;
+use kernel::rules::Meta;
+use kernel::{Decider, Facts, IndexField, Kind, Rejection, UniqueChange};
+use serde::{Deserialize, Serialize};
+
+/// How a server is reached. Values of `env` and `headers` are secrets beside the log; only their names are here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Transport {
+    /// A process of its own, spoken to over its standard input and output.
+    Stdio {
+        /// The program.
+        command: String,
+        /// Its arguments.
+        args: Vec<String>,
+        /// Names of its environment variables.
+        env: Vec<String>,
+    },
+    /// Streamable HTTP.
+    Http {
+        /// Where.
+        url: String,
+        /// Names of the headers that are sent along.
+        headers: Vec<String>,
+    },
+}
+
+impl Transport {
+    /// The names of its secrets.
+    pub fn secrets(&self) -> &[String] {
+        match self {
+            Transport::Stdio { env, .. } => env,
+            Transport::Http { headers, .. } => headers,
+        }
+    }
+}
+
+/// What an administrator says of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerProfile {
+    /// Unique name, the first part of its tools' names.
+    pub name: String,
+    /// How it is reached.
+    pub transport: Transport,
+}
+
+/// How a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerStatus {
+    /// Being connected to.
+    Starting,
+    /// Its tools can be called.
+    Ready,
+    /// Not reachable; tried again with growing pauses.
+    Failed,
+}
+
+impl ServerStatus {
+    /// The word shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ServerStatus::Starting => "starting",
+            ServerStatus::Ready => "ready",
+            ServerStatus::Failed => "failed",
+        }
+    }
+}
+
+/// `registry.mcp_server.became_ready`: what a server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Introduced {
+    /// Its name for itself.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The version of the protocol that was agreed on.
+    pub protocol_version: String,
+    /// How many tools it lists.
+    pub tools: u32,
+}
+
+/// What may be asked of a server.
+#[derive(Clone, Debug)]
+pub enum McpServerCommand {
+    /// Make it known.
+    Register(ServerProfile),
+    /// Replace how it is reached; its secrets may have changed although nothing here shows it.
+    Update(ServerProfile),
+    /// It is being started.
+    Start,
+    /// It answered.
+    MarkReady(Introduced),
+    /// It could not be reached, or ended.
+    MarkFailed {
+        /// Why, for people, without secrets.
+        reason: String,
+    },
+    /// Remove it.
+    Deregister,
+}
+
+/// `registry.mcp_server.registered`, `registry.mcp_server.updated`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Described {
+    /// What is said of it.
+    pub profile: ServerProfile,
+}
+
+/// `registry.mcp_server.failed`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// Why.
+    pub reason: String,
+}
+
+kernel::events! {
+    /// What happened to a server.
+    McpServerEvent {
+        Registered(Described) = "registry.mcp_server.registered" @ 1,
+        Updated(Described) = "registry.mcp_server.updated" @ 1,
+        Started(Nothing) = "registry.mcp_server.started" @ 1,
+        BecameReady(Introduced) = "registry.mcp_server.became_ready" @ 1,
+        Failed(Failed) = "registry.mcp_server.failed" @ 1,
+        Deregistered(Nothing) = "registry.mcp_server.deregistered" @ 1,
+    }
+}
+
+/// A server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct McpServer {
+    /// What is said of it.
+    pub profile: ServerProfile,
+    /// How it is.
+    pub status: ServerStatus,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// What it said of itself last.
+    pub introduced: Option<Introduced>,
+    /// Whether it was removed.
+    pub is_deleted: bool,
+}
+
+impl Decider for McpServer {
+    const KIND: &'static str = "mcp";
+    type State = McpServer;
+    type Command = McpServerCommand;
+    type Event = McpServerEvent;
+
+    fn decide(state: Option<&McpServer>, command: &McpServerCommand, _: &Facts) -> Result<Vec<McpServerEvent>, Rejection> {
+        let server = match (command, state) {
+            (McpServerCommand::Register(profile), None) => {
+                return Ok(vec![McpServerEvent::Registered(Described { profile: profile.clone() })]);
+            }
+            (McpServerCommand::Deregister, Some(server)) if server.is_deleted => return Ok(vec![]),
+            (_, Some(server)) if !server.is_deleted => server,
+            _ => return Err(not_found("")),
+        };
+        Ok(match command {
+            McpServerCommand::Register(_) => {
+                let hint = "Change it with PUT /api/v1/mcp-servers/{id}.";
+                return Err(Rejection::new(Kind::Conflict, "ALREADY_EXISTS", "This server exists already.", hint));
+            }
+            McpServerCommand::Update(profile) if profile.name != server.profile.name => {
+                let message = format!("The name '{}' is part of its tools' names and cannot change.", server.profile.name);
+                return Err(Rejection::new(Kind::Conflict, "NAME_FIXED", message, "Register another server, delete this one."));
+            }
+            McpServerCommand::Update(profile) => vec![McpServerEvent::Updated(Described { profile: profile.clone() })],
+            McpServerCommand::Start if server.status == ServerStatus::Starting => vec![],
+            McpServerCommand::Start => vec![McpServerEvent::Started(Nothing {})],
+            McpServerCommand::MarkReady(introduced)
+                if server.status == ServerStatus::Ready && server.introduced.as_ref() == Some(introduced) =>
+            {
+                vec![]
+            }
+            McpServerCommand::MarkReady(introduced) => vec![McpServerEvent::BecameReady(introduced.clone())],
+            McpServerCommand::MarkFailed { reason } if server.reason.as_ref() == Some(reason) => vec![],
+            McpServerCommand::MarkFailed { reason } => vec![McpServerEvent::Failed(Failed { reason: reason.clone() })],
+            McpServerCommand::Deregister => vec![McpServerEvent::Deregistered(Nothing {})],
+        })
+    }
+
+    fn evolve(state: Option<McpServer>, event: &McpServerEvent, _: &Meta) -> Option<McpServer> {
+        if let McpServerEvent::Registered(described) = event {
+            let profile = described.profile.clone();
+            return Some(McpServer { profile, status: ServerStatus::Starting, reason: None, introduced: None, is_deleted: false });
+        }
+        let mut server = state?;
+        match event {
+            McpServerEvent::Registered(_) => {}
+            McpServerEvent::Updated(described) => {
+                server.profile = described.profile.clone();
+                server.status = ServerStatus::Starting;
+                server.reason = None;
+            }
+            McpServerEvent::Started(_) => {
+                server.status = ServerStatus::Starting;
+                server.reason = None;
+            }
+            McpServerEvent::BecameReady(introduced) => {
+                server.status = ServerStatus::Ready;
+                server.reason = None;
+                server.introduced = Some(introduced.clone());
+            }
+            McpServerEvent::Failed(failed) => {
+                server.status = ServerStatus::Failed;
+                server.reason = Some(failed.reason.clone());
+            }
+            McpServerEvent::Deregistered(_) => server.is_deleted = true,
+        }
+        Some(server)
+    }
+
+    fn is_terminal(state: &McpServer) -> bool {
+        state.is_deleted
+    }
+
+    fn is_deleted(state: &McpServer) -> bool {
+        state.is_deleted
+    }
+
+    fn index(state: &McpServer) -> Vec<IndexField> {
+        vec![IndexField::new("status", state.status.as_str())]
+    }
+
+    fn unique(state: Option<&McpServer>, event: &McpServerEvent) -> Vec<UniqueChange> {
+        match (event, state) {
+            (McpServerEvent::Registered(described), _) => vec![UniqueChange::Take(name_key(&described.profile.name))],
+            (McpServerEvent::Deregistered(_), Some(server)) => vec![UniqueChange::Free(name_key(&server.profile.name))],
+            _ => vec![],
+        }
+    }
+}
+
+/// The unique key of a server's name.
+pub fn name_key(name: &str) -> String {
+    format!("mcp-server.name:{name}")
+}
+
+/// The answer for a server that is not there or not the caller's.
+pub fn not_found(searched: &str) -> Rejection {
+    let message = format!("There is no MCP server '{searched}' in this tenant.");
+    Rejection::new(Kind::NotFound, "MCP_SERVER_NOT_FOUND", message, "List servers with GET /api/v1/mcp-servers.")
+        .with("searched_id", searched)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::McpServerCommand::*;
+    use super::*;
+    use kernel::{ActorRef, Timestamp};
+
+    fn profile(name: &str) -> ServerProfile {
+        ServerProfile { name: name.into(), transport: Transport::Http { url: "https://tools.example".into(), headers: vec![] } }
+    }
+
+    fn introduced(tools: u32) -> Introduced {
+        Introduced { name: "s".into(), version: "1".into(), protocol_version: "2025-06-18".into(), tools }
+    }
+
+    fn decide(state: Option<&McpServer>, command: &McpServerCommand) -> Result<Vec<McpServerEvent>, Rejection> {
+        McpServer::decide(state, command, &Facts { now: Timestamp(0), actor: ActorRef::system("test"), random: 0, version: 0 })
+    }
+
+    fn given(commands: &[McpServerCommand]) -> Option<McpServer> {
+        commands.iter().fold(None, |state, command| {
+            let meta = Meta { version: 0, at: Timestamp(0), actor: ActorRef::system("test") };
+            decide(state.as_ref(), command).unwrap().iter().fold(state, |s, e| McpServer::evolve(s, e, &meta))
+        })
+    }
+
+    #[test]
+    fn given_a_server_then_it_starts_gets_ready_fails_and_starts_again() {
+        let failed = MarkFailed { reason: "it ended".into() };
+        let steps = [Register(profile("a")), MarkReady(introduced(2)), failed, Start];
+        let words: Vec<_> = (1..=4).map(|n| given(&steps[..n]).unwrap().status.as_str()).collect();
+        assert_eq!(words, ["starting", "ready", "failed", "starting"]);
+        assert_eq!(given(&steps[..3]).unwrap().reason.as_deref(), Some("it ended"));
+        assert_eq!(given(&steps).unwrap().reason, None);
+    }
+
+    #[test]
+    fn given_the_same_trouble_again_then_the_log_does_not_grow() {
+        let failed = MarkFailed { reason: "it ended".into() };
+        let server = given(&[Register(profile("a")), failed.clone()]);
+        assert_eq!(decide(server.as_ref(), &failed), Ok(vec![]));
+        assert_eq!(decide(server.as_ref(), &MarkFailed { reason: "another".into() }).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn given_a_server_when_its_name_changes_then_that_is_refused() {
+        let server = given(&[Register(profile("a"))]);
+        assert_eq!(decide(server.as_ref(), &Update(profile("b"))).unwrap_err().code, "NAME_FIXED");
+    }
+
+    #[test]
+    fn given_a_removed_server_then_nothing_changes_it() {
+        let server = given(&[Register(profile("a")), Deregister]);
+        assert_eq!(decide(server.as_ref(), &Start).unwrap_err().code, "MCP_SERVER_NOT_FOUND");
+        assert_eq!(decide(server.as_ref(), &Deregister), Ok(vec![]));
+    }
+}
