@@ -1,8 +1,11 @@
 """Every route × every role, against an oracle written down here from the table in `api.md`, not taken from the server."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from harness import absent, done, refused, submit, unique
+from harness import absent, done, refused, submit, unique, until
 
 OPEN = {
     "/health", "/ready", "/openapi.json", "/docs", "/.well-known/jwks.json", "/api/v1/auth/login", "/api/v1/auth/refresh",
@@ -22,7 +25,7 @@ ROLES = {
 # What an agent may do is told in words in api.md; these are the words as permissions.
 AGENT = [
     "discovery.read", "tools.call", "events.publish", "tasks.create", "tasks.claim", "tasks.work", "tasks.heartbeat", "tasks.finish",
-    "tasks.read:own", "tasks.update:own", "agents.read:own", "agents.heartbeat:own", "agents.update:own", "memory.*:own",
+    "tasks.read:own", "tasks.update:own", "agents.read:own", "agents.heartbeat:own", "agents.update:own", "memory.*:own", "audit.read:own",
 ]
 # A permission that anyone who is logged in has: to ask who they are, to leave.
 LOGGED_IN = {"authenticated", "self", "login"}
@@ -59,7 +62,7 @@ def routes(document, *methods):
 
 
 @pytest.fixture(scope="module")
-def things(keiko, admin):
+def things(keiko, admin, tmp_path_factory):
     """One thing of each kind, none of them owned by the callers of the matrix."""
     capability = unique("cap")
     worker = keiko.agent(admin, capability)
@@ -68,7 +71,14 @@ def things(keiko, admin):
     key = done(admin.post("/api-keys", {"name": unique("key"), "permissions": []}), 201)
     queue = unique("queue")
     done(admin.put(f"/queues/{queue}", {"paused": False}), 200, 201)
+    listed = tmp_path_factory.mktemp("odd") / "tools.json"
+    listed.write_text('[{"name": "echo", "inputSchema": {"type": "object"}}]')
+    transport = {"type": "stdio", "command": sys.executable, "args": [str(Path(__file__).parent / "servers/odd.py"), str(listed), "well"]}
+    server = done(admin.post("/mcp-servers", {"name": "odd", "transport": transport}), 201)
+    until(lambda: done(admin.get("/tools")), "the server's tool is listed")
     return {
+        # Registering the server wrote the journal's first entry.
+        "mcp-servers": server["id"], "tools": "odd__echo", "journal": "1",
         "agents": worker.id, "tasks": task["id"], "users": keiko.user(admin, []).id, "roles": role["id"], "api-keys": key["id"],
         "queues": queue, "tenants": "default", "capability": capability,
     }
@@ -115,7 +125,7 @@ def test_should_open_no_route_but_the_known_ones(document):
 def test_should_name_permissions_in_the_words_of_the_convention(document):
     areas = {
         "tasks", "orchestrator", "agents", "registry", "discovery", "events", "users", "roles", "keys", "tenants", "metrics", "profile",
-        "settings", "stats", "observability", "queues", "sessions",
+        "settings", "stats", "observability", "queues", "sessions", "tools", "mcp-servers", "audit",
     }
     for method, path, permission, _ in routes(document):
         known = permission == "open" or permission in LOGGED_IN or permission.split(".")[0] in areas

@@ -11,11 +11,14 @@ use domain::identity::tenant::{Created, Tenant, TenantCommand};
 use domain::identity::user::{Registered, User, UserCommand, UserKind};
 use domain::policy::{Reach, reach};
 use engine::{Context, Engine, Env, Extras, HandleError, Handled, Step};
+use gateway::{Gateway, Report};
 use kernel::id::{KeyId, TenantId};
 use kernel::{Actor, Decider, IndexField, Kind, Personal, Problem, Rejection};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use store::EntityQuery;
+use store::journal::Journal;
+use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
 /// What can be set.
@@ -31,6 +34,10 @@ pub struct AppSettings {
     pub access_token_ttl_ms: u64,
     /// How long a session lasts.
     pub session_ttl_ms: u64,
+    /// How long the content of tool calls is kept in the journal.
+    pub tool_call_retention_ms: u64,
+    /// How long the content of security entries is kept in the journal.
+    pub security_retention_ms: u64,
 }
 
 impl Default for AppSettings {
@@ -41,6 +48,8 @@ impl Default for AppSettings {
             retry_delay_base_ms: 1_000,
             access_token_ttl_ms: 15 * 60_000,
             session_ttl_ms: 30 * 24 * 3_600_000,
+            tool_call_retention_ms: 30 * 24 * 3_600_000,
+            security_retention_ms: 7 * 365 * 24 * 3_600_000,
         }
     }
 }
@@ -82,6 +91,22 @@ pub(crate) struct Inner {
     pub draining: CancellationToken,
     /// Password hashes that wait or are in work; they are made one after another.
     pub hashing: tokio::sync::Semaphore,
+    /// Observations.
+    pub journal: Arc<dyn Journal>,
+    /// MCP servers.
+    pub gateway: Gateway,
+}
+
+/// What the application stands on.
+pub struct Ground {
+    /// Log and entities.
+    pub engine: Engine,
+    /// Observations.
+    pub journal: Arc<dyn Journal>,
+    /// MCP servers.
+    pub gateway: Gateway,
+    /// What the gateway tells.
+    pub reports: Receiver<Report>,
 }
 
 /// The slug of the tenant that is there from the start.
@@ -94,11 +119,12 @@ impl App {
     /// Starts the application on an engine: makes tenant and administrator on the first start, then starts the workers
     /// of every tenant.
     pub async fn start(
-        engine: Engine,
+        ground: Ground,
         keys: &KeyMaterial,
         settings: AppSettings,
         admin_password: Option<String>,
     ) -> Result<(App, Option<Bootstrap>), Rejection> {
+        let Ground { engine, journal, gateway, reports } = ground;
         let crypto = Crypto::new(keys).map_err(internal)?;
         let logs = engine.store().logs().await.map_err(of_store)?;
         let (root, bootstrap) = match logs.first() {
@@ -119,8 +145,10 @@ impl App {
             key_ids: Mutex::default(),
             draining: CancellationToken::new(),
             hashing: tokio::sync::Semaphore::new(HASHES_MAX),
+            journal,
+            gateway,
         }));
-        workers::start_all(&app).await.map_err(of_store)?;
+        workers::start_all(&app, reports).await.map_err(of_store)?;
         Ok((app, bootstrap))
     }
 

@@ -16,18 +16,21 @@ mod errors;
 mod events;
 mod fleet;
 mod identities;
+mod journal;
 mod keys;
+mod mcp_servers;
 mod passwords;
 mod queues;
 mod schema;
 mod tasks;
 mod tenants;
 mod throttle;
+mod tools;
 mod workers;
 
 pub use admin::reset_password;
 pub use agents::AgentLoad;
-pub use app::{App, AppSettings, AppStatus, Bootstrap};
+pub use app::{App, AppSettings, AppStatus, Bootstrap, Ground};
 pub use auth::TokenPair;
 pub use caller::Caller;
 pub use claims::{ClaimOrder, ClaimedTask, TaskOutcome, claim_id};
@@ -35,9 +38,12 @@ pub use crypto::{KeyMaterial, fresh_secret};
 pub use discovery::{Discovered, DiscoveryQuery};
 pub use identities::NewUser;
 pub use keys::NewKey;
+pub use mcp_servers::{NewServer, NewTransport};
 pub use tasks::{HistoryEntry, NewTask, TaskView};
 pub use tenants::NewTenant;
+pub use tools::{ListedTool, ToolCall, ToolStatus};
 
+pub use store::journal::{Entry as JournalEntry, JournalQuery};
 pub use store::{ScanFilter as EventFilter, Scanned as ScannedEvents};
 
 use engine::Handled;

@@ -5,6 +5,7 @@ use crate::app::App;
 use crate::claims::{ClaimWorker, Waiters};
 use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
 use crate::tenants::ProvisionWorker;
+use crate::{journal, mcp_servers};
 use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
 use domain::identity::tenant::Tenant;
@@ -15,11 +16,13 @@ use domain::queue::Queue;
 use domain::task::{Status, Task};
 use domain::view::stats::AgentStatsView;
 use engine::{Context, Engine, Executor, Extras, Handle, Handled, Projection, Step, drive, project};
+use gateway::Report;
 use kernel::id::{AgentId, TenantId};
 use kernel::{Decider, IndexField, Process};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use store::{EntityQuery, StoreError};
+use tokio::sync::mpsc::Receiver;
 
 /// Records that are read at the start.
 const STATS_ROWS_MAX: usize = 1_000_000;
@@ -36,7 +39,7 @@ pub(crate) struct TenantRuntime {
 }
 
 /// Starts the workers of every tenant that is ready, then the provisioner, which takes care of the others.
-pub(crate) async fn start_all(app: &App) -> Result<(), StoreError> {
+pub(crate) async fn start_all(app: &App, reports: Receiver<Report>) -> Result<(), StoreError> {
     let engine = app.engine();
     let position = app.position(app.0.root);
     let mut provision = Provision::default();
@@ -48,6 +51,8 @@ pub(crate) async fn start_all(app: &App) -> Result<(), StoreError> {
         }
     }
     drive(engine, app.0.root, provision, position, Arc::new(ProvisionWorker { app: Arc::downgrade(&app.0) }));
+    engine.env().spawn(mcp_servers::follow(app.clone(), reports));
+    engine.env().spawn(journal::keep_to_retention(app.clone()));
     Ok(())
 }
 
@@ -112,6 +117,7 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
         _stats: stats_view,
     };
     app.0.tenants.write().unwrap_or_else(PoisonError::into_inner).insert(slug.to_owned(), Arc::new(runtime));
+    engine.env().spawn(mcp_servers::start_all(app.clone(), id));
     Ok(())
 }
 

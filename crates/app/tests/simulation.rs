@@ -1,17 +1,19 @@
 //! The simulator: the real rules, engine and application on the memory store, behind a store that fails on purpose, on a
 //! paused clock. A seed gives the same run each time; what must always hold is checked on the history.
 
-use app::{App, AppSettings, Caller, ClaimOrder, KeyMaterial, NewTask, TaskOutcome, TaskView};
+use app::{App, AppSettings, Caller, ClaimOrder, Ground, KeyMaterial, NewTask, TaskOutcome, TaskView};
 use domain::agent::{Capability, Profile};
 use domain::policy::Reach;
 use domain::task::{Collision, Outcome, Task, TaskError};
 use engine::{Engine, Env};
+use gateway::{Gateway, GatewaySettings};
 use kernel::id::{AgentId, TaskId, TenantId};
 use kernel::{Actor, Decider, Json, Kind, Origin, Recorded, Rejection, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use store::faults::FaultyStore;
+use store::journal::MemoryJournal;
 use store::memory::MemoryStore;
 use store::{ScanFilter, Store};
 
@@ -31,6 +33,12 @@ fn caller(actor: Actor, idempotency: Option<String>) -> Caller {
         idempotency: idempotency.map(|key| (key, [0; 32])),
         if_match: None,
     }
+}
+
+/// No MCP servers, and a journal in memory.
+fn ground(engine: Engine) -> Ground {
+    let (gateway, reports) = Gateway::new(GatewaySettings::default());
+    Ground { engine, journal: Arc::new(MemoryJournal::default()), gateway, reports }
 }
 
 /// Submits again with the same key while the outcome is not known, as a client would.
@@ -131,7 +139,7 @@ async fn run(seed: u64) -> Vec<Arc<Recorded>> {
     let memory = Arc::new(FaultyStore::new(MemoryStore::new(), seed, 0, 0));
     let engine = Engine::new(memory.clone(), env.clone());
     let keys = KeyMaterial::generate(&env).unwrap();
-    let (app, _) = App::start(engine, &keys, AppSettings::default(), Some(PASSWORD.into())).await.unwrap();
+    let (app, _) = App::start(ground(engine), &keys, AppSettings::default(), Some(PASSWORD.into())).await.unwrap();
     let context = App::anonymous(Origin::default(), String::new());
     let tokens = app.login(None, "admin", PASSWORD, context).await.unwrap();
     let admin = app.authenticate_bearer(&tokens.access_token).await.unwrap();

@@ -165,7 +165,7 @@ impl Decider for McpServer {
             }
             McpServerCommand::Update(profile) if profile.name != server.profile.name => {
                 let message = format!("The name '{}' is part of its tools' names and cannot change.", server.profile.name);
-                return Err(Rejection::new(Kind::Conflict, "NAME_FIXED", message, "Register another server, delete this one."));
+                return Err(Rejection::new(Kind::Refused, "NAME_FIXED", message, "Register another server, delete this one."));
             }
             McpServerCommand::Update(profile) => vec![McpServerEvent::Updated(Described { profile: profile.clone() })],
             McpServerCommand::Start if server.status == ServerStatus::Starting => vec![],
@@ -185,7 +185,13 @@ impl Decider for McpServer {
     fn evolve(state: Option<McpServer>, event: &McpServerEvent, _: &Meta) -> Option<McpServer> {
         if let McpServerEvent::Registered(described) = event {
             let profile = described.profile.clone();
-            return Some(McpServer { profile, status: ServerStatus::Starting, reason: None, introduced: None, is_deleted: false });
+            return Some(McpServer {
+                profile,
+                status: ServerStatus::Starting,
+                reason: None,
+                introduced: None,
+                is_deleted: false,
+            });
         }
         let mut server = state?;
         match event {

@@ -32,16 +32,13 @@ pub const ROLES: &[(&str, &[&str])] = &[
             "workflows.*",
             "runs.*",
             "tools.call",
-            "tools.read",
-            "mcp-servers.read",
-            "observability.journal.read:own",
         ],
     ),
     ("analyst", &["tasks.read", "memory.read", "stats.read", "metrics.*", "observability.*"]),
     ("user", &["tasks.create", "tasks.read:own", "agents.query", "memory.read:own"]),
     (
         "security-officer",
-        &["audit.read", "observability.journal.read", "mcp-servers.read", "tools.read", "tools.approve", "transparency.feed.*", "transparency.users.*", "transparency.security.*", "incidents.*"],
+        &["audit.read", "transparency.feed.*", "transparency.users.*", "transparency.security.*", "incidents.*"],
     ),
     ("agent", AGENT),
 ];
@@ -54,8 +51,7 @@ const AGENT: &[&str] = &[
     "tasks.read:own",
     "agents.read:own",
     "agents.heartbeat:own",
-    "tools.read",
-    "observability.journal.read:own",
+    "audit.read:own",
     "tools.call",
     "memory.read:own",
     "memory.write:own",
@@ -72,7 +68,7 @@ pub fn builtin_role(name: &str) -> Option<Vec<String>> {
 }
 
 /// Permissions whose routes know what is the caller's own. Elsewhere `:own` allows nothing.
-const OWN_AWARE: &[&str] = &["tasks.read", "tasks.update", "tasks.work", "agents.read", "agents.heartbeat", "observability.journal.read"];
+const OWN_AWARE: &[&str] = &["tasks.read", "tasks.update", "tasks.work", "agents.read", "agents.heartbeat", "audit.read"];
 
 /// How far `held` reaches for the permission `wanted` (which has no wildcard and no `:own`).
 ///

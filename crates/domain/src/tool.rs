@@ -278,6 +278,9 @@ mod tests {
     #[test]
     fn given_a_removed_server_then_the_names_of_its_tools_are_free() {
         let tool = given(&[observe("1", true)]);
-        assert_eq!(Tool::unique(Some(&tool), &ToolEvent::Removed(Nothing {})), [UniqueChange::Free("tool.name:files__read".into())]);
+        assert_eq!(
+            Tool::unique(Some(&tool), &ToolEvent::Removed(Nothing {})),
+            [UniqueChange::Free("tool.name:files__read".into())]
+        );
     }
 }

@@ -34,6 +34,7 @@ enum Condition {
 /// A server and its supervisor.
 pub(crate) struct Upstream {
     condition: watch::Receiver<Condition>,
+    spec: Arc<Spec>,
     places: Semaphore,
     again: Arc<Notify>,
     stop: CancellationToken,
@@ -45,9 +46,11 @@ impl Upstream {
     pub fn start(key: Key, spec: Spec, settings: GatewaySettings, reports: mpsc::Sender<Report>) -> Self {
         let (condition, shown) = watch::channel(Condition::Starting);
         let (again, stop) = (Arc::new(Notify::new()), CancellationToken::new());
-        let supervisor = Supervisor { key, spec, settings, reports, condition, again: again.clone(), stop: stop.clone() };
+        let spec = Arc::new(spec);
+        let supervisor =
+            Supervisor { key, spec: spec.clone(), settings, reports, condition, again: again.clone(), stop: stop.clone() };
         let running = tokio::spawn(supervisor.run());
-        Upstream { condition: shown, places: Semaphore::new(CALLS_MAX), again, stop, supervisor: Mutex::new(Some(running)) }
+        Upstream { condition: shown, spec, places: Semaphore::new(CALLS_MAX), again, stop, supervisor: Mutex::new(Some(running)) }
     }
 
     /// Calls a tool.
@@ -61,7 +64,8 @@ impl Upstream {
         match condition {
             Condition::Ready(client, listed) => match listed.iter().find(|listing| listing.name == tool) {
                 Some(listing) if listing.hash == hash => {
-                    client.call(tool, arguments, timeout.saturating_sub(begun.elapsed())).await
+                    let called = client.call(tool, arguments, timeout.saturating_sub(begun.elapsed())).await;
+                    called.map_err(|error| error.redacted(&self.spec))
                 }
                 _ => Err(CallError::Changed),
             },
@@ -87,7 +91,7 @@ impl Upstream {
 
 struct Supervisor {
     key: Key,
-    spec: Spec,
+    spec: Arc<Spec>,
     settings: GatewaySettings,
     reports: mpsc::Sender<Report>,
     condition: watch::Sender<Condition>,
@@ -177,7 +181,7 @@ impl Supervisor {
 
     async fn connect(&self, over: &Over) -> Result<(Client, Vec<ToolListing>), String> {
         let bytes_max = self.settings.message_bytes_max;
-        let client = match &self.spec {
+        let client = match self.spec.as_ref() {
             Spec::Stdio { .. } if !self.settings.allow_spawn => {
                 return Err("starting processes is switched off (gateway.allow_spawn)".into());
             }
@@ -195,7 +199,7 @@ impl Supervisor {
 
     /// Until the connection is over, or is to be.
     async fn watch(&self, client: &Arc<Client>, over: &Over, mut tools: Vec<ToolListing>) -> End {
-        let is_http = matches!(self.spec, Spec::Http { .. });
+        let is_http = matches!(*self.spec, Spec::Http { .. });
         self.list(client, &tools).await;
         loop {
             let relist = tokio::select! {

@@ -2,15 +2,17 @@
 
 use crate::{Settings, keys};
 use anyhow::Context;
-use app::{App, Bootstrap};
+use app::{App, Bootstrap, Ground};
 use edge::http::{Readiness, Server, bind};
 use engine::{Engine, Env};
+use gateway::Gateway;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
-use store::sqlite::{Directory, SqliteSettings, SqliteStore};
+use store::journal::Journal;
+use store::sqlite::{Directory, SqliteJournal, SqliteSettings, SqliteStore};
 
 /// The components that a server is made of.
 pub struct Parts {
@@ -20,6 +22,8 @@ pub struct Parts {
     pub env: Env,
     /// Signing, sealing and index keys.
     pub keys: app::KeyMaterial,
+    /// Observations.
+    pub journal: Arc<dyn Journal>,
 }
 
 impl Parts {
@@ -28,10 +32,12 @@ impl Parts {
         let env = Env::system();
         let directory = Directory::open(&settings.data_dir)?;
         let folder = directory.keys();
-        let store = SqliteStore::open(directory, &SqliteSettings { disk_free_min_bytes: settings.disk_free_min_bytes })?;
+        let sqlite = SqliteSettings { disk_free_min_bytes: settings.disk_free_min_bytes };
+        let journal = SqliteJournal::open(&directory, &sqlite)?;
+        let store = SqliteStore::open(directory, &sqlite)?;
         let has_log = !store.logs().await?.is_empty();
         let keys = keys::load(&folder, has_log, &env)?;
-        Ok(Parts { store: Arc::new(store), env, keys })
+        Ok(Parts { store: Arc::new(store), env, keys, journal: Arc::new(journal) })
     }
 }
 
@@ -40,6 +46,8 @@ pub struct Keiko {
     app: App,
     server: Server,
     store: Arc<dyn Store>,
+    journal: Arc<dyn Journal>,
+    gateway: Gateway,
     env: Env,
     grace: Duration,
     bootstrap: Option<Bootstrap>,
@@ -48,17 +56,19 @@ pub struct Keiko {
 impl Keiko {
     /// Starts everything up to the open port.
     pub async fn start(settings: &Settings, parts: Parts) -> anyhow::Result<Keiko> {
-        let Parts { store, env, keys } = parts;
+        let Parts { store, env, keys, journal } = parts;
         let listener = bind(settings.listen).await.map_err(anyhow::Error::msg)?;
         let engine = Engine::new(store.clone(), env.clone());
         let password = settings.admin_password.as_ref().map(|secret| secret.0.clone());
-        let (app, bootstrap) = App::start(engine, &keys, settings.app.clone(), password)
+        let (gateway, reports) = Gateway::new(settings.gateway.clone());
+        let ground = Ground { engine, journal: journal.clone(), gateway: gateway.clone(), reports };
+        let (app, bootstrap) = App::start(ground, &keys, settings.app.clone(), password)
             .await
             .map_err(|r| anyhow::anyhow!("{} {}", r.message, r.hint))
             .context("the application could not start")?;
-        let readiness = Arc::new(StoreReadiness(store.clone()));
+        let readiness = Arc::new(StoreReadiness(store.clone(), journal.clone()));
         let server = Server::new(listener, app.clone(), readiness, settings.http.clone()).map_err(anyhow::Error::msg)?;
-        Ok(Keiko { app, server, store, env, grace: settings.shutdown_timeout, bootstrap })
+        Ok(Keiko { app, server, store, journal, gateway, env, grace: settings.shutdown_timeout, bootstrap })
     }
 
     /// Where it listens.
@@ -84,19 +94,21 @@ impl Keiko {
         if tokio::time::timeout(self.grace, self.env.shut_down()).await.is_err() {
             tracing::warn!("background work did not end within the grace time");
         }
+        self.gateway.close().await;
+        self.journal.close().await;
         self.store.close().await;
         tracing::info!("stopped");
     }
 }
 
 /// What health checks see of the store.
-struct StoreReadiness(Arc<dyn Store>);
+struct StoreReadiness(Arc<dyn Store>, Arc<dyn Journal>);
 
 impl Readiness for StoreReadiness {
     fn dependencies(&self) -> Vec<(&'static str, Option<String>)> {
         let health = self.0.health();
         let disk = health.is_disk_low.then(|| "less free space than store.disk_free_min; writes are refused".to_owned());
-        vec![("store", health.read_only), ("disk", disk)]
+        vec![("store", health.read_only), ("disk", disk), ("journal", self.1.health().broken)]
     }
 
     fn store(&self) -> (usize, u64, u64) {

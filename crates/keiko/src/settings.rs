@@ -39,6 +39,13 @@ pub const DECLARED: &[Declared] = &[
     declared("token.ttl", "15m", "How long an access token is good"),
     declared("session.ttl", "720h", "How long a login lasts"),
     declared("store.disk_free_min", "256MiB", "Free disk space below which writes are refused"),
+    declared("gateway.allow_private", "false", "Whether MCP servers at private and link-local addresses may be reached"),
+    declared("gateway.allow_spawn", "true", "Whether MCP servers may be started as processes"),
+    declared("gateway.call_timeout", "60s", "How long a call of a tool may take at most"),
+    declared("gateway.start_timeout", "30s", "How long an MCP server may take to start"),
+    declared("gateway.message_max", "16MiB", "Largest message of an MCP server"),
+    declared("journal.tool_call_retention", "720h", "How long arguments and results of tool calls are kept"),
+    declared("journal.security_retention", "61320h", "How long the content of security entries is kept"),
     declared("log.level", "info", "error, warn, info, debug or trace; also a filter such as app=debug"),
     declared("log.format", "auto", "text, json, or auto: text on a terminal"),
     Declared {
@@ -218,6 +225,8 @@ pub struct Settings {
     pub http: edge::http::HttpSettings,
     /// Of the application.
     pub app: app::AppSettings,
+    /// Of MCP servers.
+    pub gateway: gateway::GatewaySettings,
     /// Filter of log lines.
     pub log_level: String,
     /// Form of log lines.
@@ -257,11 +266,20 @@ impl Settings {
             retry_delay_base_ms: ms("retry.delay_base")?,
             access_token_ttl_ms: ms("token.ttl")?,
             session_ttl_ms: ms("session.ttl")?,
+            tool_call_retention_ms: ms("journal.tool_call_retention")?,
+            security_retention_ms: ms("journal.security_retention")?,
         };
         let http = edge::http::HttpSettings {
             body_bytes_max: usize::try_from(layers.parsed("server.body_max", size_bytes)?)?,
             json_depth_max: layers.parsed("server.json_depth_max", whole)?,
             ..edge::http::HttpSettings::default()
+        };
+        let gateway = gateway::GatewaySettings {
+            allow_private: layers.parsed("gateway.allow_private", yes_no)?,
+            allow_spawn: layers.parsed("gateway.allow_spawn", yes_no)?,
+            call_timeout: Duration::from_millis(ms("gateway.call_timeout")?),
+            start_timeout: Duration::from_millis(ms("gateway.start_timeout")?),
+            message_bytes_max: usize::try_from(layers.parsed("gateway.message_max", size_bytes)?)?,
         };
         let password = layers.0["admin.password"].0.clone();
         Ok(Settings {
@@ -272,6 +290,7 @@ impl Settings {
             disk_free_min_bytes: layers.parsed("store.disk_free_min", size_bytes)?,
             http,
             app,
+            gateway,
             log_level: layers.parsed("log.level", log_level)?,
             log_format: layers.parsed("log.format", |v| match v {
                 "text" => Ok(LogFormat::Text),
@@ -323,6 +342,14 @@ fn log_level(text: &str) -> Result<String, String> {
     match text.split(',').all(|part| is_part(part.trim())) {
         true => Ok(text.to_owned()),
         false => Err("is none of error, warn, info, debug, trace, and no filter such as info,app=debug".to_owned()),
+    }
+}
+
+fn yes_no(text: &str) -> Result<bool, String> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("is none of true, false".to_owned()),
     }
 }
 

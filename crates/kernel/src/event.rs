@@ -166,7 +166,7 @@ impl EventHeader {
     }
 }
 
-fn put(out: &mut Vec<u8>, field: Option<&[u8]>) {
+pub(crate) fn put(out: &mut Vec<u8>, field: Option<&[u8]>) {
     match field {
         None => out.extend(u32::MAX.to_be_bytes()),
         Some(bytes) => {

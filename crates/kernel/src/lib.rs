@@ -7,6 +7,7 @@
 pub mod actor;
 pub mod event;
 pub mod id;
+pub mod journal;
 pub mod json;
 pub mod limits;
 pub mod personal;

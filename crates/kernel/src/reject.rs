@@ -26,6 +26,8 @@ pub enum Kind {
     Limited,
     /// Not now: try again.
     Unavailable,
+    /// What lies behind Keiko failed, and it may have done what was asked: look before asking again.
+    Upstream,
     /// Our fault.
     Internal,
 }

@@ -9,6 +9,11 @@ use std::str::FromStr;
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
+    /// That many milliseconds earlier.
+    pub fn minus_ms(self, ms: u64) -> Self {
+        Timestamp(self.0.saturating_sub_unsigned(ms).max(0))
+    }
+
     /// This moment and `ms` milliseconds more, within what can be printed.
     pub fn plus_ms(self, ms: u64) -> Self {
         const LAST_MS: i64 = 253_402_207_200_000; // 9999-12-30T22:00:00Z, the last that jiff takes

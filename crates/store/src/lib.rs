@@ -6,6 +6,7 @@ mod checks;
 mod types;
 
 pub mod faults;
+pub mod journal;
 pub mod memory;
 pub mod sqlite;
 

@@ -301,7 +301,7 @@ pub(crate) fn cursor(stream: &str) -> String {
     URL_SAFE_NO_PAD.encode(stream)
 }
 
-fn open_cursor(cursor: &str) -> Result<String, Failure> {
+pub(crate) fn open_cursor(cursor: &str) -> Result<String, Failure> {
     let opened = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let is_stream = |s: &String| (1..=64).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     opened.filter(is_stream).ok_or_else(|| {

@@ -203,6 +203,7 @@ impl Failure {
             (Kind::TooLarge, _) => StatusCode::PAYLOAD_TOO_LARGE,
             (Kind::Limited, _) => StatusCode::TOO_MANY_REQUESTS,
             (Kind::Unavailable, _) => StatusCode::SERVICE_UNAVAILABLE,
+            (Kind::Upstream, _) => StatusCode::BAD_GATEWAY,
             (Kind::Internal, _) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

@@ -41,6 +41,9 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::work::routes())
         .merge(v1::queues::routes())
         .merge(v1::events::routes())
+        .merge(v1::mcp_servers::routes())
+        .merge(v1::tools::routes())
+        .merge(v1::journal::routes())
 }
 
 /// The router of an application. Fails when a route declares no permission: such a server must not start.

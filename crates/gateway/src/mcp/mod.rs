@@ -65,6 +65,18 @@ pub enum CallError {
     Unusable(String),
 }
 
+impl CallError {
+    /// Without the secrets that a server may have repeated.
+    pub(crate) fn redacted(self, spec: &crate::Spec) -> Self {
+        match self {
+            CallError::Lost(reason) => CallError::Lost(spec.redact(&reason)),
+            CallError::Refused(code, message) => CallError::Refused(code, spec.redact(&message)),
+            CallError::Unusable(reason) => CallError::Unusable(spec.redact(&reason)),
+            other => other,
+        }
+    }
+}
+
 impl From<WireError> for CallError {
     fn from(error: WireError) -> Self {
         match error {

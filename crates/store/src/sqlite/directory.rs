@@ -1,7 +1,7 @@
 //! The data directory: its format number, its lock, and where things lie in it.
 //!
 //! `FORMAT` holds the number of the layout, `lock` is held by the one process that uses the directory, `keiko.db` is the
-//! database, `keys/` holds key files that only the owner can read.
+//! database, `journal.db` the journal, `keys/` holds key files that only the owner can read.
 
 use crate::OpenError;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -57,6 +57,11 @@ impl Directory {
     /// The database file.
     pub fn database(&self) -> PathBuf {
         self.path.join("keiko.db")
+    }
+
+    /// The journal's file.
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("journal.db")
     }
 
     /// The folder of key files.

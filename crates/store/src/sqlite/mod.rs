@@ -5,6 +5,7 @@
 //! write the store is read-only until it is opened again; an fsync is never retried.
 
 mod directory;
+mod journal;
 mod read;
 mod ring;
 mod schema;
@@ -13,6 +14,7 @@ mod write;
 mod writer;
 
 pub use directory::Directory;
+pub use journal::SqliteJournal;
 pub use verify::{Finding, Verified};
 
 use crate::*;
@@ -56,26 +58,36 @@ impl SqliteStore {
         schema::prepare(&connection, &path)?;
         let logs = ring::Rings::new(read::tails(&connection).map_err(unusable)?);
         let writer = writer::Writer::start(connection, logs.clone(), directory.path().to_owned(), settings.disk_free_min_bytes);
-        let readers = Readers { path: path.clone(), idle: Mutex::new(vec![]), places: Arc::new(Semaphore::new(READERS)) };
-        Ok(SqliteStore { writer, logs, readers: Arc::new(readers), _directory: directory })
+        Ok(SqliteStore { writer, logs, readers: Readers::new(path.clone()), _directory: directory })
     }
 
-    /// Runs `read` on a connection of its own thread, inside one read transaction.
     async fn reading<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let place = self.readers.places.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
-        let readers = self.readers.clone();
+        self.readers.run(read).await
+    }
+}
+
+impl Readers {
+    fn new(path: PathBuf) -> Arc<Self> {
+        Arc::new(Readers { path, idle: Mutex::new(vec![]), places: Arc::new(Semaphore::new(READERS)) })
+    }
+
+    /// Runs `read` on a connection of its own thread, inside one read transaction.
+    async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let place = self.places.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let readers = self.clone();
         let task = tokio::task::spawn_blocking(move || {
             let _place = place;
             readers.with(read)
         });
         task.await.map_err(|e| StoreError::Io(e.to_string()))?
     }
-}
 
-impl Readers {
     fn with<T>(&self, read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>) -> Result<T, StoreError> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = match idle {

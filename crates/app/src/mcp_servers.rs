@@ -1,0 +1,455 @@
+//! MCP servers: register, change, remove, start again; and what the gateway tells of them becomes events.
+
+use crate::app::{App, internal};
+use crate::errors::{Problems, of_handle, of_store};
+use crate::workers::each;
+use crate::{Answer, Caller, ListOrder, Page};
+use domain::mcp_server::{Introduced, McpServer, McpServerCommand, ServerProfile, Transport, name_key, not_found};
+use domain::tool::{Manifest, Tool, ToolCommand, tool_id};
+use engine::{Context, Extras, HandleError, Handled, Step};
+use gateway::{Happening, Introduction, Report, Spec, ToolListing};
+use kernel::id::{McpServerId, TenantId};
+use kernel::{IndexField, Kind, Rejection, limits};
+use serde_json::json;
+use std::collections::BTreeMap;
+use tokio::sync::mpsc::Receiver;
+
+const COMMAND_CHARS_MAX: usize = 1_024;
+const ARG_CHARS_MAX: usize = 4_096;
+const SECRET_BYTES_MAX: usize = 8 * 1024;
+const NAME_CHARS_MAX: usize = 64;
+/// Headers that belong to the protocol.
+const HEADERS_RESERVED: [&str; 9] = [
+    "accept",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "mcp-protocol-version",
+    "mcp-session-id",
+    "te",
+    "transfer-encoding",
+];
+
+/// A server as somebody describes it.
+pub struct NewServer {
+    /// Unique name.
+    pub name: String,
+    /// How it is reached.
+    pub transport: NewTransport,
+}
+
+/// Secret values by name; `None` keeps the value that is known already.
+type NewSecrets = BTreeMap<String, Option<String>>;
+
+/// Sealed secrets by their place; `None` removes one.
+type SealedSecrets = Vec<(String, Option<Vec<u8>>)>;
+
+/// See [`NewServer`].
+pub enum NewTransport {
+    /// A process.
+    Stdio {
+        /// The program.
+        command: String,
+        /// Its arguments.
+        args: Vec<String>,
+        /// Its environment.
+        env: NewSecrets,
+    },
+    /// Streamable HTTP.
+    Http {
+        /// Where.
+        url: String,
+        /// Sent along.
+        headers: NewSecrets,
+    },
+}
+
+impl NewTransport {
+    fn secrets(&self) -> &NewSecrets {
+        match self {
+            NewTransport::Stdio { env, .. } => env,
+            NewTransport::Http { headers, .. } => headers,
+        }
+    }
+
+    fn described(&self) -> Transport {
+        let names = |secrets: &NewSecrets| secrets.keys().cloned().collect();
+        match self {
+            NewTransport::Stdio { command, args, env } => {
+                Transport::Stdio { command: command.clone(), args: args.clone(), env: names(env) }
+            }
+            NewTransport::Http { url, headers } => Transport::Http { url: url.clone(), headers: names(headers) },
+        }
+    }
+}
+
+impl App {
+    /// Makes a server known and starts it.
+    pub async fn register_mcp_server(&self, caller: &Caller, new: NewServer) -> Answer<Handled<McpServer>> {
+        if let Some(known) = self.earlier::<McpServer>(caller).await? {
+            return Ok(known);
+        }
+        self.check_server(caller, &new, None)?;
+        let id: McpServerId = self.env().id();
+        let (profile, secrets) = self.sealed_server(caller, id, new, &[])?;
+        self.witness(caller, "mcp-servers.server.registered", &json!({ "id": id, "profile": profile })).await?;
+        let step = Step::new::<McpServer>(id, McpServerCommand::Register(profile));
+        let server = self.execute::<McpServer>(caller, step, Extras { values: vec![], secrets }).await?;
+        self.run_server(caller.actor.tenant, &server);
+        Ok(server)
+    }
+
+    /// One server, by id or name.
+    pub async fn mcp_server(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<McpServer>> {
+        let stream = match id_or_name.parse::<McpServerId>() {
+            Ok(id) => Some(id.to_string()),
+            Err(_) => self.holder(caller.actor.tenant, &name_key(id_or_name)).await?,
+        };
+        let found = match stream {
+            Some(stream) => self.entity::<McpServer>(caller.actor.tenant, &stream).await?,
+            None => None,
+        };
+        found.ok_or_else(|| not_found(id_or_name))
+    }
+
+    /// All servers.
+    pub async fn mcp_servers(&self, caller: &Caller, order: &ListOrder) -> Answer<Page<McpServer>> {
+        self.list::<McpServer>(caller, order, vec![]).await
+    }
+
+    /// Replaces how a server is reached and starts it anew.
+    pub async fn update_mcp_server(&self, caller: &Caller, id_or_name: &str, new: NewServer) -> Answer<Handled<McpServer>> {
+        let known = self.mcp_server(caller, id_or_name).await?;
+        self.check_server(caller, &new, Some(&known.state.profile.transport))?;
+        let id: McpServerId = known.stream.parse().map_err(|_| not_found(id_or_name))?;
+        let (profile, secrets) = self.sealed_server(caller, id, new, known.state.profile.transport.secrets())?;
+        self.witness(caller, "mcp-servers.server.updated", &json!({ "id": id, "profile": profile })).await?;
+        let step = Step::on::<McpServer>(id, McpServerCommand::Update(profile));
+        let server = self.execute::<McpServer>(caller, step, Extras { values: vec![], secrets }).await?;
+        self.run_server(caller.actor.tenant, &server);
+        Ok(server)
+    }
+
+    /// Removes a server with its tools and secrets, and ends its process.
+    pub async fn delete_mcp_server(&self, caller: &Caller, id_or_name: &str) -> Answer<()> {
+        let server = self.mcp_server(caller, id_or_name).await?;
+        let id: McpServerId = server.stream.parse().map_err(|_| not_found(id_or_name))?;
+        let tenant = caller.actor.tenant;
+        let tools = each::<Tool>(self.engine(), tenant, &[of_server(id)]).await.map_err(of_store)?;
+        let mut steps = vec![Step::on::<McpServer>(id, McpServerCommand::Deregister)];
+        steps.extend(tools.into_iter().map(|tool| Step::on::<Tool>(tool.stream, ToolCommand::Remove)));
+        let names = server.state.profile.transport.secrets();
+        let secrets = names.iter().map(|name| (secret_name(id, name), None)).collect();
+        let extras = Extras { values: vec![], secrets };
+        self.engine().transact(tenant, &steps, &caller.context(), extras).await.map_err(of_handle)?;
+        let gateway = self.0.gateway.clone();
+        self.env().spawn(async move { gateway.remove(gateway::Key { tenant, server: id }).await });
+        Ok(())
+    }
+
+    /// Starts a server again.
+    pub async fn restart_mcp_server(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<McpServer>> {
+        let server = self.mcp_server(caller, id_or_name).await?;
+        if let Transport::Stdio { .. } = server.state.profile.transport {
+            self.authorise(&caller.actor, "mcp-servers.spawn")?;
+        }
+        let step = Step::on::<McpServer>(&server.stream, McpServerCommand::Start);
+        let server = self.execute::<McpServer>(caller, step, Extras::default()).await?;
+        self.run_server(caller.actor.tenant, &server);
+        Ok(server)
+    }
+
+    /// Hands a server to the gateway, which ends what ran before.
+    fn run_server(&self, tenant: TenantId, server: &Handled<McpServer>) {
+        let (app, stream) = (self.clone(), server.stream.clone());
+        self.env().spawn(async move {
+            if let Err(rejection) = app.put_server(tenant, &stream).await {
+                tracing::error!(server = %stream, %rejection, "an MCP server could not be handed to the gateway");
+            }
+        });
+    }
+
+    /// Reads the server again: of two changes that meet here, the later one counts.
+    async fn put_server(&self, tenant: TenantId, stream: &str) -> Answer<()> {
+        let Some(server) = self.entity::<McpServer>(tenant, stream).await? else { return Ok(()) };
+        let id: McpServerId = stream.parse().map_err(|_| not_found(stream))?;
+        let spec = self.spec(tenant, id, server.state.profile.transport.clone()).await?;
+        self.0.gateway.put(gateway::Key { tenant, server: id }, spec).await;
+        Ok(())
+    }
+
+    async fn spec(&self, tenant: TenantId, id: McpServerId, transport: Transport) -> Answer<Spec> {
+        let mut secrets = vec![];
+        for name in transport.secrets() {
+            let place = secret_name(id, name);
+            let sealed = self.engine().store().secret(tenant, &place).await.map_err(of_store)?;
+            let opened = sealed.and_then(|sealed| self.0.crypto.sealer.open(tenant, &place, &sealed));
+            let value = opened.and_then(|value| String::from_utf8(value).ok());
+            secrets.push((name.clone(), value.ok_or_else(|| internal(format!("the secret '{name}' cannot be opened")))?));
+        }
+        Ok(match transport {
+            Transport::Stdio { command, args, .. } => Spec::Stdio { command, args, env: secrets },
+            Transport::Http { url, .. } => Spec::Http { url, headers: secrets },
+        })
+    }
+
+    fn sealed_server(
+        &self,
+        caller: &Caller,
+        id: McpServerId,
+        new: NewServer,
+        known: &[String],
+    ) -> Answer<(ServerProfile, SealedSecrets)> {
+        let tenant = caller.actor.tenant;
+        let mut secrets = vec![];
+        for (name, value) in new.transport.secrets() {
+            if let Some(value) = value {
+                let place = secret_name(id, name);
+                let sealed = self.0.crypto.sealer.seal(tenant, &place, value.as_bytes(), self.env().bytes()).map_err(internal)?;
+                secrets.push((place, Some(sealed)));
+            }
+        }
+        let gone = known.iter().filter(|name| !new.transport.secrets().contains_key(*name));
+        secrets.extend(gone.map(|name| (secret_name(id, name), None)));
+        Ok((ServerProfile { transport: new.transport.described(), name: new.name }, secrets))
+    }
+
+    fn check_server(&self, caller: &Caller, new: &NewServer, known: Option<&Transport>) -> Answer<()> {
+        let mut problems = Problems::default();
+        if !is_server_name(&new.name) {
+            let message =
+                format!("must be 1 to {NAME_CHARS_MAX} of A-Z, a-z, 0-9, '-', '_', without '__' and without '_' at its end");
+            problems.add("/name", message);
+        }
+        match &new.transport {
+            NewTransport::Stdio { command, args, .. } => {
+                if !is_argument(command, COMMAND_CHARS_MAX) || command.is_empty() {
+                    problems.add("/transport/command", format!("must have 1 to {COMMAND_CHARS_MAX} characters"));
+                }
+                for (i, arg) in args.iter().enumerate().filter(|(_, arg)| !is_argument(arg, ARG_CHARS_MAX)) {
+                    let message =
+                        format!("must have at most {ARG_CHARS_MAX} characters and no NUL, but has {}", arg.chars().count());
+                    problems.add(format!("/transport/args/{i}"), message);
+                }
+            }
+            NewTransport::Http { .. } => {}
+        }
+        self.check_secrets(&new.transport, known, &mut problems);
+        problems.check()?;
+        match &new.transport {
+            NewTransport::Stdio { .. } => {
+                self.authorise(&caller.actor, "mcp-servers.spawn")?;
+                if !self.0.gateway.settings().allow_spawn {
+                    return Err(Rejection::new(
+                        Kind::Refused,
+                        "SPAWN_DISABLED",
+                        "This server starts no processes: gateway.allow_spawn is off.",
+                        "Use an MCP server over HTTP, or set KEIKO_GATEWAY_ALLOW_SPAWN=true.",
+                    ));
+                }
+            }
+            NewTransport::Http { url, .. } => {
+                gateway::check_target(url, self.0.gateway.settings().allow_private).map_err(|problem| {
+                    let hint = "Use a public http or https URL; gateway.allow_private (KEIKO_GATEWAY_ALLOW_PRIVATE) allows private ones.";
+                    Rejection::new(Kind::Refused, "TARGET_REFUSED", format!("The URL {problem}."), hint)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_secrets(&self, transport: &NewTransport, known: Option<&Transport>, problems: &mut Problems) {
+        let (field, is_name): (_, fn(&str) -> bool) = match transport {
+            NewTransport::Stdio { .. } => ("env", is_variable),
+            NewTransport::Http { .. } => ("headers", is_header),
+        };
+        let same_kind = matches!(
+            (transport, known),
+            (NewTransport::Stdio { .. }, Some(Transport::Stdio { .. }))
+                | (NewTransport::Http { .. }, Some(Transport::Http { .. }))
+        );
+        if transport.secrets().len() > limits::ENTRIES_MAX {
+            problems.add(format!("/transport/{field}"), format!("must have at most {} entries", limits::ENTRIES_MAX));
+        }
+        for (name, value) in transport.secrets() {
+            let at = format!("/transport/{field}/{name}");
+            if !is_name(name) {
+                problems.add(&at, "is no name that can be used here");
+            }
+            match value {
+                Some(value) if value.len() > SECRET_BYTES_MAX || value.contains(['\0', '\r', '\n']) => {
+                    problems.add(&at, format!("must have at most {SECRET_BYTES_MAX} bytes, in one line"));
+                }
+                None if !same_kind || !known.is_some_and(|known| known.secrets().contains(name)) => {
+                    problems.add(&at, "has no value yet that could be kept");
+                }
+                Some(_) | None => {}
+            }
+        }
+    }
+}
+
+fn is_server_name(name: &str) -> bool {
+    (1..=NAME_CHARS_MAX).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        && !name.contains("__")
+        && !name.ends_with('_')
+        && name.parse::<McpServerId>().is_err()
+}
+
+fn is_argument(text: &str, chars_max: usize) -> bool {
+    text.chars().count() <= chars_max && !text.contains('\0')
+}
+
+fn is_variable(name: &str) -> bool {
+    let is_start = |b: u8| b.is_ascii_alphabetic() || b == b'_';
+    name.len() <= 128 && name.bytes().next().is_some_and(is_start) && name.bytes().all(|b| is_start(b) || b.is_ascii_digit())
+}
+
+fn is_header(name: &str) -> bool {
+    (1..=128).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+        && !HEADERS_RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved))
+}
+
+fn secret_name(id: McpServerId, name: &str) -> String {
+    format!("mcp-server/{id}/{name}")
+}
+
+/// The index field of a server's tools.
+pub(crate) fn of_server(id: McpServerId) -> IndexField {
+    IndexField::new("server", id.to_string())
+}
+
+/// Starts every server of a tenant.
+pub(crate) async fn start_all(app: App, tenant: TenantId) {
+    let servers = match each::<McpServer>(app.engine(), tenant, &[]).await {
+        Ok(servers) => servers,
+        Err(error) => return tracing::error!(%tenant, %error, "the MCP servers could not be read"),
+    };
+    for server in servers {
+        let step = Step::on::<McpServer>(&server.stream, McpServerCommand::Start);
+        let started = app.engine().handle::<McpServer>(tenant, step, &Context::system("gateway"), Extras::default()).await;
+        match started {
+            Ok(_) => app.run_server(tenant, &server),
+            Err(error) => tracing::error!(server = %server.stream, %error, "the MCP server could not be started"),
+        }
+    }
+}
+
+/// Writes down what the gateway tells, until the server stops.
+pub(crate) async fn follow(app: App, mut reports: Receiver<Report>) {
+    const TRY_AGAIN_MS: u64 = 1_000;
+    loop {
+        let report = tokio::select! {
+            biased;
+            () = app.env().stop().cancelled() => return,
+            report = reports.recv() => report,
+        };
+        let Some(report) = report else { return };
+        while let Err(error) = write_down(&app, &report).await {
+            tracing::error!(server = %report.key.server, %error, "what happened to an MCP server could not be written; trying again");
+            tokio::select! {
+                biased;
+                () = app.env().stop().cancelled() => return,
+                () = app.env().sleep_ms(TRY_AGAIN_MS) => {}
+            }
+        }
+    }
+}
+
+async fn write_down(app: &App, report: &Report) -> Result<(), HandleError> {
+    let (tenant, id) = (report.key.tenant, report.key.server);
+    let Some(server) = app.engine().entity::<McpServer>(tenant, &id.to_string()).await.map_err(HandleError::Store)? else {
+        return Ok(());
+    };
+    if server.state.is_deleted {
+        return Ok(());
+    }
+    let mut steps = vec![];
+    let command = match &report.what {
+        Happening::Failed(reason) => McpServerCommand::MarkFailed { reason: reason.clone() },
+        Happening::Ready(introduction, listed) => {
+            steps = changes(app, tenant, id, &server.state, listed).await?;
+            McpServerCommand::MarkReady(introduced(introduction, listed.len()))
+        }
+    };
+    steps.push(Step::on::<McpServer>(id, command));
+    match app.engine().transact(tenant, &steps, &Context::system("gateway"), Extras::default()).await {
+        // It was removed meanwhile.
+        Err(HandleError::Rejected(rejection)) if rejection.kind == Kind::NotFound => Ok(()),
+        outcome => outcome.map(|_| ()),
+    }
+}
+
+/// What a listing means for the tools that are known.
+async fn changes(
+    app: &App,
+    tenant: TenantId,
+    id: McpServerId,
+    server: &McpServer,
+    listed: &[ToolListing],
+) -> Result<Vec<Step>, HandleError> {
+    let known = each::<Tool>(app.engine(), tenant, &[of_server(id)]).await.map_err(HandleError::Store)?;
+    let mut steps = vec![];
+    for listing in listed {
+        let stream = tool_id(id, &listing.name).to_string();
+        let is_as_known =
+            |tool: &Handled<Tool>| tool.stream == stream && tool.state.is_listed && tool.state.manifest.hash == listing.hash;
+        if !known.iter().any(is_as_known) {
+            let command = ToolCommand::Observe {
+                server_id: id,
+                server: server.profile.name.clone(),
+                manifest: manifest(listing),
+                is_first_listing: server.introduced.is_none(),
+            };
+            steps.push(Step::on::<Tool>(stream, command));
+        }
+    }
+    let is_gone = |tool: &&Handled<Tool>| !listed.iter().any(|listing| listing.name == tool.state.manifest.tool);
+    steps.extend(known.iter().filter(is_gone).map(|tool| Step::on::<Tool>(&tool.stream, ToolCommand::Withdraw)));
+    Ok(steps)
+}
+
+fn manifest(listing: &ToolListing) -> Manifest {
+    Manifest {
+        tool: listing.name.clone(),
+        description: listing.description.clone(),
+        input_schema: listing.input_schema.clone(),
+        output_schema: listing.output_schema.clone(),
+        hash: listing.hash.clone(),
+    }
+}
+
+fn introduced(introduction: &Introduction, tools: usize) -> Introduced {
+    Introduced {
+        name: introduction.name.clone(),
+        version: introduction.version.clone(),
+        protocol_version: introduction.protocol_version.clone(),
+        tools: u32::try_from(tools).unwrap_or(u32::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_part_cleanly_from_their_tools() {
+        for good in ["git", "a-b", "a_b", "_a", "A1"] {
+            assert!(is_server_name(good), "{good}");
+        }
+        for bad in ["", "a__b", "a_", "a b", "ä", "a/b", &"x".repeat(65), &McpServerId::from_bytes([0; 16]).to_string()] {
+            assert!(!is_server_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn headers_of_the_protocol_cannot_be_set() {
+        assert!(is_header("Authorization") && is_header("X-Api-Key"));
+        for bad in ["Host", "content-length", "Mcp-Session-Id", "", "a b", "a:b"] {
+            assert!(!is_header(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Tools: list, find, approve, call. Every call is authorised, checked against the tool's schema, bounded, and recorded.
+
+use crate::app::App;
+use crate::errors::of_store;
+use crate::journal::Values;
+use crate::workers::each;
+use crate::{Answer, Caller};
+use domain::mcp_server::{McpServer, ServerStatus};
+use domain::task::Task;
+use domain::tool::{Tool, ToolCommand, name_key, not_found};
+use engine::{Extras, Handled, Step};
+use gateway::{CallError, ToolResult};
+use kernel::id::{AgentId, CallId, TaskId, ToolId};
+use kernel::journal::Class;
+use kernel::{ActorKind, Json, Kind, Rejection};
+use serde::Serialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Whether a tool can be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToolStatus {
+    /// It can.
+    Ready,
+    /// It is not what was approved.
+    NeedsApproval,
+    /// Its server is not ready.
+    Unavailable,
+    /// Its server lists it no more.
+    Withdrawn,
+}
+
+impl ToolStatus {
+    /// The word shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ToolStatus::Ready => "ready",
+            ToolStatus::NeedsApproval => "needs_approval",
+            ToolStatus::Unavailable => "unavailable",
+            ToolStatus::Withdrawn => "withdrawn",
+        }
+    }
+}
+
+/// A tool and whether it can be called.
+pub struct ListedTool {
+    /// The tool.
+    pub tool: Handled<Tool>,
+    /// Whether it can be called.
+    pub status: ToolStatus,
+}
+
+/// A call that was answered.
+pub struct ToolCall {
+    /// Its id, also in the journal.
+    pub id: CallId,
+    /// Which tool.
+    pub tool: Handled<Tool>,
+    /// For which task.
+    pub task_id: Option<TaskId>,
+    /// What the tool answered.
+    pub result: ToolResult,
+    /// How long it took.
+    pub duration_ms: u64,
+}
+
+/// The journal's entry of a call.
+#[derive(Serialize)]
+struct CallEntry<'a> {
+    call_id: CallId,
+    tool: String,
+    tool_id: &'a str,
+    server: &'a str,
+    task_id: Option<TaskId>,
+    arguments: Json,
+    result: Option<ResultEntry>,
+    error: Option<ErrorEntry<'a>>,
+    duration_ms: u64,
+}
+
+#[derive(Serialize)]
+struct ResultEntry {
+    is_error: bool,
+    content: Json,
+    structured_content: Option<Json>,
+}
+
+#[derive(Serialize)]
+struct ErrorEntry<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+impl App {
+    /// One tool, by id or full name.
+    pub async fn tool(&self, caller: &Caller, id_or_name: &str) -> Answer<ListedTool> {
+        let tool = self.tool_record(caller, id_or_name).await?;
+        let server = self.entity::<McpServer>(caller.actor.tenant, &tool.state.server_id.to_string()).await?;
+        let status = status(&tool.state, server.as_ref().map(|server| server.state.status));
+        Ok(ListedTool { tool, status })
+    }
+
+    async fn tool_record(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<Tool>> {
+        let stream = match id_or_name.parse::<ToolId>() {
+            Ok(id) => Some(id.to_string()),
+            Err(_) => self.holder(caller.actor.tenant, &name_key(id_or_name)).await?,
+        };
+        let found = match stream {
+            Some(stream) => self.entity::<Tool>(caller.actor.tenant, &stream).await?,
+            None => None,
+        };
+        found.ok_or_else(|| not_found(id_or_name))
+    }
+
+    /// Tools by name; with a query those that have all its words, best first. Answers them and the position.
+    pub async fn tools(&self, caller: &Caller, query: &str) -> Answer<(Vec<ListedTool>, u64)> {
+        let tenant = caller.actor.tenant;
+        let position = self.position(tenant);
+        let servers = each::<McpServer>(self.engine(), tenant, &[]).await.map_err(of_store)?;
+        let servers: BTreeMap<String, ServerStatus> = servers.into_iter().map(|s| (s.stream, s.state.status)).collect();
+        let words: Vec<String> = query.split_whitespace().map(str::to_lowercase).collect();
+        let mut found = vec![];
+        for tool in each::<Tool>(self.engine(), tenant, &[]).await.map_err(of_store)? {
+            let Some(fit) = fit(&tool.state, &words) else { continue };
+            let status = status(&tool.state, servers.get(&tool.state.server_id.to_string()).copied());
+            found.push((std::cmp::Reverse(fit), tool.state.name(), ListedTool { tool, status }));
+        }
+        found.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        Ok((found.into_iter().map(|(_, _, tool)| tool).collect(), position))
+    }
+
+    /// Allows what a tool says of itself now.
+    pub async fn approve_tool(&self, caller: &Caller, id_or_name: &str) -> Answer<ListedTool> {
+        let tool = self.tool_record(caller, id_or_name).await?;
+        let entry = json!({ "tool": tool.state.name(), "tool_id": tool.stream, "hash": tool.state.manifest.hash });
+        self.witness(caller, "tools.tool.approved", &entry).await?;
+        // What was looked at is approved, and nothing that came in between.
+        let caller = Caller { if_match: Some(caller.if_match.unwrap_or(tool.version)), ..caller.clone() };
+        let step = Step::on::<Tool>(&tool.stream, ToolCommand::Approve);
+        self.execute::<Tool>(&caller, step, Extras::default()).await?;
+        self.tool(&caller, &tool.stream).await
+    }
+
+    /// Calls a tool.
+    pub async fn call_tool(
+        &self,
+        caller: &Caller,
+        id_or_name: &str,
+        arguments: Json,
+        task_id: Option<TaskId>,
+        timeout_ms: Option<u64>,
+    ) -> Answer<ToolCall> {
+        let tool = self.tool_record(caller, id_or_name).await?;
+        if let Some(task) = task_id {
+            self.check_holder(caller, task).await?;
+        }
+        let id: CallId = self.env().id();
+        let begun = self.env().now();
+        let outcome = self.checked_call(caller, &tool, &arguments, timeout_ms).await;
+        let duration_ms = self.env().now().since_ms(begun);
+        let mut values = Values::default();
+        let entry = CallEntry {
+            call_id: id,
+            tool: tool.state.name(),
+            tool_id: &tool.stream,
+            server: &tool.state.server,
+            task_id,
+            arguments: values.put(&arguments),
+            result: outcome.as_ref().ok().map(|result| ResultEntry {
+                is_error: result.is_error,
+                content: values.put(&result.content),
+                structured_content: result.structured_content.as_ref().map(|value| values.put(value)),
+            }),
+            error: outcome.as_ref().err().map(|e| ErrorEntry { code: e.code, message: &e.message }),
+            duration_ms,
+        };
+        let kind = if outcome.is_ok() { "tools.call.finished" } else { "tools.call.failed" };
+        self.observe(caller, Class::ToolCall, kind, &entry, values);
+        Ok(ToolCall { id, result: outcome.map_err(|e| e.with("call_id", id))?, tool, task_id, duration_ms })
+    }
+
+    /// An agent names only tasks that it holds.
+    async fn check_holder(&self, caller: &Caller, id: TaskId) -> Answer<()> {
+        let task = self.entity::<Task>(caller.actor.tenant, &id.to_string()).await?;
+        let task = task.ok_or_else(|| domain::task::not_found(&id.to_string()))?;
+        let agent = (caller.actor.who.kind == ActorKind::Agent).then(|| caller.actor.who.id.parse::<AgentId>().ok()).flatten();
+        match agent {
+            Some(agent) if task.state.claim.is_none_or(|claim| claim.agent_id != agent) => Err(Rejection::new(
+                Kind::Conflict,
+                "CLAIM_STALE",
+                format!("You do not hold the task '{id}'."),
+                "Drop the work, or leave out task_id.",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    async fn checked_call(
+        &self,
+        caller: &Caller,
+        tool: &Handled<Tool>,
+        arguments: &Json,
+        timeout_ms: Option<u64>,
+    ) -> Answer<ToolResult> {
+        let (state, name) = (&tool.state, tool.state.name());
+        if !state.is_listed {
+            return Err(unavailable(&name, "its server does not list it any more"));
+        }
+        if !state.is_approved() {
+            return Err(not_approved(&name));
+        }
+        let problems = self.0.schemas.problems(&state.manifest.input_schema, &arguments.value(), "/arguments");
+        if !problems.is_empty() {
+            let message = format!("The arguments do not meet the input schema of the tool '{name}'.");
+            let hint = "Correct what details.errors names; GET /api/v1/tools/{id} shows the schema.";
+            return Err(Rejection::new(Kind::Refused, "ARGUMENTS_INVALID", message, hint).with("errors", problems));
+        }
+        let timeout = timeout_ms.map_or(self.0.gateway.settings().call_timeout, Duration::from_millis);
+        let key = gateway::Key { tenant: caller.actor.tenant, server: state.server_id };
+        let called = self.0.gateway.call(key, &state.manifest.tool, &state.manifest.hash, arguments, timeout).await;
+        called.map_err(|error| of_call(&name, error))
+    }
+}
+
+fn of_call(name: &str, error: CallError) -> Rejection {
+    let upstream = |code, hint: &str| Rejection::new(Kind::Upstream, code, format!("The tool '{name}' failed: {error}."), hint);
+    match &error {
+        CallError::NotReady(reason) => unavailable(name, reason),
+        CallError::Busy => unavailable(name, "too many calls of its server are running"),
+        CallError::Changed => not_approved(name),
+        CallError::Timeout(_) => {
+            upstream("TOOL_TIMEOUT", "It may have done its work: look before calling again, or give it more timeout_ms.")
+        }
+        CallError::Lost(_) => upstream("TOOL_LOST", "It may have done its work: look before calling again."),
+        CallError::Refused(..) => upstream("TOOL_REFUSED", "Correct the arguments; the message is the server's own."),
+        CallError::Unusable(_) => upstream("TOOL_ANSWER_UNUSABLE", "Ask for less, for example in pages."),
+    }
+}
+
+fn unavailable(name: &str, reason: &str) -> Rejection {
+    let message = format!("The tool '{name}' cannot be called now: {reason}.");
+    Rejection::new(Kind::Unavailable, "TOOL_UNAVAILABLE", message, "See GET /api/v1/mcp-servers for how its server is.")
+}
+
+fn not_approved(name: &str) -> Rejection {
+    let message = format!("The tool '{name}' is not what was approved; it cannot be called until somebody approves it.");
+    let hint = "Compare it with what you expect, then POST /api/v1/tools/{id}/actions/approve.";
+    Rejection::new(Kind::Conflict, "TOOL_NOT_APPROVED", message, hint)
+}
+
+fn status(tool: &Tool, server: Option<ServerStatus>) -> ToolStatus {
+    match server {
+        _ if !tool.is_listed => ToolStatus::Withdrawn,
+        _ if !tool.is_approved() => ToolStatus::NeedsApproval,
+        Some(ServerStatus::Ready) => ToolStatus::Ready,
+        _ => ToolStatus::Unavailable,
+    }
+}
+
+/// How well a tool fits words: `None` when one is missing; a word in the name counts more than one in the description.
+fn fit(tool: &Tool, words: &[String]) -> Option<usize> {
+    let (name, description) = (tool.name().to_lowercase(), tool.manifest.description.to_lowercase());
+    let score = |word: &String| match (name.contains(word.as_str()), description.contains(word.as_str())) {
+        (true, _) => Some(3),
+        (false, true) => Some(1),
+        (false, false) => None,
+    };
+    words.iter().map(score).sum()
+}

@@ -1,0 +1,210 @@
+//! `/api/v1/mcp-servers`: servers whose tools can be called.
+
+use super::auth::Empty;
+use crate::http::access::By;
+use crate::http::body::{Input, ListParams, Params};
+use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
+use crate::http::names::Handle;
+use crate::http::state::EdgeState;
+use app::{NewServer, NewTransport};
+use axum::extract::State;
+use axum::http::StatusCode;
+use domain::mcp_server::{McpServer, Transport};
+use engine::Handled;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get, update, delete)).routes(routes!(restart))
+}
+
+/// How a server is reached. Values of `env` and `headers` are never shown again; `null` keeps the value that is known.
+#[derive(Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum NewTransportBody {
+    /// A process of its own. It needs the permission `mcp-servers.spawn`.
+    Stdio {
+        /// The program, found in the server's PATH or an absolute path.
+        #[schema(min_length = 1, max_length = 1024)]
+        command: String,
+        /// Its arguments.
+        #[serde(default)]
+        #[schema(max_items = 256)]
+        args: Vec<String>,
+        /// Its environment, beside PATH, HOME, LANG, LC_ALL, TZ and TMPDIR.
+        #[serde(default)]
+        env: BTreeMap<String, Option<String>>,
+    },
+    /// Streamable HTTP.
+    Http {
+        /// Where.
+        #[schema(min_length = 1, max_length = 2048)]
+        url: String,
+        /// Sent along with every request.
+        #[serde(default)]
+        headers: BTreeMap<String, Option<String>>,
+    },
+}
+
+/// A server.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct McpServerBody {
+    /// Unique name, the first part of its tools' names: A-Z, a-z, 0-9, `-`, `_`, without `__` and without `_` at its end.
+    #[schema(min_length = 1, max_length = 64)]
+    name: String,
+    /// How it is reached.
+    transport: NewTransportBody,
+}
+
+/// How a server is reached; of `env` and `headers` the names.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum TransportBody {
+    /// A process.
+    Stdio {
+        /// The program.
+        command: String,
+        /// Its arguments.
+        args: Vec<String>,
+        /// Names of its environment variables.
+        env: Vec<String>,
+    },
+    /// Streamable HTTP.
+    Http {
+        /// Where.
+        url: String,
+        /// Names of the headers.
+        headers: Vec<String>,
+    },
+}
+
+/// What a server calls itself.
+#[derive(Serialize, ToSchema)]
+struct ServerInfoBody {
+    /// Name.
+    name: String,
+    /// Version.
+    version: String,
+}
+
+/// A server.
+#[derive(Serialize, ToSchema)]
+struct McpServerAttributes {
+    /// Unique name, the first part of its tools' names.
+    name: String,
+    /// How it is reached.
+    transport: TransportBody,
+    /// `starting`, `ready` or `failed`
+    status: &'static str,
+    /// Why it failed.
+    reason: Option<String>,
+    /// Tools that it lists.
+    tools: u32,
+    /// What it calls itself.
+    server_info: Option<ServerInfoBody>,
+    /// The version of the protocol that was agreed on.
+    protocol_version: Option<String>,
+    /// When it was registered.
+    created_at: String,
+    /// When it changed last.
+    updated_at: String,
+    /// When it was deleted.
+    deleted_at: Option<String>,
+    /// Counts its changes.
+    version: u64,
+}
+
+fn attributes(server: &Handled<McpServer>) -> McpServerAttributes {
+    let state = &server.state;
+    let transport = match state.profile.transport.clone() {
+        Transport::Stdio { command, args, env } => TransportBody::Stdio { command, args, env },
+        Transport::Http { url, headers } => TransportBody::Http { url, headers },
+    };
+    let introduced = state.introduced.as_ref();
+    McpServerAttributes {
+        name: state.profile.name.clone(),
+        transport,
+        status: state.status.as_str(),
+        reason: state.reason.clone(),
+        tools: introduced.map_or(0, |i| i.tools),
+        server_info: introduced.map(|i| ServerInfoBody { name: i.name.clone(), version: i.version.clone() }),
+        protocol_version: introduced.map(|i| i.protocol_version.clone()),
+        created_at: server.created_at.to_string(),
+        updated_at: server.updated_at.to_string(),
+        deleted_at: state.is_deleted.then(|| server.updated_at.to_string()),
+        version: server.version,
+    }
+}
+
+fn described(body: McpServerBody) -> NewServer {
+    let transport = match body.transport {
+        NewTransportBody::Stdio { command, args, env } => NewTransport::Stdio { command, args, env },
+        NewTransportBody::Http { url, headers } => NewTransport::Http { url, headers },
+    };
+    NewServer { name: body.name, transport }
+}
+
+fn entity(status: StatusCode, server: &Handled<McpServer>) -> Outcome {
+    Reply::entity(status, "mcp_server", server, attributes(server))
+}
+
+/// List MCP servers
+#[utoipa::path(get, path = "/api/v1/mcp-servers", tag = "tools", extensions(("x-permission" = json!("mcp-servers.read"))),
+    params(ListParams), responses((status = 200, body = Many<McpServerAttributes>)))]
+async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
+    let page = state.app.mcp_servers(&caller, &params.order()?).await?;
+    let items = page.items.iter();
+    let items: Vec<_> = items.map(|s| Resource { id: s.stream.clone(), kind: "mcp_server", attributes: attributes(s) }).collect();
+    Reply::list(&items, page.next, page.position)
+}
+
+/// Register an MCP server and start it
+///
+/// The answer shows it as `starting`; it becomes `ready` or `failed`, with the reason. Its first list of tools counts as
+/// approved. Over `stdio` a process is started, which needs the permission `mcp-servers.spawn`.
+#[utoipa::path(post, path = "/api/v1/mcp-servers", tag = "tools", extensions(("x-permission" = json!("mcp-servers.create"))),
+    request_body = McpServerBody, responses((status = 201, body = One<McpServerAttributes>)))]
+async fn create(State(state): State<Arc<EdgeState>>, input: Input<McpServerBody>) -> Outcome {
+    let server = state.app.register_mcp_server(&input.by, described(input.body)).await?;
+    entity(StatusCode::CREATED, &server)
+}
+
+/// Read an MCP server
+#[utoipa::path(get, path = "/api/v1/mcp-servers/{id}", tag = "tools", extensions(("x-permission" = json!("mcp-servers.read"))),
+    params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = One<McpServerAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    entity(StatusCode::OK, &state.app.mcp_server(&caller, &id).await?)
+}
+
+/// Change how an MCP server is reached, and start it anew
+///
+/// Tools that change thereby need approval. The name cannot change.
+#[utoipa::path(put, path = "/api/v1/mcp-servers/{id}", tag = "tools", extensions(("x-permission" = json!("mcp-servers.update"))),
+    params(("id" = String, Path, description = "Id or name")), request_body = McpServerBody,
+    responses((status = 200, body = One<McpServerAttributes>)))]
+async fn update(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<McpServerBody>) -> Outcome {
+    let server = state.app.update_mcp_server(&input.by, &id, described(input.body)).await?;
+    entity(StatusCode::OK, &server)
+}
+
+/// Remove an MCP server with its tools, and end its process
+#[utoipa::path(delete, path = "/api/v1/mcp-servers/{id}", tag = "tools",
+    extensions(("x-permission" = json!("mcp-servers.delete"))), params(("id" = String, Path, description = "Id or name")),
+    responses((status = 204)))]
+async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    state.app.delete_mcp_server(&caller, &id).await?;
+    Reply::data(StatusCode::NO_CONTENT, &())
+}
+
+/// Start an MCP server again
+#[utoipa::path(post, path = "/api/v1/mcp-servers/{id}/actions/restart", tag = "tools",
+    extensions(("x-permission" = json!("mcp-servers.restart"))), params(("id" = String, Path, description = "Id or name")),
+    request_body = Empty, responses((status = 200, body = One<McpServerAttributes>)))]
+async fn restart(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
+    entity(StatusCode::OK, &state.app.restart_mcp_server(&input.by, &id).await?)
+}

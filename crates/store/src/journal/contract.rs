@@ -1,0 +1,90 @@
+//! What [`Journal`] promises, checked on any backend.
+
+use super::*;
+use std::future::Future;
+use std::sync::Arc;
+
+/// Tenant number `n` of the tests.
+fn tenant(n: u8) -> TenantId {
+    TenantId::from_bytes([n; 16])
+}
+
+/// An entry of tenant `n`.
+pub fn entry(n: u8, class: Class, actor: &str, at: i64) -> NewEntry {
+    NewEntry {
+        id: JournalId::from_bytes([n; 16]),
+        tenant: tenant(n),
+        class,
+        kind: "test.thing.seen",
+        at: Timestamp(at),
+        actor: ActorRef::system(actor),
+        correlation: "c".into(),
+        salt: [3; 16],
+        data: format!("{{\"at\":{at}}}").into_bytes(),
+        values: vec![],
+    }
+}
+
+/// Runs the whole suite, each part on a fresh journal.
+pub async fn check<F, Fut>(open: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<dyn Journal>>,
+{
+    order_and_filters(open().await).await;
+    tenants_are_apart(open().await).await;
+    content_is_forgotten(open().await).await;
+    values_are_kept_once(open().await).await;
+}
+
+async fn all(journal: &Arc<dyn Journal>, n: u8) -> Vec<Entry> {
+    journal.entries(tenant(n), JournalQuery { limit: 1_000, ..JournalQuery::default() }).await.unwrap()
+}
+
+async fn order_and_filters(journal: Arc<dyn Journal>) {
+    assert!(journal.offer(entry(1, Class::ToolCall, "a", 1)));
+    assert!(journal.offer(entry(1, Class::ToolCall, "b", 2)));
+    assert_eq!(journal.record(entry(1, Class::Security, "a", 3)).await, Ok(3));
+    let found = all(&journal, 1).await;
+    assert_eq!(found.iter().map(|e| (e.header.position, e.header.at.0)).collect::<Vec<_>>(), [(1, 1), (2, 2), (3, 3)]);
+    assert_eq!(found[1].data.as_deref(), Some(&br#"{"at":2}"#[..]));
+    let query = |after, class, actor: Option<&str>, limit| JournalQuery { after, class, actor: actor.map(str::to_owned), limit };
+    let positions = async |query: JournalQuery| {
+        let found = journal.entries(tenant(1), query).await.unwrap();
+        found.iter().map(|e| e.header.position).collect::<Vec<_>>()
+    };
+    assert_eq!(positions(query(1, None, None, 10)).await, [2, 3]);
+    assert_eq!(positions(query(0, Some(Class::ToolCall), None, 10)).await, [1, 2]);
+    assert_eq!(positions(query(0, None, Some("a"), 10)).await, [1, 3]);
+    assert_eq!(positions(query(0, None, None, 2)).await, [1, 2]);
+}
+
+async fn tenants_are_apart(journal: Arc<dyn Journal>) {
+    assert_eq!(journal.record(entry(1, Class::ToolCall, "a", 1)).await, Ok(1));
+    assert_eq!(journal.record(entry(2, Class::ToolCall, "a", 2)).await, Ok(1));
+    assert_eq!(all(&journal, 1).await.len(), 1);
+    assert_eq!(all(&journal, 3).await, []);
+}
+
+async fn content_is_forgotten(journal: Arc<dyn Journal>) {
+    for at in 1..=3 {
+        journal.record(entry(1, Class::ToolCall, "a", at)).await.unwrap();
+    }
+    journal.record(entry(1, Class::Security, "a", 1)).await.unwrap();
+    assert_eq!(journal.forget(BTreeMap::from([(Class::ToolCall, Timestamp(3))])).await, Ok(2));
+    let kept: Vec<bool> = all(&journal, 1).await.iter().map(|e| e.data.is_some()).collect();
+    assert_eq!(kept, [false, false, true, true]);
+    assert_eq!(journal.forget(BTreeMap::from([(Class::ToolCall, Timestamp(3))])).await, Ok(0));
+}
+
+async fn values_are_kept_once(journal: Arc<dyn Journal>) {
+    let with_value = |at| NewEntry { values: vec![([5; 32], b"large".to_vec())], ..entry(1, Class::ToolCall, "a", at) };
+    journal.record(with_value(1)).await.unwrap();
+    journal.record(with_value(9)).await.unwrap();
+    assert_eq!(journal.value(tenant(1), &[5; 32]).await.unwrap().as_deref(), Some(&b"large"[..]));
+    assert_eq!(journal.value(tenant(2), &[5; 32]).await, Ok(None));
+    journal.forget(BTreeMap::from([(Class::ToolCall, Timestamp(5))])).await.unwrap();
+    assert!(journal.value(tenant(1), &[5; 32]).await.unwrap().is_some(), "a later entry refers to it");
+    journal.forget(BTreeMap::from([(Class::ToolCall, Timestamp(10))])).await.unwrap();
+    assert_eq!(journal.value(tenant(1), &[5; 32]).await, Ok(None));
+}

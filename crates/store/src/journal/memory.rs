@@ -1,0 +1,84 @@
+//! A journal in memory: the model, and the ground of the simulator.
+
+use super::*;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Everything in memory.
+#[derive(Default)]
+pub struct MemoryJournal(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    entries: BTreeMap<TenantId, Vec<Entry>>,
+    /// With the time of the latest entry that refers to it.
+    values: BTreeMap<(TenantId, [u8; 32]), (Timestamp, Vec<u8>)>,
+}
+
+impl MemoryJournal {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, entry: NewEntry) -> u64 {
+        let mut inner = self.inner();
+        for (hash, bytes) in &entry.values {
+            inner.values.insert((entry.tenant, *hash), (entry.at, bytes.clone()));
+        }
+        let entries = inner.entries.entry(entry.tenant).or_default();
+        let position = entries.len() as u64 + 1;
+        entries.push(Entry { header: entry.header(position), data: Some(entry.data) });
+        position
+    }
+}
+
+#[async_trait]
+impl Journal for MemoryJournal {
+    fn offer(&self, entry: NewEntry) -> bool {
+        self.put(entry);
+        true
+    }
+
+    async fn record(&self, entry: NewEntry) -> Result<u64, StoreError> {
+        Ok(self.put(entry))
+    }
+
+    async fn entries(&self, tenant: TenantId, query: JournalQuery) -> Result<Vec<Entry>, StoreError> {
+        let inner = self.inner();
+        let all = inner.entries.get(&tenant).into_iter().flatten();
+        Ok(all.filter(|entry| query.admits(&entry.header)).take(query.limit).cloned().collect())
+    }
+
+    async fn value(&self, tenant: TenantId, hash: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.inner().values.get(&(tenant, *hash)).map(|(_, bytes)| bytes.clone()))
+    }
+
+    async fn forget(&self, before: BTreeMap<Class, Timestamp>) -> Result<u64, StoreError> {
+        let mut inner = self.inner();
+        let mut forgotten = 0;
+        for entry in inner.entries.values_mut().flatten() {
+            let is_due = before.get(&entry.header.class).is_some_and(|before| entry.header.at < *before);
+            forgotten += u64::from(is_due && entry.data.take().is_some());
+        }
+        if let Some(oldest) = before.values().min() {
+            inner.values.retain(|_, (at, _)| *at >= *oldest);
+        }
+        Ok(forgotten)
+    }
+
+    fn health(&self) -> JournalHealth {
+        JournalHealth::default()
+    }
+
+    async fn close(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn the_contract_holds() {
+        contract::check(|| async { Arc::new(MemoryJournal::default()) as Arc<dyn Journal> }).await;
+    }
+}
