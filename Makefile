@@ -22,7 +22,7 @@ run: toolchain ## Build, start the server, let a small agent work on this folder
 	cargo build --release --locked -p keiko
 	KEIKO=$(CARGO_TARGET_DIR)/release/keiko DATA=$(DATA) LISTEN=$(LISTEN) ONCE=$(ONCE) scripts/run.sh
 
-test: check deny build $(VENV)/ready ## Install what tests need, run all
+test: check deny build $(VENV)/ready tests/node_modules ## Install what tests need, run all
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests
 	KEIKO=$(CARGO_TARGET_DIR)/debug/keiko scripts/run-test.sh
 
@@ -51,6 +51,11 @@ $(DENY): | toolchain
 $(VENV)/ready: tests/requirements.txt
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --requirement tests/requirements.txt
+	touch $@
+
+# MCP clients by other hands.
+tests/node_modules: tests/package-lock.json
+	npm ci --prefix tests --no-audit --no-fund
 	touch $@
 
 # What a bare Debian or Ubuntu lacks: a C compiler for the built-in SQLite and the crypto library, Python's venv.

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -263,7 +264,7 @@ class Client:
             headers = {"Content-Type": "application/json", **(headers or {})}
         if timeout:
             kw["timeout"] = timeout
-        full = path if path.startswith(ROOT_PATHS) else "/api/v1" + path
+        full = path if path == "/mcp" or path.startswith(ROOT_PATHS) else "/api/v1" + path
         return self._http.request(method, full, headers={**self.headers, **(headers or {})}, **kw)
 
     def get(self, path, headers=None, timeout=None, **params):
@@ -302,6 +303,17 @@ class Client:
 
     def close(self):
         self._http.close()
+
+
+def tool_server(admin, folder):
+    """Registers an MCP server with one tool. Answers the server's id and the tool's full name."""
+    listed, name = Path(folder) / f"{unique('tools')}.json", unique("s").replace("-", "_")
+    text = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    listed.write_text(json.dumps([{"name": "echo", "description": "Says it again", "inputSchema": text}]))
+    args = [str(Path(__file__).parent / "servers" / "odd.py"), str(listed), "well"]
+    server = done(admin.post("/mcp-servers", {"name": name, "transport": {"type": "stdio", "command": sys.executable, "args": args}}), 201)
+    until(lambda: admin.get(f"/tools/{name}__echo").status_code == 200, "the server's tool is listed")
+    return server["id"], f"{name}__echo"
 
 
 class Agent:

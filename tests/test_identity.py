@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from harness import absent, command, done, path_of, printed_password, refused, submit, unique, until
+from harness import absent, command, done, path_of, printed_password, refused, submit, tool_server, unique, until
 from tokens import claims_of, expired, forgeries, public_key, signing_key
 
 PASSWORD = "a long enough password"
@@ -265,7 +265,7 @@ def test_should_reset_the_admin_password_on_a_stopped_server(new_keiko):
 
 
 @pytest.fixture(scope="module")
-def neighbours(keiko, admin):
+def neighbours(keiko, admin, tmp_path_factory):
     """Tenant A (the default one) with one thing of each kind, and tenant B."""
     capability = unique("cap")
     worker = keiko.agent(admin, capability)
@@ -277,7 +277,9 @@ def neighbours(keiko, admin):
     queue = unique("queue")
     done(admin.put(path_of("queues", queue), {"paused": True}), 200, 201)
     boss = keiko.tenant(admin)
-    ids = {"agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
+    server, tool = tool_server(admin, tmp_path_factory.mktemp("odd"))
+    tool = done(admin.get(f"/tools/{tool}"))["id"]
+    ids = {"mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
     return {"ids": ids, "boss": boss, "agent": keiko.agent(boss, capability), "token": task["attributes"]["claim"]["token"]}
 
 
@@ -290,6 +292,7 @@ def body_for(path, token):
         "tasks/heartbeat": {"claim_token": token}, "agents/heartbeat": {},
         "agents": {"name": unique("agent"), "capabilities": []}, "users": {"roles": ["user"]}, "roles": {"permissions": []},
         "api-keys": {"name": unique("key")}, "queues": {"paused": False}, "tenants": {"name": "x"},
+        "mcp-servers": {"name": "x", "transport": {"type": "stdio", "command": "true"}},
     }
     kind, *rest = path.removeprefix("/api/v1/").split("/")
     verb = rest[-1] if len(rest) > 1 else ""
@@ -300,7 +303,7 @@ def test_should_answer_404_to_every_handle_of_another_tenant(neighbours, admin, 
     tried = 0
     for path, operations in document["paths"].items():
         kind = path.removeprefix("/api/v1/").split("/")[0]
-        if "{" not in path or kind == "tenants":
+        if "{" not in path or kind in ("tenants", "journal"):
             continue
         assert kind in neighbours["ids"], f"{path}: this test does not know how to make one of '{kind}'; teach it"
         url = path.replace(path[path.index("{"): path.index("}") + 1], neighbours["ids"][kind])

@@ -1,11 +1,8 @@
 """Every route × every role, against an oracle written down here from the table in `api.md`, not taken from the server."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-from harness import absent, done, refused, submit, unique, until
+from harness import absent, done, refused, submit, tool_server, unique
 
 OPEN = {
     "/health", "/ready", "/openapi.json", "/docs", "/.well-known/jwks.json", "/api/v1/auth/login", "/api/v1/auth/refresh",
@@ -71,14 +68,10 @@ def things(keiko, admin, tmp_path_factory):
     key = done(admin.post("/api-keys", {"name": unique("key"), "permissions": []}), 201)
     queue = unique("queue")
     done(admin.put(f"/queues/{queue}", {"paused": False}), 200, 201)
-    listed = tmp_path_factory.mktemp("odd") / "tools.json"
-    listed.write_text('[{"name": "echo", "inputSchema": {"type": "object"}}]')
-    transport = {"type": "stdio", "command": sys.executable, "args": [str(Path(__file__).parent / "servers/odd.py"), str(listed), "well"]}
-    server = done(admin.post("/mcp-servers", {"name": "odd", "transport": transport}), 201)
-    until(lambda: done(admin.get("/tools")), "the server's tool is listed")
+    server, tool = tool_server(admin, tmp_path_factory.mktemp("odd"))
     return {
         # Registering the server wrote the journal's first entry.
-        "mcp-servers": server["id"], "tools": "odd__echo", "journal": "1",
+        "mcp-servers": server, "tools": tool, "journal": "1",
         "agents": worker.id, "tasks": task["id"], "users": keiko.user(admin, []).id, "roles": role["id"], "api-keys": key["id"],
         "queues": queue, "tenants": "default", "capability": capability,
     }

@@ -222,6 +222,8 @@ impl App {
                 format!("must be 1 to {NAME_CHARS_MAX} of A-Z, a-z, 0-9, '-', '_', without '__' and without '_' at its end");
             problems.add("/name", message);
         }
+        problems.check()?;
+        let mut problems = Problems::default();
         match &new.transport {
             NewTransport::Stdio { command, args, .. } => {
                 if !is_argument(command, COMMAND_CHARS_MAX) || command.is_empty() {
@@ -236,7 +238,7 @@ impl App {
             NewTransport::Http { .. } => {}
         }
         self.check_secrets(&new.transport, known, &mut problems);
-        problems.check()?;
+        problems.refuse()?;
         match &new.transport {
             NewTransport::Stdio { .. } => {
                 self.authorise(&caller.actor, "mcp-servers.spawn")?;

@@ -51,7 +51,7 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<EdgeState>> for OpenInput<T
     }
 }
 
-async fn read(request: Request, state: &EdgeState) -> Result<Bytes, Failure> {
+pub(super) async fn read(request: Request, state: &EdgeState) -> Result<Bytes, Failure> {
     let bytes_max = state.settings.body_bytes_max;
     /// How long a body may take to arrive.
     const BODY_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(60);
@@ -87,6 +87,23 @@ fn parse<T: DeserializeOwned + ToSchema>(headers: &HeaderMap, bytes: &Bytes, sta
         )
         .into());
     }
+    let value = open_json(bytes, state)?;
+    let problems = state.bodies.problems::<T>(&value, &state.document)?;
+    if !problems.is_empty() {
+        return Err(Rejection::invalid(&problems).into());
+    }
+    // From the text again: a field that is there twice shows only there.
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        // What the schema takes and the type does not, such as a number beyond 64 bits. Values are not repeated.
+        let is_twice = error.inner().to_string().contains("duplicate field");
+        let message = if is_twice { "has a field twice" } else { "is out of range, or not of the documented form" };
+        Rejection::invalid(&[Problem { pointer: pointer(&error.path().to_string()), message: message.into() }]).into()
+    })
+}
+
+/// JSON in UTF-8 that is not nested too deep.
+pub(super) fn open_json(bytes: &[u8], state: &EdgeState) -> Result<Value, Failure> {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return Err(invalid("INVALID_UTF8", "The body is not UTF-8.", "Send JSON in UTF-8."));
     };
@@ -97,21 +114,9 @@ fn parse<T: DeserializeOwned + ToSchema>(headers: &HeaderMap, bytes: &Bytes, sta
             .with("depth_max", depth_max)
             .into());
     }
-    let value: Value = serde_json::from_str(text).map_err(|error| {
+    serde_json::from_str(text).map_err(|error| {
         let message = format!("The body is not JSON: line {}, column {}.", error.line(), error.column());
         invalid("JSON_INVALID", &message, "Correct it at that place.")
-    })?;
-    let problems = state.bodies.problems::<T>(&value, &state.document)?;
-    if !problems.is_empty() {
-        return Err(Rejection::invalid(&problems).into());
-    }
-    // From the text again: a field that is there twice shows only there.
-    let mut json = serde_json::Deserializer::from_str(text);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        // What the schema takes and the type does not, such as a number beyond 64 bits. Values are not repeated.
-        let is_twice = error.inner().to_string().contains("duplicate field");
-        let message = if is_twice { "has a field twice" } else { "is out of range, or not of the documented form" };
-        Rejection::invalid(&[Problem { pointer: pointer(&error.path().to_string()), message: message.into() }]).into()
     })
 }
 

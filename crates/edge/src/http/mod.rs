@@ -5,6 +5,7 @@ mod body;
 mod docs;
 mod drain;
 mod envelope;
+mod mcp;
 mod meta;
 mod metrics;
 mod names;
@@ -18,6 +19,7 @@ pub use serve::{Server, bind};
 pub use state::{HttpSettings, Readiness};
 
 use axum::Router;
+use axum::extract::Extension;
 use axum::http::{Method, Uri};
 use axum::middleware;
 use envelope::Failure;
@@ -44,6 +46,7 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::mcp_servers::routes())
         .merge(v1::tools::routes())
         .merge(v1::journal::routes())
+        .merge(mcp::routes())
 }
 
 /// The router of an application. Fails when a route declares no permission: such a server must not start.
@@ -51,7 +54,7 @@ fn router(app: app::App, readiness: Arc<dyn Readiness>, settings: HttpSettings) 
     let (router, document) = openapi::split(routes());
     let access = access::table(&document)?;
     let state = Arc::new(EdgeState::new(app, readiness, settings, access, document)?);
-    Ok(router
+    let api = router
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         // Innermost: nothing below runs without an authorised caller.
@@ -60,7 +63,9 @@ fn router(app: app::App, readiness: Arc<dyn Readiness>, settings: HttpSettings) 
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(envelope::panicked))
         // Outermost: names the request, counts it, and writes every answer's envelope.
         .layer(middleware::from_fn_with_state(state.clone(), envelope::finish))
-        .with_state(state))
+        .with_state(state);
+    // Tools of `/mcp` are carried out as requests to the API.
+    Ok(api.clone().layer(Extension(mcp::Api(api))))
 }
 
 async fn unknown_route(uri: Uri) -> Failure {

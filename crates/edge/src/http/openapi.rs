@@ -15,12 +15,14 @@ use utoipa_axum::router::OpenApiRouter;
 const ABOUT: &str = "The backbone of a fleet of agents: identity, registry, tasks, record. Every answer has the form {data, meta} or {error, meta}; \
 errors carry a stable code, a message and a hint. Times are RFC 3339 in UTC. Unknown fields are errors.";
 
-const TAGS: [(&str, &str); 7] = [
+const TAGS: [(&str, &str); 9] = [
     ("identity", "Who is who: logins, tenants, users, services, roles and API keys."),
     ("agents", "Agents, what they can do, and whether they are there."),
     ("discovery", "Find agents by capability, tag, health and free text."),
     ("tasks", "Work: submit it, see what became of it and why."),
     ("work", "What agents do: claim tasks, and say how they go."),
+    ("tools", "Tools of MCP servers: register servers, find, approve and call tools, over HTTP and MCP."),
+    ("journal", "Observations: calls of tools, privileged actions."),
     ("events", "The record: everything that happened, in order."),
     ("operations", "Health, metrics and this document."),
 ];
@@ -55,6 +57,9 @@ fn complete(document: &mut Value) {
     for (name, schema) in schemas {
         document["components"]["schemas"][name] = serde_json::to_value(schema).unwrap_or_default();
     }
+    // The kinds of a transport refuse unknown fields like everything else; the generator knows that of structs only.
+    let transports = document.pointer_mut("/components/schemas/NewTransportBody/oneOf").and_then(Value::as_array_mut);
+    transports.into_iter().flatten().for_each(|kind| kind["additionalProperties"] = json!(false));
     for (_, operations) in document["paths"].as_object_mut().into_iter().flatten() {
         for (_, operation) in operations.as_object_mut().into_iter().flatten() {
             complete_operation(operation);

@@ -55,7 +55,7 @@ enum NewTransportBody {
 #[serde(deny_unknown_fields)]
 struct McpServerBody {
     /// Unique name, the first part of its tools' names: A-Z, a-z, 0-9, `-`, `_`, without `__` and without `_` at its end.
-    #[schema(min_length = 1, max_length = 64)]
+    #[schema(max_length = 64, pattern = "^_?[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*$")]
     name: String,
     /// How it is reached.
     transport: NewTransportBody,
