@@ -1,6 +1,7 @@
-//! Keiko's faces to the outside. HTTP so far.
+//! Keiko's faces to the outside: HTTP, MCP at `/mcp`, gRPC for work.
 //!
 //! Requests are parsed into typed names and an authorised caller here; bad input ends here. The edge never touches the
 //! store.
 
+pub mod grpc;
 pub mod http;

@@ -3,6 +3,7 @@
 use crate::{Settings, keys};
 use anyhow::Context;
 use app::{App, Bootstrap, Ground};
+use edge::grpc::GrpcServer;
 use edge::http::{Readiness, Server, bind};
 use engine::{Engine, Env};
 use gateway::Gateway;
@@ -45,6 +46,7 @@ impl Parts {
 pub struct Keiko {
     app: App,
     server: Server,
+    grpc: Option<GrpcServer>,
     store: Arc<dyn Store>,
     journal: Arc<dyn Journal>,
     gateway: Gateway,
@@ -58,6 +60,10 @@ impl Keiko {
     pub async fn start(settings: &Settings, parts: Parts) -> anyhow::Result<Keiko> {
         let Parts { store, env, keys, journal } = parts;
         let listener = bind(settings.listen).await.map_err(anyhow::Error::msg)?;
+        let grpc_listener = match settings.grpc_listen {
+            Some(address) => Some(bind(address).await.map_err(anyhow::Error::msg)?),
+            None => None,
+        };
         let engine = Engine::new(store.clone(), env.clone());
         let password = settings.admin_password.as_ref().map(|secret| secret.0.clone());
         let (gateway, reports) = Gateway::new(settings.gateway.clone());
@@ -68,12 +74,18 @@ impl Keiko {
             .context("the application could not start")?;
         let readiness = Arc::new(StoreReadiness(store.clone(), journal.clone()));
         let server = Server::new(listener, app.clone(), readiness, settings.http.clone()).map_err(anyhow::Error::msg)?;
-        Ok(Keiko { app, server, store, journal, gateway, env, grace: settings.shutdown_timeout, bootstrap })
+        let grpc = grpc_listener.map(|listener| GrpcServer::new(listener, app.clone(), &settings.http));
+        Ok(Keiko { app, server, grpc, store, journal, gateway, env, grace: settings.shutdown_timeout, bootstrap })
     }
 
     /// Where it listens.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.server.address()
+    }
+
+    /// Where the gRPC interface listens, if it does.
+    pub fn grpc_address(&self) -> std::io::Result<Option<SocketAddr>> {
+        self.grpc.as_ref().map(GrpcServer::address).transpose()
     }
 
     /// What the first start made, if this was the first.
@@ -90,7 +102,15 @@ impl Keiko {
             tracing::info!("draining: no new claims, running requests finish");
             app.drain();
         };
-        self.server.run(draining, self.grace).await;
+        let stopping = self.app.draining().clone();
+        let grpc = async {
+            if let Some(grpc) = self.grpc
+                && let Err(error) = grpc.run(stopping.cancelled(), self.grace).await
+            {
+                tracing::error!(%error, "the gRPC interface failed");
+            }
+        };
+        tokio::join!(self.server.run(draining, self.grace), grpc);
         if tokio::time::timeout(self.grace, self.env.shut_down()).await.is_err() {
             tracing::warn!("background work did not end within the grace time");
         }

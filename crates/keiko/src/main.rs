@@ -165,6 +165,9 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         println!("first start: sign in as 'admin' of tenant 'default'; password: {password}\n(it is shown only now)");
     }
     println!("listening on http://{}", keiko.address()?);
+    if let Some(address) = keiko.grpc_address()? {
+        println!("gRPC on {address}");
+    }
     std::io::stdout().flush()?;
     tracing::info!(
         data_dir = %settings.data_dir.display(),

@@ -30,6 +30,7 @@ const fn declared(key: &'static str, default: &'static str, help: &'static str) 
 pub const DECLARED: &[Declared] = &[
     declared("data.dir", "./.keiko", "Where everything is kept"),
     declared("server.listen", "127.0.0.1:8080", "Address and port to listen on"),
+    declared("grpc.listen", "", "Address and port of the gRPC interface, such as 127.0.0.1:8090; none when nothing is said"),
     declared("server.body_max", "1MiB", "Largest request body"),
     declared("server.json_depth_max", "64", "Deepest JSON"),
     declared("server.shutdown_timeout", "10s", "How long running requests may take when the server stops"),
@@ -225,6 +226,8 @@ pub struct Settings {
     pub http: edge::http::HttpSettings,
     /// Of the application.
     pub app: app::AppSettings,
+    /// Where the gRPC interface listens.
+    pub grpc_listen: Option<SocketAddr>,
     /// Of MCP servers.
     pub gateway: gateway::GatewaySettings,
     /// Filter of log lines.
@@ -286,6 +289,10 @@ impl Settings {
             data_dir: PathBuf::from(&layers.0["data.dir"].0),
             listen: layers
                 .parsed("server.listen", |v| v.parse().map_err(|_| "is no address such as 127.0.0.1:8080".to_owned()))?,
+            grpc_listen: layers.parsed("grpc.listen", |v| match v {
+                "" => Ok(None),
+                v => v.parse().map(Some).map_err(|_| "is no address such as 127.0.0.1:8090".to_owned()),
+            })?,
             shutdown_timeout: Duration::from_millis(ms("server.shutdown_timeout")?),
             disk_free_min_bytes: layers.parsed("store.disk_free_min", size_bytes)?,
             http,

@@ -3,7 +3,7 @@
 use super::body::conditional;
 use super::envelope::{Failure, LoggedActor, RequestNames};
 use super::state::EdgeState;
-use app::Caller;
+use app::{App, Caller};
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
 use axum::http::{HeaderMap, header, request::Parts};
 use axum::middleware::Next;
@@ -122,17 +122,18 @@ async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>
         // A known path with another method: the router answers 405, and tells nothing else.
         None => return Ok(None),
     };
-    let actor = authenticate(state, &request.headers).await?;
+    let actor = authenticate(&state.app, &request.headers).await?;
     let reach = state.app.authorise(&actor, permission)?;
     check_query(state, &route, request.uri.query())?;
     wait_for_position(state, &actor, &request.headers).await?;
     Ok(Some(caller(actor, reach, request)?))
 }
 
-async fn authenticate(state: &EdgeState, headers: &HeaderMap) -> Result<Actor, Failure> {
+/// Who shows these credentials.
+pub(crate) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Actor, Rejection> {
     let text = |name| headers.get(name).and_then(|v: &axum::http::HeaderValue| v.to_str().ok());
     if let Some(key) = text("x-api-key") {
-        return Ok(state.app.authenticate_key(key).await?);
+        return app.authenticate_key(key).await;
     }
     let bearer = text(header::AUTHORIZATION.as_str()).and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
@@ -140,15 +141,14 @@ async fn authenticate(state: &EdgeState, headers: &HeaderMap) -> Result<Actor, F
     });
     match bearer {
         // Clients that know only bearer tokens may send an API key as one.
-        Some(token) if token.starts_with("kk_") => Ok(state.app.authenticate_key(token).await?),
-        Some(token) => Ok(state.app.authenticate_bearer(token).await?),
+        Some(token) if token.starts_with("kk_") => app.authenticate_key(token).await,
+        Some(token) => app.authenticate_bearer(token).await,
         None => Err(Rejection::new(
             Kind::Unauthenticated,
             "CREDENTIALS_MISSING",
             "This needs an access token or an API key.",
             "Sign in with POST /api/v1/auth/login and send 'Authorization: Bearer <access_token>', or send an X-API-Key.",
-        )
-        .into()),
+        )),
     }
 }
 

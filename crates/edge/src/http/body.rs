@@ -170,7 +170,7 @@ where
 }
 
 /// How deep arrays and objects are nested, without parsing further.
-fn depth(text: &str) -> usize {
+pub(crate) fn depth(text: &str) -> usize {
     let (mut now, mut deepest, mut in_text, mut escaped) = (0usize, 0, false, false);
     for b in text.bytes() {
         match (in_text, b) {

@@ -14,6 +14,8 @@ mod serve;
 mod state;
 pub mod v1;
 
+pub(crate) use access::authenticate;
+pub(crate) use body::depth as json_depth;
 pub use openapi::{document, permission_table};
 pub use serve::{Server, bind};
 pub use state::{HttpSettings, Readiness};

@@ -1,0 +1,54 @@
+//! Who calls over gRPC: the same credentials as over HTTP, in the request's metadata.
+
+use crate::http::authenticate;
+use app::{App, Caller};
+use kernel::id::RequestTag;
+use kernel::{Kind, Origin, Rejection};
+use std::net::SocketAddr;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
+
+const CLIENT_CHARS_MAX: usize = 200;
+
+/// Authenticates, and authorises for one permission.
+pub(super) async fn caller(
+    app: &App,
+    metadata: &MetadataMap,
+    peer: Option<SocketAddr>,
+    permission: &str,
+) -> Result<Caller, Rejection> {
+    let actor = authenticate(app, metadata.as_ref()).await?;
+    let reach = app.authorise(&actor, permission)?;
+    let text = |name| metadata.get(name).and_then(|v| v.to_str().ok());
+    let trace_parent = text("traceparent").map(str::to_owned);
+    let trace = trace_parent.as_deref().and_then(|t| t.split('-').nth(1).map(str::to_owned));
+    Ok(Caller {
+        actor,
+        reach,
+        origin: Origin {
+            address: peer.map(|peer| peer.ip().to_string()),
+            client: text("user-agent").map(|client| client.chars().take(CLIENT_CHARS_MAX).collect()),
+        },
+        correlation: trace.unwrap_or_else(|| app.engine().env().id::<RequestTag>().to_string()),
+        trace_parent,
+        idempotency: None,
+        if_match: None,
+    })
+}
+
+/// A refusal as a gRPC status; the code is also in the metadata `keiko-code`.
+pub(super) fn status(rejection: &Rejection) -> Status {
+    let code = match rejection.kind {
+        Kind::Invalid | Kind::Refused | Kind::TooLarge => Code::InvalidArgument,
+        Kind::Unauthenticated => Code::Unauthenticated,
+        Kind::Forbidden => Code::PermissionDenied,
+        Kind::NotFound => Code::NotFound,
+        Kind::Conflict | Kind::Precondition => Code::FailedPrecondition,
+        Kind::Limited => Code::ResourceExhausted,
+        Kind::Unavailable | Kind::Upstream => Code::Unavailable,
+        Kind::Internal => Code::Internal,
+    };
+    let mut status = Status::new(code, format!("{}: {} {}", rejection.code, rejection.message, rejection.hint));
+    status.metadata_mut().insert("keiko-code", MetadataValue::from_static(rejection.code));
+    status
+}
