@@ -18,23 +18,23 @@ DENY := $(CACHE)/tools/bin/cargo-deny
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-run: toolchain ## Build, start the server, let a small agent work on this folder's files; ONCE=1 ends after the report
+run: toolchain console/dist/index.html ## Build, start the server, let a small agent work on this folder's files; ONCE=1 ends after the report
 	cargo build --release --locked -p keiko
 	KEIKO=$(CARGO_TARGET_DIR)/release/keiko DATA=$(DATA) LISTEN=$(LISTEN) ONCE=$(ONCE) scripts/run.sh
 
-test: check deny build $(VENV)/ready tests/node_modules ## Install what tests need, run all
+test: browser check deny build $(VENV)/ready tests/node_modules console-test ## Install what tests need, run all
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests
 	KEIKO=$(CARGO_TARGET_DIR)/debug/keiko scripts/run-test.sh
 
-check: toolchain ## Format, lints, unit tests: the quick loop
+check: toolchain console/dist/index.html ## Format, lints, unit tests: the quick loop
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo test --workspace --locked
 
-build: toolchain
+build: toolchain console/dist/index.html
 	cargo build --workspace --locked
 
-bench: toolchain ## Print the figures, with the machine and the physical limit beside them
+bench: toolchain console/dist/index.html ## Print the figures, with the machine and the physical limit beside them
 	cargo build --release --locked -p keiko -p keiko-bench
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/release/keiko $(CARGO_TARGET_DIR)/release/keiko-bench $(BENCH)
 
@@ -59,8 +59,25 @@ tests/node_modules: tests/package-lock.json
 	npm ci --prefix tests --no-audit --no-fund
 	touch $@
 
+# The console, inside the binary.
+console/dist/index.html: console/node_modules $(shell find console/src console/index.html console/scripts console/*.ts console/*.js -type f)
+	npm run --prefix console build
+	touch $@
+
+console/node_modules: console/package-lock.json
+	npm ci --prefix console --no-audit --no-fund
+	touch $@
+
+console-test: console/dist/index.html
+	npm run --prefix console check
+	npm test --prefix console
+
+# The browser that the console is tested in.
+browser:
+	@scripts/browser.sh
+
 # What a bare Debian or Ubuntu lacks: a C compiler for the built-in SQLite and the crypto library, Python's venv.
 toolchain:
 	@scripts/toolchain.sh
 
-.PHONY: help run test check build bench bless deny toolchain
+.PHONY: help run test check build bench bless deny toolchain console-test browser

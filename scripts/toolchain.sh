@@ -18,6 +18,10 @@ if [ "${#missing[@]}" -gt 0 ]; then
     $sudo apt-get update -qq
     $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}"
 fi
+if ! command -v node >/dev/null || [ "$(node -p 'Number(process.versions.node.split(".")[0])')" -lt 20 ]; then
+    echo "error: Node.js 20 or newer is missing; the console is built with it" >&2
+    exit 1
+fi
 if ! command -v cargo >/dev/null; then
     echo "error: Rust is missing; install the stable toolchain (1.90 or newer) first" >&2
     exit 1

@@ -17,6 +17,11 @@ use tokio::net::TcpStream;
 pub(crate) struct Credential(Option<(HeaderName, HeaderValue)>);
 
 impl Credential {
+    /// The header it is shown in.
+    pub fn header(&self) -> Option<&(HeaderName, HeaderValue)> {
+        self.0.as_ref()
+    }
+
     /// As nobody.
     pub fn none() -> Self {
         Credential(None)

@@ -8,6 +8,7 @@
 mod appends;
 mod discovery;
 mod fleet;
+mod grpc;
 mod http;
 mod machine;
 mod report;
@@ -15,6 +16,7 @@ mod server;
 mod sse;
 mod startup;
 mod stats;
+mod tools;
 mod work;
 
 use anyhow::{Context, bail};
@@ -34,7 +36,7 @@ const USAGE: &str = "usage: keiko-bench [--quick] [--only NAME]... [--dir DIR] [
 KEIKO_BIN names the server under test (default: target/release/keiko).";
 
 /// The groups of figures, in the order of the report.
-const GROUPS: &[&str] = &["startup", "latency", "throughput", "discovery", "sse", "appends"];
+const GROUPS: &[&str] = &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "appends"];
 
 /// How much is measured.
 pub(crate) struct Scale {
@@ -166,6 +168,8 @@ async fn measure(group: &str, place: &Place, scale: &Scale) -> anyhow::Result<Se
         "startup" => startup::measure(place, scale).await,
         "latency" => work::latency(place, scale).await,
         "throughput" => work::throughput(place, scale).await,
+        "grpc" => grpc::measure(place, scale).await,
+        "tools" => tools::measure(place, scale).await,
         "discovery" => discovery::measure(place, scale).await,
         "sse" => sse::measure(place, scale).await,
         "appends" => appends::measure(place, scale).await,

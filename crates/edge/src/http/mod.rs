@@ -2,6 +2,7 @@
 
 mod access;
 mod body;
+mod console;
 mod docs;
 mod drain;
 mod envelope;
@@ -22,8 +23,9 @@ pub use state::{HttpSettings, Readiness};
 
 use axum::Router;
 use axum::extract::Extension;
-use axum::http::{Method, Uri};
+use axum::http::{HeaderMap, Method, Uri};
 use axum::middleware;
+use axum::response::{IntoResponse, Response};
 use envelope::Failure;
 use kernel::{Kind, Rejection};
 use state::EdgeState;
@@ -70,9 +72,13 @@ fn router(app: app::App, readiness: Arc<dyn Readiness>, settings: HttpSettings) 
     Ok(api.clone().layer(Extension(mcp::Api(api))))
 }
 
-async fn unknown_route(uri: Uri) -> Failure {
+/// The console's files, and nothing else.
+async fn unknown_route(method: Method, uri: Uri, headers: HeaderMap) -> Response {
+    if let Some(file) = console::answer(&method, uri.path(), &headers) {
+        return file;
+    }
     let message = format!("There is nothing at '{}'.", uri.path());
-    Rejection::new(Kind::NotFound, "ROUTE_NOT_FOUND", message, "See /docs for every route.").into()
+    Failure::from(Rejection::new(Kind::NotFound, "ROUTE_NOT_FOUND", message, "See /docs for every route.")).into_response()
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Failure {

@@ -1,0 +1,155 @@
+// What the page knows: loaded once, then kept true by the events of the log. Touched entities are read again, many at a time.
+import { Api, ApiError } from "./api";
+import { column } from "./format";
+import type { Agent, Call, FeedEvent, Server, Task } from "./types";
+
+const TASKS_MAX = 400;
+const EVENTS_MAX = 500;
+const CALLS_MAX = 100;
+const SETTLE_MS = 60;
+const CALLS_EVERY_MS = 2_000;
+
+export class Fleet {
+  agents = $state<Record<string, Agent>>({});
+  tasks = $state<Record<string, Task>>({});
+  servers = $state<Server[]>([]);
+  calls = $state<Call[]>([]);
+  events = $state.raw<FeedEvent[]>([]);
+  connection = $state<"connecting" | "live" | "reconnecting">("connecting");
+  /** Why calls of tools are not shown. */
+  callsHidden = $state("");
+
+  #api: Api;
+  #stop = new AbortController();
+  #after = 0;
+  #callsAfter = 0;
+  #touched = new Set<string>();
+  #settling: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(api: Api) {
+    this.#api = api;
+  }
+
+  board = $derived.by(() => {
+    const columns: Record<"pending" | "working" | "done" | "failed", Task[]> = { pending: [], working: [], done: [], failed: [] };
+    for (const task of Object.values(this.tasks)) columns[column(task.attributes.status)].push(task);
+    for (const tasks of Object.values(columns)) tasks.sort((a, b) => (a.id < b.id ? 1 : -1));
+    return columns;
+  });
+
+  /** What each agent works on now. */
+  work = $derived.by(() => {
+    const work: Record<string, Task[]> = {};
+    for (const task of this.board.working) (work[task.attributes.agent_id ?? ""] ??= []).push(task);
+    return work;
+  });
+
+  async start(): Promise<void> {
+    await this.#load();
+    void this.#follow();
+    void this.#watchCalls();
+  }
+
+  stop(): void {
+    this.#stop.abort();
+    clearTimeout(this.#settling);
+  }
+
+  agentName(id: string | null): string {
+    return id ? (this.agents[id]?.attributes.name ?? id) : "";
+  }
+
+  async #load(): Promise<void> {
+    const tasks = await this.#api.get<{ data: Task[]; meta: { position: number } }>("/tasks?limit=200");
+    const agents = await this.#api.get<{ data: Agent[] }>("/agents?limit=500");
+    this.tasks = Object.fromEntries(tasks.data.map((task) => [task.id, task]));
+    this.agents = Object.fromEntries(agents.data.map((agent) => [agent.id, agent]));
+    // A few events from before, so that the feed is not empty.
+    this.#after = Math.max(0, tasks.meta.position - 40);
+  }
+
+  async #follow(): Promise<void> {
+    for (let attempt = 0; !this.#stop.signal.aborted; attempt++) {
+      try {
+        const live = setTimeout(() => (this.connection = "live"), 100);
+        try {
+          await this.#api.follow("/events/stream", this.#after, (sse) => ((attempt = 0), this.#take(sse.data)), this.#stop.signal);
+        } finally {
+          clearTimeout(live);
+        }
+      } catch {
+        // Told by `connection`; the loop tries again.
+      }
+      if (this.#stop.signal.aborted) return;
+      this.connection = "reconnecting";
+      await pause(Math.min(5_000, 200 * 2 ** attempt), this.#stop.signal);
+    }
+  }
+
+  #take(data: string): void {
+    const event = JSON.parse(data) as FeedEvent;
+    if (typeof event.position !== "number") return;
+    this.connection = "live";
+    this.#after = event.position;
+    this.events = [event, ...this.events].slice(0, EVENTS_MAX);
+    if (/^(task|agent)_/.test(event.stream)) this.#touch(event.stream);
+  }
+
+  #touch(id: string): void {
+    this.#touched.add(id);
+    this.#settling ??= setTimeout(() => {
+      this.#settling = undefined;
+      const ids = [...this.#touched];
+      this.#touched.clear();
+      void Promise.all(ids.map((id) => this.#read(id)));
+    }, SETTLE_MS);
+  }
+
+  async #read(id: string): Promise<void> {
+    try {
+      if (id.startsWith("task_")) {
+        this.tasks[id] = (await this.#api.get<{ data: Task }>(`/tasks/${id}`)).data;
+        this.#trim();
+      } else {
+        this.agents[id] = (await this.#api.get<{ data: Agent }>(`/agents/${id}`)).data;
+      }
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 404) {
+        delete this.agents[id];
+        delete this.tasks[id];
+      }
+    }
+  }
+
+  #trim(): void {
+    const ids = Object.keys(this.tasks);
+    if (ids.length <= TASKS_MAX) return;
+    // Ids sort by time: the oldest that are over go first.
+    const over = ids.filter((id) => ["done", "failed"].includes(column(this.tasks[id]!.attributes.status))).sort();
+    for (const id of over.slice(0, ids.length - TASKS_MAX)) delete this.tasks[id];
+  }
+
+  async #watchCalls(): Promise<void> {
+    while (!this.#stop.signal.aborted) {
+      if (!document.hidden) {
+        try {
+          this.servers = (await this.#api.get<{ data: Server[] }>("/mcp-servers?limit=100")).data;
+          const found = await this.#api.get<{ data: Call[] }>(`/journal?class=tool_call&limit=500&after=${this.#callsAfter}`);
+          this.#callsAfter = found.data.at(-1)?.attributes.position ?? this.#callsAfter;
+          this.calls = [...found.data.reverse(), ...this.calls].slice(0, CALLS_MAX);
+          this.callsHidden = "";
+        } catch (error) {
+          if (error instanceof ApiError && error.status === 403) this.callsHidden = "You may not see calls of tools: they need audit.read and mcp-servers.read.";
+        }
+      }
+      await pause(CALLS_EVERY_MS, this.#stop.signal);
+    }
+  }
+}
+
+function pause(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+}
