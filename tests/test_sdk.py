@@ -414,13 +414,13 @@ def lines(path):
 
 def test_nothing_is_lost_or_done_twice_when_the_server_is_killed(new_keiko):
     server = new_keiko(port=free_port()).start()
-    agent, name, runs, lock = agent_of(server, max_concurrency=4), unique("durable"), [], threading.Lock()
+    agent, name, runs, lock = agent_of(server, max_concurrency=10), unique("durable"), [], threading.Lock()
 
     @agent.capability(name)
     async def work(n: int) -> dict:
         with lock:
             runs.append(n)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.4)  # longer than the server is away: claims are handed over again while they are in work
         return {"n": n}
 
     with Client(server.url, username="admin", password=ADMIN_PASSWORD) as client, agent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import time
@@ -16,6 +17,8 @@ import httpx2
 
 from .errors import Disconnected, KeikoError, Unauthenticated, refusal
 from .login import ApiKey, Login
+
+log = logging.getLogger("keiko.http")
 
 PAUSE_FIRST_S, PAUSE_MAX_S = 0.1, 5.0
 TIMEOUT_S = 30.0
@@ -95,6 +98,7 @@ class Connection:
                 wait = pause(attempt, error.retry_after or 0.0)
                 if not may_repeat(error, repeatable) or time.monotonic() + wait > until:
                     raise
+                log.info("%s %s: %s; again in %.1f s", method, path, error, wait)
             attempt += 1
             await asyncio.sleep(wait)
 
@@ -129,7 +133,11 @@ class Connection:
 
     async def _sign(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """A request of a login: without an identity, and without repeats of its own."""
-        answer = self._checked(await self._send("POST", path, body, None, {}, TIMEOUT_S))
+        try:
+            answer = self._checked(await self._send("POST", path, body, None, {}, TIMEOUT_S))
+        except Disconnected as error:
+            error.details["sent"] = False  # the request that needs the login was not
+            raise
         return dict(answer["data"]["attributes"])
 
     async def _send(
