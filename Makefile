@@ -11,20 +11,22 @@ CACHE ?= $(CURDIR)/.cache
 DATA ?= $(CURDIR)/.keiko
 LISTEN ?= 127.0.0.1:8080
 ONCE ?=
+REPO ?= $(CURDIR)
 VENV := $(CACHE)/venv
 PYTHON := $(VENV)/bin/python
+DEMO := $(CACHE)/demo-venv
 DENY := $(CACHE)/tools/bin/cargo-deny
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-run: toolchain console/dist/index.html ## Build, start the server, let a small agent work on this folder's files; ONCE=1 ends after the report
+run: toolchain console/dist/index.html $(DEMO)/ready demo/node_modules ## Build, start, let a fleet report on a repository; REPO=/path, ONCE=1 ends after it
 	cargo build --release --locked -p keiko
-	KEIKO=$(CARGO_TARGET_DIR)/release/keiko DATA=$(DATA) LISTEN=$(LISTEN) ONCE=$(ONCE) scripts/run.sh
+	KEIKO=$(CARGO_TARGET_DIR)/release/keiko DATA=$(DATA) LISTEN=$(LISTEN) ONCE=$(ONCE) REPO='$(REPO)' PYTHON=$(DEMO)/bin/python scripts/run.sh
 
-test: browser check deny build $(VENV)/ready tests/node_modules console-test ## Install what tests need, run all
+test: browser check deny build $(VENV)/ready $(DEMO)/ready tests/node_modules demo/node_modules console-test ## Install what tests need, run all
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests
-	KEIKO=$(CARGO_TARGET_DIR)/debug/keiko scripts/run-test.sh
+	KEIKO=$(CARGO_TARGET_DIR)/debug/keiko PYTHON=$(DEMO)/bin/python scripts/run-test.sh
 
 check: toolchain console/dist/index.html ## Format, lints, unit tests: the quick loop
 	cargo fmt --check
@@ -52,6 +54,18 @@ $(DENY): | toolchain
 $(VENV)/ready: tests/requirements.txt
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --requirement tests/requirements.txt
+	$(PYTHON) -m pip install --quiet --editable ./sdk/python
+	touch $@
+
+# The demonstration: the SDK, and MCP servers by other hands.
+$(DEMO)/ready: demo/requirements.txt sdk/python/pyproject.toml $(wildcard sdk/python/src/keiko/*.py)
+	python3 -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet --force-reinstall --no-deps ./sdk/python
+	$(DEMO)/bin/python -m pip install --quiet ./sdk/python --requirement demo/requirements.txt
+	touch $@
+
+demo/node_modules: demo/package-lock.json
+	npm ci --prefix demo --no-audit --no-fund
 	touch $@
 
 # MCP clients by other hands.

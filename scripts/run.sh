@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Starts the server on $DATA, lets the example agent work on this folder's files, prints where to look, and stays until
-# Ctrl-C. With ONCE=1 it ends after the report.
+# Starts the server on $DATA, lets the demonstration fleet report on the Git repository $REPO, prints where to look, and
+# stays until Ctrl-C. With ONCE=1 it ends after the report.
 set -euo pipefail
 
-: "${KEIKO:?}" "${DATA:?}" "${LISTEN:?}"
-FILES=${FILES:-$PWD}
+: "${KEIKO:?}" "${DATA:?}" "${LISTEN:?}" "${PYTHON:?}"
+REPO=${REPO:-$PWD}
 mkdir -p "$DATA"
 out=$(mktemp)
 cleanup() {
@@ -38,15 +38,15 @@ done
 [ -n "$url" ] || { echo "error: the server did not start within 10 s" >&2; exit 1; }
 echo "Keiko listens on $url, data in $DATA"
 
-# The credentials of the demonstration stay in its folder and touch nobody's own.
-export XDG_CONFIG_HOME="$DATA/demo-config" KEIKO_SERVER="$url"
-KEIKO_PASSWORD=$KEIKO_ADMIN_PASSWORD "$KEIKO" login admin >/dev/null
-"$KEIKO" agent-example "$FILES"
+status=0
+KEIKO_SERVER="$url" KEIKO_USERNAME=admin KEIKO_PASSWORD="$KEIKO_ADMIN_PASSWORD" \
+    "$PYTHON" demo/report.py --repo "$REPO" --markdown "$DATA/report.md" --json "$DATA/report.json" || status=$?
 echo
+[ "$status" = 2 ] || echo "Report:          $DATA/report.md, $DATA/report.json"
+echo "Console:         $url/   (name: admin, password: $([ -e "$password_file" ] && echo "in $password_file" || echo "the one you gave"))"
 echo "API for people:  $url/docs"
-echo "Sign in with:    KEIKO_PASSWORD=\$(cat $password_file) $KEIKO login admin --server $url"
 if [ -n "${ONCE:-}" ]; then
-    exit 0
+    exit "$status"
 fi
 echo "The server stays until Ctrl-C."
 wait "$server"

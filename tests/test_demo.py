@@ -52,7 +52,19 @@ class Sandbox:
         dates = {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when}
         self.git("add", "-A", **who)
         given = message.encode(encoding)
-        self.git("-c", f"i18n.commitEncoding={encoding}", "commit", "-q", "--allow-empty", "--allow-empty-message", "-F", "-", given=given, **who, **dates)
+        self.git(
+            "-c",
+            f"i18n.commitEncoding={encoding}",
+            "commit",
+            "-q",
+            "--allow-empty",
+            "--allow-empty-message",
+            "-F",
+            "-",
+            given=given,
+            **who,
+            **dates,
+        )
         return self.git("rev-parse", "HEAD").decode().strip()
 
     def head(self):
@@ -63,7 +75,17 @@ class Sandbox:
 def odd(tmp_path_factory):
     """A repository with much that is unusual and allowed."""
     box = Sandbox(tmp_path_factory.mktemp("odd") / "with space & ümlaut")
-    for name in ("plain.py", "with space.md", "ümlaut.rs", 'quote".c', "new\nline.go", "tab\t.js", "pi|pe `tick`.sh", b"latin-\xe4.txt", "a/b/c/deep.py"):
+    for name in (
+        "plain.py",
+        "with space.md",
+        "ümlaut.rs",
+        'quote".c',
+        "new\nline.go",
+        "tab\t.js",
+        "pi|pe `tick`.sh",
+        b"latin-\xe4.txt",
+        "a/b/c/deep.py",
+    ):
         box.write(name)
     box.write("empty.py", b"")
     box.write("unfinished.py", b"one\ntwo")
@@ -84,7 +106,12 @@ def odd(tmp_path_factory):
     box.write("side.py", b"s\n" * 40)
     box.commit("side", author="Cy", email="cy@example.org")
     box.git("checkout", "-q", "main")
-    env = {"GIT_AUTHOR_NAME": "Ben", "GIT_AUTHOR_EMAIL": "ben@example.org", "GIT_COMMITTER_NAME": "C", "GIT_COMMITTER_EMAIL": "c@example.org"}
+    env = {
+        "GIT_AUTHOR_NAME": "Ben",
+        "GIT_AUTHOR_EMAIL": "ben@example.org",
+        "GIT_COMMITTER_NAME": "C",
+        "GIT_COMMITTER_EMAIL": "c@example.org",
+    }
     box.git("merge", "-q", "--no-ff", "-m", "merge", "side", **env)
     box.git("update-index", "--add", "--cacheinfo", f"160000,{first},module")
     (box.path / "module").mkdir()
@@ -143,7 +170,9 @@ def test_largest_files_are_those_of_git(box):
 def test_lines_are_those_of_git(box):
     empty = box.git("hash-object", "-t", "tree", "/dev/null").decode().strip()
     wanted, binary = collections.Counter(), 0
-    links = {line.split(b"\t")[1] for line in box.git("ls-tree", "-r", "-z", "HEAD").split(b"\0") if line.startswith((b"120000", b"160000"))}
+    links = {
+        line.split(b"\t")[1] for line in box.git("ls-tree", "-r", "-z", "HEAD").split(b"\0") if line.startswith((b"120000", b"160000"))
+    }
     for row in box.git("diff", "--numstat", "--no-renames", "-z", empty, "HEAD").split(b"\0")[:-1]:
         added, _, path = row.split(b"\t", 2)
         if path in links:
@@ -211,7 +240,9 @@ def start(keiko, *args):
     """`report.py` as a process of its own."""
     kept = {name: value for name, value in os.environ.items() if name.startswith("KEIKO_DEMO_")}
     env = clean_env(keiko.home, {**kept, "KEIKO_SERVER": keiko.url, "KEIKO_USERNAME": "admin", "KEIKO_PASSWORD": ADMIN_PASSWORD})
-    return subprocess.Popen([sys.executable, str(DEMO / "report.py"), *map(str, args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, str(DEMO / "report.py"), *map(str, args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def run(keiko, *args):
@@ -225,7 +256,10 @@ def agents_of(keiko):
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"--agent" in (folder / "cmdline").read_bytes() and f"KEIKO_SERVER={keiko.url}\0".encode() in (folder / "environ").read_bytes():
+            if (
+                b"--agent" in (folder / "cmdline").read_bytes()
+                and f"KEIKO_SERVER={keiko.url}\0".encode() in (folder / "environ").read_bytes()
+            ):
                 found.append(folder.name)
         except OSError:
             continue
@@ -282,7 +316,7 @@ def test_a_part_that_failed_is_shown_and_the_rest_goes_on(keiko, tmp_path):
     code, printed, said = run(keiko, "--repo", box.path)
     assert code == 1, said
     assert "**1 commits**" in printed
-    assert "**This part failed**: WORK\\_FAILED" in printed and lost in printed
+    assert "**This part failed**: REPOSITORY\\_DAMAGED" in printed and lost in printed
 
 
 def test_bad_input_ends_with_2_and_a_word(keiko, tmp_path):

@@ -287,6 +287,18 @@ def test_should_keep_secrets_that_are_not_said_again(admin, tmp_path):
     refused(admin.put(f"/mcp-servers/{name}", {"name": unique("t"), "transport": transport}), 422, "NAME_FIXED")
 
 
+def test_should_run_the_last_of_two_quick_changes(admin, tmp_path):
+    for _ in range(3):
+        name = register(admin, odd(tmp_path, env={"TOKEN": "first"}))
+        for token in ("second", "third"):
+            done(admin.put(f"/mcp-servers/{name}", {"name": name, "transport": odd(tmp_path, env={"TOKEN": token})}))
+        until(lambda: server(admin, name)["status"] == "ready" and call(admin, f"{name}__environment").status_code == 200, "it is back")
+        # Both changes had their time.
+        until(lambda: json.loads(text(admin, f"{name}__environment"))["TOKEN"] == "third", "the last change counts")
+        time.sleep(1.5)
+        assert json.loads(text(admin, f"{name}__environment"))["TOKEN"] == "third"
+
+
 # Who may
 
 

@@ -143,8 +143,11 @@ impl App {
         let secrets = names.iter().map(|name| (secret_name(id, name), None)).collect();
         let extras = Extras { values: vec![], secrets };
         self.engine().transact(tenant, &steps, &caller.context(), extras).await.map_err(of_handle)?;
-        let gateway = self.0.gateway.clone();
-        self.env().spawn(async move { gateway.remove(gateway::Key { tenant, server: id }).await });
+        let (gateway, key) = (self.0.gateway.clone(), gateway::Key { tenant, server: id });
+        self.env().spawn(async move {
+            let _turn = gateway.turn(key).await;
+            gateway.remove(key).await;
+        });
         Ok(())
     }
 
@@ -172,10 +175,12 @@ impl App {
 
     /// Reads the server again: of two changes that meet here, the later one counts.
     async fn put_server(&self, tenant: TenantId, stream: &str) -> Answer<()> {
-        let Some(server) = self.entity::<McpServer>(tenant, stream).await? else { return Ok(()) };
         let id: McpServerId = stream.parse().map_err(|_| not_found(stream))?;
+        let key = gateway::Key { tenant, server: id };
+        let _turn = self.0.gateway.turn(key).await;
+        let Some(server) = self.entity::<McpServer>(tenant, stream).await? else { return Ok(()) };
         let spec = self.spec(tenant, id, server.state.profile.transport.clone()).await?;
-        self.0.gateway.put(gateway::Key { tenant, server: id }, spec).await;
+        self.0.gateway.put(key, spec).await;
         Ok(())
     }
 

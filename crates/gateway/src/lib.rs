@@ -128,6 +128,8 @@ struct Inner {
     settings: GatewaySettings,
     reports: mpsc::Sender<Report>,
     upstreams: Mutex<BTreeMap<Key, Arc<Upstream>>>,
+    /// Who changes a server now; one at a time.
+    turns: Mutex<BTreeMap<Key, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// Reports that wait to be written down; a server waits when there are more.
@@ -137,7 +139,7 @@ impl Gateway {
     /// No upstreams yet, and where they report to.
     pub fn new(settings: GatewaySettings) -> (Gateway, mpsc::Receiver<Report>) {
         let (reports, receiver) = mpsc::channel(REPORTS_MAX);
-        (Gateway(Arc::new(Inner { settings, reports, upstreams: Mutex::default() })), receiver)
+        (Gateway(Arc::new(Inner { settings, reports, upstreams: Mutex::default(), turns: Mutex::default() })), receiver)
     }
 
     /// The settings.
@@ -145,14 +147,18 @@ impl Gateway {
         &self.0.settings
     }
 
-    /// Starts a server, after ending what ran under the same key.
+    /// A turn to change a server: whoever reads how it is to be reached inside of it, and then calls [`Gateway::put`], never
+    /// puts something older than another did.
+    pub async fn turn(&self, key: Key) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+        turn.lock_owned().await
+    }
+
+    /// Starts a server, after ending what ran under the same key. Call it within a [`Gateway::turn`].
     pub async fn put(&self, key: Key, spec: Spec) {
         self.remove(key).await;
         let upstream = Upstream::start(key, spec, self.0.settings.clone(), self.0.reports.clone());
-        let replaced = self.upstreams().insert(key, Arc::new(upstream));
-        if let Some(replaced) = replaced {
-            replaced.stop().await;
-        }
+        self.upstreams().insert(key, Arc::new(upstream));
     }
 
     /// Starts a server again at once.

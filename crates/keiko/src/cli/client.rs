@@ -61,12 +61,6 @@ impl Client {
         Ok(Client { http: http(&server)?, server, auth, position: 0 })
     }
 
-    /// A connection to the same server as another identity.
-    pub fn with_key(&self, key: &str) -> Self {
-        let auth = Auth::Key(key.to_owned());
-        Client { http: self.http.clone(), server: self.server.clone(), auth, position: self.position }
-    }
-
     /// The server's address.
     pub fn base(&self) -> &str {
         self.server.base()

@@ -109,11 +109,6 @@ pub fn is_passing(error: &anyhow::Error) -> bool {
     error.downcast_ref::<ApiError>().is_some_and(refused_for_now) || error.downcast_ref::<Hinted>().is_some_and(|e| e.passing)
 }
 
-/// The status of a refusal by the server.
-pub fn status(error: &anyhow::Error) -> Option<u16> {
-    error.downcast_ref::<ApiError>().map(|e| e.status)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

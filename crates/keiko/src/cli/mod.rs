@@ -16,7 +16,7 @@ mod table;
 
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
-use commands::{agents, discover, events, example, keys, login, queues, tasks, tenants, users};
+use commands::{agents, discover, events, keys, login, queues, tasks, tenants, users};
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
 // No `Debug`: an API key must not end up in a log.
@@ -105,9 +105,6 @@ pub enum ClientCommand {
     /// Find agents by what they can do
     #[command(after_help = discover::EXAMPLES)]
     Discover(discover::Discover),
-    /// Run a small agent that counts the lines of real files, from registration to result
-    #[command(after_help = example::EXAMPLES)]
-    AgentExample(example::AgentExample),
 }
 
 /// Runs one command. An error's text already holds what is wrong and, on further lines, what to do about it.
@@ -136,6 +133,5 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Tenants { command } => tenants::run(command, client, output).await,
         ClientCommand::Queues { command } => queues::run(command, client, output).await,
         ClientCommand::Discover(args) => discover::run(args, client, output).await,
-        ClientCommand::AgentExample(args) => example::run(args, client, output).await,
     }
 }

@@ -149,6 +149,7 @@ async def done_before(stopping: asyncio.Event, job: asyncio.Task[Any]) -> bool:
     stop.cancel()
     return job.done() or not job.cancel()
 
+
 async def revoke(registrar: Client, issued: IssuedKey) -> None:
     """Ends a key that nobody will use again, where the caller may do that."""
     try:

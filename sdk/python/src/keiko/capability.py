@@ -127,7 +127,9 @@ def output_of(result: Any) -> dict[str, Any]:
     """What a function returned, as the object that a task's output is."""
     plain = {} if result is None else TypeAdapter(Any).dump_python(result, mode="json", by_alias=True)
     if not isinstance(plain, dict):
-        raise TaskFailed("OUTPUT_NO_OBJECT", f"The capability returned {type(result).__name__}; a dict or a model is needed.", retryable=False)
+        raise TaskFailed(
+            "OUTPUT_NO_OBJECT", f"The capability returned {type(result).__name__}; a dict or a model is needed.", retryable=False
+        )
     return plain
 
 

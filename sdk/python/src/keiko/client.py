@@ -48,7 +48,13 @@ class Client:
         return opened(Me, await self.connection.get("/auth/me"))
 
     async def discover(
-        self, *, capability: str | None = None, q: str | None = None, tag: str | None = None, healthy: bool | None = None, limit: int | None = None
+        self,
+        *,
+        capability: str | None = None,
+        q: str | None = None,
+        tag: str | None = None,
+        healthy: bool | None = None,
+        limit: int | None = None,
     ) -> list[DiscoveredAgent]:
         """The agents that fit best, best first."""
         wanted = None if healthy is None else str(healthy).lower()

@@ -66,7 +66,9 @@ class Connection:
         """The whole answer to a GET."""
         return await self.request("GET", path, params=params)
 
-    async def append(self, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None, retry_for: float | None = None) -> dict[str, Any]:
+    async def append(
+        self, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None, retry_for: float | None = None
+    ) -> dict[str, Any]:
         """A POST that is done once however often it is sent: it carries an `Idempotency-Key`."""
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         return await self.request("POST", path, body or {}, headers=headers, retry_for=retry_for)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from functools import cached_property, wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from . import agents, events, tasks, tools, work
 from . import client as aio
@@ -60,7 +60,7 @@ def iterating(method: Callable[Concatenate[A, P], AsyncIterator[R]]) -> Callable
                 return False, None
 
         async def close() -> None:
-            await getattr(items, "aclose")()
+            await cast(AsyncGenerator[R, None], items).aclose()
 
         try:
             while (found := self._wait(step()))[0]:
@@ -174,7 +174,13 @@ class Client(Face[aio.Client]):
         return self._wait(self._inner.me())
 
     def discover(
-        self, *, capability: str | None = None, q: str | None = None, tag: str | None = None, healthy: bool | None = None, limit: int | None = None
+        self,
+        *,
+        capability: str | None = None,
+        q: str | None = None,
+        tag: str | None = None,
+        healthy: bool | None = None,
+        limit: int | None = None,
     ) -> list[DiscoveredAgent]:
         """The agents that fit best, best first."""
         return self._wait(self._inner.discover(capability=capability, q=q, tag=tag, healthy=healthy, limit=limit))

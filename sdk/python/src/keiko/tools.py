@@ -95,7 +95,9 @@ class McpServers(Resource):
         until = time.monotonic() + timeout
         while (known := await self.get(server)).status != "ready":
             if time.monotonic() > until:
-                raise Unavailable("MCP_SERVER_NOT_READY", f"The MCP server '{known.name}' is {known.status}: {known.reason or 'no reason given'}")
+                raise Unavailable(
+                    "MCP_SERVER_NOT_READY", f"The MCP server '{known.name}' is {known.status}: {known.reason or 'no reason given'}"
+                )
             await asyncio.sleep(READY_POLL_S)
         return known
 

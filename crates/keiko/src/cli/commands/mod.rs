@@ -6,7 +6,6 @@
 pub mod agents;
 pub mod discover;
 pub mod events;
-pub mod example;
 pub mod keys;
 pub mod login;
 pub mod queues;
