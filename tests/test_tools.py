@@ -21,7 +21,7 @@ TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required"
 
 
 def tool(name, schema=None, **more):
-    return {"name": name, "description": f"The tool {name}", "inputSchema": schema or OBJECT, **more}
+    return {"name": name, "description": f"The tool {name}", "inputSchema": schema or OBJECT} | more
 
 
 ALL = [tool("echo", TEXT), *map(tool, ["fail", "refuse", "wait", "big", "die", "environment", "child", "nonsense", "relist"])]
@@ -262,6 +262,18 @@ def test_should_leave_no_process_behind(admin, tmp_path):
     until(lambda: not any(map(is_running, pids)), "the process and its child are gone")
     refused(admin.get(f"/tools/{name}__echo"), 404, "TOOL_NOT_FOUND")
     assert register(admin, odd(tmp_path), name=name) == name
+
+
+def test_should_end_what_a_dead_process_started(admin, tmp_path):
+    name = register(admin, odd(tmp_path))
+    pids = json.loads(text(admin, f"{name}__child"))
+    refused(call(admin, f"{name}__die"), 502, "TOOL_LOST")
+    until(lambda: not any(map(is_running, pids)), "the child is gone with its parent")
+
+
+def test_should_refuse_a_list_of_tools_that_is_too_large(admin, tmp_path):
+    name = register(admin, odd(tmp_path, tools=[tool("echo", TEXT, description="x" * 200_000)]), "failed")
+    assert "more than 131072 bytes" in server(admin, name)["reason"]
 
 
 def test_should_end_processes_and_start_them_again_with_the_server(new_keiko, tmp_path):

@@ -18,6 +18,8 @@ const ERROR_LINE_BYTES_MAX: usize = 2_000;
 /// A running process.
 pub(crate) struct Process {
     child: Child,
+    /// Kept beside the child, which forgets it when it is reaped; what it started may live on in its group.
+    group: Option<Pid>,
     errors: Errors,
 }
 
@@ -47,7 +49,8 @@ impl Process {
         };
         let errors = Errors::default();
         tokio::spawn(errors.clone().follow(error));
-        Ok((Process { child, errors }, input, output))
+        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        Ok((Process { child, group, errors }, input, output))
     }
 
     /// Waits until it ended by itself, and says how.
@@ -70,7 +73,7 @@ impl Process {
 
     /// Ends it and everything that it started. Its standard input must be closed already, which asks it politely.
     pub async fn end(mut self) {
-        let group = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let group = self.group;
         let signal = |signal| {
             // A group that is gone needs no signal.
             let _ = group.map(|group| kill_process_group(group, signal));

@@ -21,6 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Changes of the list of tools within this time are one.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Between two looks at a list that the server says has changed: each change is written down.
+const RELIST_EVERY: Duration = Duration::from_secs(5);
 const REASON_CHARS_MAX: usize = 1_000;
 
 /// What a caller finds.
@@ -201,14 +203,19 @@ impl Supervisor {
     async fn watch(&self, client: &Arc<Client>, over: &Over, mut tools: Vec<ToolListing>) -> End {
         let is_http = matches!(*self.spec, Spec::Http { .. });
         self.list(client, &tools).await;
+        let mut looked_at: Option<Instant> = None;
         loop {
             let relist = tokio::select! {
                 () = self.stop.cancelled() => return End::Stopped,
                 () = self.again.notified() => return End::Restart,
                 reason = over.ended() => return End::Trouble(reason),
                 () = over.tools_changed.notified() => {
-                    tokio::time::sleep(SETTLE).await;
-                    true
+                    let rest = looked_at.map_or(Duration::ZERO, |at| RELIST_EVERY.saturating_sub(at.elapsed()));
+                    tokio::select! {
+                        () = self.stop.cancelled() => return End::Stopped,
+                        reason = over.ended() => return End::Trouble(reason),
+                        () = tokio::time::sleep(rest.max(SETTLE)) => true,
+                    }
                 }
                 () = tokio::time::sleep(LOOK_EVERY) => {
                     if !client.is_busy() && !client.ping(PING_TIMEOUT).await {
@@ -222,6 +229,7 @@ impl Supervisor {
             if !relist {
                 continue;
             }
+            looked_at = Some(Instant::now());
             match tokio::time::timeout(self.settings.start_timeout, client.tools()).await {
                 Ok(Ok(listed)) if listed == tools => {}
                 Ok(Ok(listed)) => {

@@ -16,6 +16,9 @@ use std::time::Duration;
 const VERSIONS: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
 /// Tools of one server.
 const TOOLS_MAX: usize = 1_000;
+/// Bytes of one tool's entry, and of all of them: they are kept for ever.
+const ENTRY_BYTES_MAX: usize = 128 * 1024;
+const LISTING_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Pages of a listing.
 const PAGES_MAX: usize = 200;
 const METHOD_NOT_FOUND: i64 = -32601;
@@ -98,12 +101,17 @@ impl Client {
     pub async fn tools(&self) -> Result<Vec<ToolListing>, String> {
         let mut tools: Vec<ToolListing> = vec![];
         let mut cursor: Option<String> = None;
+        let mut bytes = 0;
         if !self.has_tools {
             return Ok(tools);
         }
         for _ in 0..PAGES_MAX {
             let params = cursor.as_ref().map_or_else(|| json!({}), |cursor| json!({ "cursor": cursor }));
             let page = self.ask("tools/list", &raw(&params)).await.map_err(|e| reason(&e))?;
+            bytes += page.get().len();
+            if bytes > LISTING_BYTES_MAX {
+                return Err(format!("its list of tools has more than {LISTING_BYTES_MAX} bytes"));
+            }
             let page: Page = serde_json::from_str(page.get()).map_err(|e| format!("its list of tools cannot be used: {e}"))?;
             for entry in page.tools {
                 let tool = listing(entry)?;
@@ -221,6 +229,9 @@ fn reason(error: &WireError) -> String {
 /// One entry of a listing, with the hash of all of it.
 fn listing(entry: Value) -> Result<ToolListing, String> {
     let canonical = serde_json_canonicalizer::to_vec(&entry).map_err(|e| format!("a tool's entry cannot be used: {e}"))?;
+    if canonical.len() > ENTRY_BYTES_MAX {
+        return Err(format!("it lists a tool whose entry has more than {ENTRY_BYTES_MAX} bytes"));
+    }
     let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let name = text("name");
     let is_name = |name: &str| {
