@@ -325,7 +325,9 @@ def test_bad_input_ends_with_2_and_a_word(keiko, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_running(keiko, merged_names, number):
+def test_nothing_is_left_running(keiko, merged_names, number, monkeypatch):
+    # A tool server that never gets ready: the run cannot be over before the signal.
+    monkeypatch.setenv("KEIKO_DEMO_MCP_GIT", "/bin/false")
     process = start(keiko, "--repo", merged_names.path)
     until(lambda: len(agents_of(keiko)) == 3, "the agents run")
     process.send_signal(number)

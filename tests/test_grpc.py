@@ -24,17 +24,20 @@ def stubs(tmp_path_factory):
     proto = REPO / "proto"
     made = protoc.main(["protoc", f"-I{proto}", f"--python_out={out}", f"--grpc_python_out={out}", str(proto / "keiko/worker/v1/worker.proto")])
     assert made == 0
+    for folder in ("keiko", "keiko/worker", "keiko/worker/v1"):
+        # A package with a head goes before the SDK's one.
+        (out / folder / "__init__.py").touch()
+    # The SDK has the package `keiko` too; the stubs' one is another, and nobody else sees it.
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "keiko"}
     sys.path.insert(0, str(out))
     try:
-        # The SDK has the package `keiko` too; the stubs' one is another.
-        hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name == "keiko" or name.startswith("keiko.")}
         messages = importlib.import_module("keiko.worker.v1.worker_pb2")
         services = importlib.import_module("keiko.worker.v1.worker_pb2_grpc")
-        for name in [name for name in sys.modules if name == "keiko" or name.startswith("keiko.")]:
-            del sys.modules[name]
-        sys.modules.update(hidden)
     finally:
         sys.path.remove(str(out))
+        for name in [name for name in sys.modules if name.split(".")[0] == "keiko"]:
+            del sys.modules[name]
+        sys.modules.update(hidden)
     return messages, services
 
 
