@@ -10,6 +10,7 @@ import threading
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_tools import protoc
 
 from harness import REPO, done, submit, unique, until
@@ -250,6 +251,9 @@ def test_should_hand_over_again_what_a_broken_stream_had(keiko, admin, address, 
 
 
 def test_should_serve_health_and_reflection_to_anybody(channel):
+    found = ProtoReflectionDescriptorDatabase(channel)
+    assert {"keiko.worker.v1.Worker", "grpc.health.v1.Health"} <= set(found.get_services())
+    assert "WorkRequest" in {message.name for message in found.FindFileContainingSymbol("keiko.worker.v1.Worker").message_type}
     stub = health_pb2_grpc.HealthStub(channel)
     assert stub.Check(health_pb2.HealthCheckRequest(service="keiko.worker.v1.Worker")).status == health_pb2.HealthCheckResponse.SERVING
 

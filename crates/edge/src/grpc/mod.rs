@@ -50,11 +50,11 @@ impl GrpcServer {
     pub async fn run(self, stop: impl Future<Output = ()>, grace: Duration) -> Result<(), String> {
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<WorkerServer<service::Service>>().await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTOR)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .map_err(|e| e.to_string())?;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTOR)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
         let worker = WorkerServer::new(service::Service::new(self.app, self.json_depth_max))
             .max_decoding_message_size(self.message_bytes_max);
         let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -64,7 +64,9 @@ impl GrpcServer {
             .max_concurrent_streams(Some(STREAMS_MAX))
             .add_service(worker)
             .add_service(health)
-            .add_service(reflection)
+            .add_service(reflection().build_v1().map_err(|e| e.to_string())?)
+            // Many clients still ask by its older name.
+            .add_service(reflection().build_v1alpha().map_err(|e| e.to_string())?)
             .serve_with_incoming_shutdown(TcpIncoming::from(self.listener).with_nodelay(Some(true)), async {
                 // Dropping the sender stops it too.
                 let _ = stopped.await;
