@@ -80,7 +80,9 @@ async def make_report(options: argparse.Namespace) -> int:
     async with Client(retry_for=SERVER_WAIT_S) as probe:
         await probe.me()
     loop, this = asyncio.get_running_loop(), asyncio.current_task()
-    loop.add_signal_handler(signal.SIGTERM, this.cancel)
+    # Also where a shell in the background had Ctrl-C ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, this.cancel)
     async with Client() as client, Fleet([*(agent for agent, *_ in PARTS.values()), EDITOR[0]]) as fleet:
         journal_start = await provenance.journal_end(client)
         troubles, _ = await asyncio.gather(servers_ready(client, servers), fleet.up(client))
