@@ -145,5 +145,5 @@ fn stream_of(log: TenantId, stream: u64) -> Append {
         unique: vec![],
         row: Some(row),
     };
-    Append { log, writes: vec![write], idempotency: None, values: vec![], secrets: vec![], now }
+    Append { log, writes: vec![write], idempotency: None, values: vec![], secrets: vec![], authority: None, now }
 }

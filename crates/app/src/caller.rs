@@ -37,6 +37,7 @@ impl Caller {
             trace_parent: self.trace_parent.clone(),
             idempotency: self.idempotency_key(),
             if_match: self.if_match,
+            authority: None,
         }
     }
 

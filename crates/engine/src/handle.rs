@@ -7,7 +7,7 @@ use kernel::id::{EventId, TenantId, UserId};
 use kernel::{ActorRef, Decider, EventSet, Facts, Kind, NewEvent, Origin, Recorded, Rejection, Timestamp};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use store::{Append, EntityRow, IdempotencyKey, Idempotent, Store, StoreError, StreamWrite};
+use store::{Append, Authority, EntityRow, IdempotencyKey, Idempotent, Store, StoreError, StreamWrite};
 use tokio::sync::OwnedMutexGuard;
 
 /// How often a command is decided again after somebody else was faster.
@@ -40,6 +40,8 @@ pub struct Context {
     pub idempotency: Option<IdempotencyKey>,
     /// The version that the first stream must have.
     pub if_match: Option<u64>,
+    /// Leadership that the command rests on.
+    pub authority: Option<Authority>,
 }
 
 impl Context {
@@ -54,6 +56,7 @@ impl Context {
             trace_parent: None,
             idempotency: None,
             if_match: None,
+            authority: None,
         }
     }
 
@@ -384,7 +387,7 @@ impl Engine {
             writes.push(StreamWrite { stream, expected_version, events: plan.events, unique: plan.unique, row: plan.row });
         }
         let (values, secrets) = (extras.values.clone(), extras.secrets.clone());
-        Append { log, writes, idempotency: context.idempotency.clone(), values, secrets, now }
+        Append { log, writes, idempotency: context.idempotency.clone(), values, secrets, authority: context.authority, now }
     }
 
     /// Waits until everything that the lanes show is durable. Answers the log's position, or `None` when the lanes showed
@@ -402,7 +405,7 @@ impl Engine {
             row: None,
         });
         let now = self.env.now();
-        let check = Append { log, writes: checks.collect(), idempotency: None, values: vec![], secrets: vec![], now };
+        let check = Append { log, writes: checks.collect(), idempotency: None, values: vec![], secrets: vec![], authority: None, now };
         let answer = self.store.append(check);
         let cells: Vec<Arc<Cell>> = held.into_iter().map(|h| h.cell).collect();
         match answer.await {

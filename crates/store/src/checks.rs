@@ -1,7 +1,7 @@
 //! Checks that every backend makes before it writes; only the look-up differs.
 
 use crate::{StoreError, StreamWrite};
-use kernel::UniqueChange;
+use kernel::{IndexField, UniqueChange};
 use std::collections::BTreeMap;
 
 /// Whether the unique keys of an append can be had, given who holds which key now. Changes count in their order, so a
@@ -31,4 +31,14 @@ pub(crate) fn unique_keys(
         }
     }
     Ok(())
+}
+
+/// The index fields of an entity as they are kept beside it: one per line, name and value apart by a tab. Neither may
+/// contain a line end, so values are cleaned.
+pub(crate) fn field_lines(kind: &str, index: &[IndexField]) -> Vec<String> {
+    let mut lines: Vec<String> =
+        index.iter().map(|f| format!("{kind}.{}\t{}", f.name, f.value.replace(['\n', '\r'], " "))).collect();
+    lines.sort();
+    lines.dedup();
+    lines
 }

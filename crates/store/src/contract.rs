@@ -50,7 +50,7 @@ pub fn write(stream: &str, expected: u64, events: usize, now: i64) -> StreamWrit
 
 /// An append of writes to log `n`.
 pub fn append(n: u8, writes: Vec<StreamWrite>) -> Append {
-    Append { log: log(n), writes, idempotency: None, values: vec![], secrets: vec![], now: Timestamp(1_000) }
+    Append { log: log(n), writes, idempotency: None, values: vec![], secrets: vec![], authority: None, now: Timestamp(1_000) }
 }
 
 /// Runs the whole suite, each part on a fresh store.

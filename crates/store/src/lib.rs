@@ -3,11 +3,13 @@
 //! This crate is the only one that knows SQL. It knows no context: streams, rows and index fields are opaque to it.
 
 mod checks;
+mod ring;
 mod types;
 
 pub mod faults;
 pub mod journal;
 pub mod memory;
+pub mod postgres;
 pub mod sqlite;
 
 #[cfg(any(test, feature = "test-util"))]
@@ -98,8 +100,13 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<ViewRow>, StoreError>;
 
-    /// Every log, in the order of creation.
+    /// Every log that holds an event, in the order of creation.
     async fn logs(&self) -> Result<Vec<TenantId>, StoreError>;
+
+    /// Whether other processes write to it too, so that nothing may be held to be current without asking.
+    fn is_shared(&self) -> bool {
+        false
+    }
 
     /// How the store is.
     fn health(&self) -> Health;

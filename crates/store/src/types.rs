@@ -17,8 +17,19 @@ pub struct Append {
     pub values: Vec<([u8; 32], Vec<u8>)>,
     /// Sealed secrets by name; `None` removes one.
     pub secrets: Vec<(String, Option<Vec<u8>>)>,
+    /// Leadership that the append rests on; it is refused when somebody else has it.
+    pub authority: Option<Authority>,
     /// The engine's time.
     pub now: Timestamp,
+}
+
+/// Leadership of a bucket of logs, proved by its fencing token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Authority {
+    /// Which bucket.
+    pub bucket: u16,
+    /// Grows each time the bucket gets another leader.
+    pub token: u64,
 }
 
 /// A change of one stream.
@@ -245,6 +256,12 @@ pub enum StoreError {
     /// A write failed; nothing is written until the server is started again.
     #[error("the store is read-only since a write failed: {0}")]
     ReadOnly(String),
+    /// The database cannot be reached: nothing happened, try again later.
+    #[error("the database cannot be reached: {0}")]
+    Unavailable(String),
+    /// Another replica leads now: nothing happened, and whoever asked must stop.
+    #[error("another replica leads now")]
+    Fenced,
     /// It is not known whether the append happened.
     #[error("the outcome of the write is not known: {0}")]
     Unknown(String),
@@ -277,6 +294,9 @@ pub enum OpenError {
         /// What this version knows.
         known: u32,
     },
+    /// The database server cannot be used; the text says why and what to do.
+    #[error("{0}")]
+    Database(String),
     /// It cannot be used.
     #[error("cannot use the data directory '{path}': {reason}; choose another with --data-dir")]
     Unusable {

@@ -352,7 +352,8 @@ impl Store for MemoryStore {
     }
 
     async fn logs(&self) -> Result<Vec<TenantId>, StoreError> {
-        Ok(self.lock().order.clone())
+        let inner = self.lock();
+        Ok(inner.order.iter().filter(|log| inner.logs.get(log).is_some_and(|l| !l.events.is_empty())).copied().collect())
     }
 
     fn health(&self) -> Health {

@@ -7,7 +7,6 @@
 mod directory;
 mod journal;
 mod read;
-mod ring;
 mod schema;
 mod verify;
 mod write;
@@ -37,7 +36,7 @@ pub struct SqliteSettings {
 /// The embedded store.
 pub struct SqliteStore {
     writer: writer::Writer,
-    logs: ring::Rings,
+    logs: crate::ring::Rings,
     readers: Arc<Readers>,
     /// Holds the lock on the directory as long as the store lives.
     _directory: Directory,
@@ -56,7 +55,7 @@ impl SqliteStore {
         let unusable = |e: rusqlite::Error| OpenError::Unusable { path: path.display().to_string(), reason: e.to_string() };
         let connection = open_for_writing(&path).map_err(unusable)?;
         schema::prepare(&connection, &path)?;
-        let logs = ring::Rings::new(read::tails(&connection).map_err(unusable)?);
+        let logs = crate::ring::Rings::new(read::tails(&connection).map_err(unusable)?);
         let writer = writer::Writer::start(connection, logs.clone(), directory.path().to_owned(), settings.disk_free_min_bytes);
         Ok(SqliteStore { writer, logs, readers: Readers::new(path.clone()), _directory: directory })
     }

@@ -36,8 +36,10 @@ fn number(c: &Connection, log: TenantId) -> Result<i64> {
 }
 
 pub(super) fn logs(c: &Connection) -> Result<Vec<TenantId>> {
-    let mut statement = c.prepare_cached("SELECT tenant FROM logs ORDER BY number")?;
-    let rows = statement.query_map([], |row| row.get::<_, [u8; 16]>(0))?;
+    let mut statement = c.prepare_cached(
+        "SELECT tenant FROM logs WHERE EXISTS (SELECT 1 FROM events WHERE id = (number << ?1) + 1) ORDER BY number",
+    )?;
+    let rows = statement.query_map([POSITION_BITS], |row| row.get::<_, [u8; 16]>(0))?;
     rows.map(|bytes| bytes.map(TenantId::from_bytes)).collect()
 }
 

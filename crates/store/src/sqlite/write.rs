@@ -253,11 +253,7 @@ fn change_fields(
     known: &[String],
     index: &[IndexField],
 ) -> rusqlite::Result<String> {
-    // One field per line, name and value apart by a tab; neither may contain a line end, so values are cleaned.
-    let mut wanted: Vec<String> =
-        index.iter().map(|f| format!("{kind}.{}\t{}", f.name, f.value.replace(['\n', '\r'], " "))).collect();
-    wanted.sort();
-    wanted.dedup();
+    let wanted = checks::field_lines(kind, index);
     let mut remove =
         c.prepare_cached("DELETE FROM entity_fields WHERE log = ?1 AND field = ?2 AND value = ?3 AND stream = ?4")?;
     for line in known.iter().filter(|line| !wanted.contains(line)) {

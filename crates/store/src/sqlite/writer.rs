@@ -1,6 +1,6 @@
 //! The one thread that writes: it groups what is queued, commits once, answers, and checkpoints.
 
-use super::ring::Rings;
+use crate::ring::Rings;
 use super::{LogNumbers, free_bytes, read, write};
 use crate::*;
 use futures_util::FutureExt;

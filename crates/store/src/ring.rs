@@ -12,7 +12,7 @@ const EVENTS_MAX: usize = 4_096;
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// One log's recent past.
-pub(super) struct Ring {
+pub(crate) struct Ring {
     /// The latest position.
     pub tail: watch::Sender<u64>,
     recent: Mutex<Recent>,
@@ -26,7 +26,7 @@ struct Recent {
 
 /// The rings of all logs.
 #[derive(Clone)]
-pub(super) struct Rings(Arc<Mutex<BTreeMap<TenantId, Arc<Ring>>>>);
+pub(crate) struct Rings(Arc<Mutex<BTreeMap<TenantId, Arc<Ring>>>>);
 
 impl Rings {
     pub fn new(tails: Vec<(TenantId, u64)>) -> Self {
@@ -48,6 +48,13 @@ impl Ring {
         let tail = {
             let mut recent = lock(&self.recent);
             for event in events {
+                if event.header.position <= recent.tail {
+                    continue;
+                }
+                if event.header.position > recent.tail + 1 {
+                    // Somebody else wrote what is between: readers find that in the store.
+                    recent.clear();
+                }
                 recent.bytes += size(&event);
                 recent.tail = event.header.position;
                 recent.events.push_back(event);
@@ -59,6 +66,24 @@ impl Ring {
             recent.tail
         };
         self.tail.send_replace(tail);
+    }
+
+    /// Takes note of a later position whose events are not in memory.
+    pub fn raise(&self, tail: u64) {
+        {
+            let mut recent = lock(&self.recent);
+            if tail <= recent.tail {
+                return;
+            }
+            recent.clear();
+            recent.tail = tail;
+        }
+        self.tail.send_replace(tail);
+    }
+
+    /// The latest position that is known here.
+    pub fn known(&self) -> u64 {
+        lock(&self.recent).tail
     }
 
     /// The events after a position, when memory holds all of them.
@@ -80,6 +105,13 @@ impl Ring {
             }
         }
         Some(found)
+    }
+}
+
+impl Recent {
+    fn clear(&mut self) {
+        self.events.clear();
+        self.bytes = 0;
     }
 }
 

@@ -1,0 +1,210 @@
+//! The store on PostgreSQL, for many replicas on one database.
+//!
+//! Positions are given out under an advisory lock for each log, never by a sequence: what is committed later has a later
+//! position, on every replica, and no reader ever sees a gap. Nothing here rests on SERIALIZABLE.
+
+mod connect;
+mod plan;
+mod read;
+mod schema;
+mod tails;
+mod views;
+mod writer;
+
+#[cfg(any(test, feature = "test-util"))]
+pub mod server;
+
+pub use connect::{PostgresSettings, Promise};
+
+use crate::*;
+use connect::Target;
+use deadpool_postgres::Pool;
+use std::time::Duration;
+
+/// How often the size of the database is looked at.
+const SIZE_EVERY: Duration = Duration::from_secs(10);
+
+/// The store of many replicas.
+pub struct PostgresStore {
+    writer: Arc<writer::Writer>,
+    reader: read::Reader,
+    tails: Arc<tails::Tails>,
+    promise: Promise,
+    place: String,
+}
+
+impl PostgresStore {
+    /// Connects, brings the tables up to date and starts to follow the logs.
+    pub async fn open(settings: &PostgresSettings) -> Result<Self, OpenError> {
+        let target = Target::new(settings)?;
+        let place = target.place();
+        let failed = |e: tokio_postgres::Error| OpenError::Database(format!("cannot use the database at {place}: {}", connect::describe(&e)));
+        let (heard, _hears) = tokio::sync::mpsc::unbounded_channel();
+        let session = target.session(heard).await.map_err(failed)?;
+        let promise = connect::examine(&session).await?;
+        schema::prepare(&session).await?;
+        let heads = read::heads(&session).await.map_err(failed)?;
+        drop(session);
+        let writes = (settings.connections_max / 2).clamp(1, 8);
+        let reads = target.pool(settings.connections_max.saturating_sub(writes + 1).max(1))?;
+        let tails = tails::Tails::new(heads);
+        let writer = Arc::new(writer::Writer::new(target.pool(writes)?, tails.clone(), writes));
+        tokio::spawn(tails.clone().follow(target, reads.clone()));
+        if let Some(size_max_bytes) = settings.size_max_bytes {
+            tokio::spawn(watch_size(reads.clone(), Arc::downgrade(&writer), size_max_bytes));
+        }
+        Ok(PostgresStore { writer, reader: read::Reader(reads), tails, promise, place })
+    }
+
+    /// What an acknowledged write has survived.
+    pub fn promise(&self) -> &Promise {
+        &self.promise
+    }
+
+    /// Which database, without the password.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    fn is_there(&self) -> Result<(), StoreError> {
+        self.tails.down().map_or(Ok(()), |reason| Err(StoreError::Unavailable(reason)))
+    }
+}
+
+impl Drop for PostgresStore {
+    fn drop(&mut self) {
+        self.tails.end();
+    }
+}
+
+/// Refuses writes while the database is larger than it may be.
+async fn watch_size(pool: Pool, writer: std::sync::Weak<writer::Writer>, size_max_bytes: u64) {
+    while let Some(writer) = writer.upgrade() {
+        if let Ok(client) = pool.get().await
+            && let Ok(row) = client.query_one("SELECT pg_database_size(current_database())", &[]).await
+        {
+            writer.set_full(row.get::<_, i64>(0) as u64 >= size_max_bytes);
+        }
+        drop(writer);
+        tokio::time::sleep(SIZE_EVERY).await;
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    fn append(&self, append: Append) -> BoxFuture<'static, Result<Appended, StoreError>> {
+        self.writer.append(append)
+    }
+
+    async fn entity(&self, log: TenantId, stream: &str) -> Result<Option<EntityRow>, StoreError> {
+        self.is_there()?;
+        self.reader.entity(log, stream).await
+    }
+
+    async fn entities(&self, log: TenantId, query: EntityQuery) -> Result<EntityPage, StoreError> {
+        self.is_there()?;
+        self.reader.entities(log, &query).await
+    }
+
+    async fn index_values(
+        &self,
+        log: TenantId,
+        kind: &str,
+        field: &str,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        self.is_there()?;
+        self.reader.index_values(log, &format!("{kind}.{field}"), prefix, limit).await
+    }
+
+    async fn holder(&self, log: TenantId, key: &str) -> Result<Option<String>, StoreError> {
+        self.is_there()?;
+        self.reader.holder(log, key).await
+    }
+
+    async fn idempotent(&self, log: TenantId, key: &str) -> Result<Option<Idempotent>, StoreError> {
+        self.is_there()?;
+        self.reader.idempotent(log, key).await
+    }
+
+    async fn read(&self, log: TenantId, stream: &str, from: u64, limit: usize) -> Result<Vec<Arc<Recorded>>, StoreError> {
+        self.is_there()?;
+        self.reader.stream(log, stream, from, limit).await
+    }
+
+    async fn scan(&self, log: TenantId, after: u64, filter: ScanFilter, limit: usize) -> Result<Scanned, StoreError> {
+        if let Some(recent) = self.tails.rings().of(log).recent(after, &filter, limit) {
+            return Ok(recent);
+        }
+        self.is_there()?;
+        self.reader.scan(log, after, &filter, limit).await
+    }
+
+    fn tail(&self, log: TenantId) -> watch::Receiver<u64> {
+        self.tails.rings().of(log).tail.subscribe()
+    }
+
+    async fn position_at(&self, log: TenantId, instant: Timestamp) -> Result<u64, StoreError> {
+        self.is_there()?;
+        self.reader.position_at(log, instant).await
+    }
+
+    async fn value(&self, log: TenantId, hash: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.is_there()?;
+        self.reader.value(log, hash).await
+    }
+
+    async fn secret(&self, log: TenantId, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.is_there()?;
+        self.reader.secret(log, name).await
+    }
+
+    async fn view_state(&self, log: TenantId, view: &str) -> Result<Vec<ViewState>, StoreError> {
+        self.is_there()?;
+        self.reader.view_state(log, view).await
+    }
+
+    async fn apply(&self, log: TenantId, apply: ViewApply) -> Result<(), StoreError> {
+        self.is_there()?;
+        self.writer.apply(log, &apply).await
+    }
+
+    async fn view_get(&self, log: TenantId, view: &str, version: u32, key: &str) -> Result<Option<ViewRow>, StoreError> {
+        self.is_there()?;
+        self.reader.view_get(log, view, version, key).await
+    }
+
+    async fn view_list(
+        &self,
+        log: TenantId,
+        view: &str,
+        version: u32,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<ViewRow>, StoreError> {
+        self.is_there()?;
+        self.reader.view_list(log, view, version, prefix, after, limit).await
+    }
+
+    async fn logs(&self) -> Result<Vec<TenantId>, StoreError> {
+        self.reader.logs().await
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn health(&self) -> Health {
+        self.writer.health()
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+        self.tails.end();
+    }
+}
+
+#[cfg(test)]
+mod tests;
