@@ -1,10 +1,12 @@
 //! The journal: observations beside the log, in batches, with a limit on what waits.
 
+mod intake;
 mod memory;
 
 #[cfg(any(test, feature = "test-util"))]
 pub mod contract;
 
+pub(crate) use intake::Intake;
 pub use memory::MemoryJournal;
 
 use crate::StoreError;

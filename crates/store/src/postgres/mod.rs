@@ -4,6 +4,8 @@
 //! position, on every replica, and no reader ever sees a gap. Nothing here rests on SERIALIZABLE.
 
 mod connect;
+mod contents;
+mod journal;
 mod plan;
 mod read;
 mod schema;
@@ -15,6 +17,7 @@ mod writer;
 pub mod server;
 
 pub use connect::{PostgresSettings, Promise};
+pub use journal::PostgresJournal;
 
 use crate::*;
 use connect::Target;

@@ -144,22 +144,16 @@ CREATE TABLE journal_contents (
     at bigint NOT NULL,
     salt bytea NOT NULL,
     data bytea NOT NULL,
-    PRIMARY KEY (journal, position, at)
-) PARTITION BY RANGE (at);
+    PRIMARY KEY (journal, position, class, at)
+) PARTITION BY LIST (class);
 CREATE TABLE journal_values (
     journal int NOT NULL,
     hash bytea NOT NULL,
+    used_at bigint NOT NULL,
     bytes bytea NOT NULL,
     PRIMARY KEY (journal, hash)
 );
-CREATE TABLE journal_uses (
-    journal int NOT NULL,
-    hash bytea NOT NULL,
-    position bigint NOT NULL,
-    class int NOT NULL,
-    at bigint NOT NULL,
-    PRIMARY KEY (journal, hash, position)
-);
+CREATE INDEX idx_journal_values_used_at ON journal_values (used_at);
 "#;
 
 /// Brings the tables to the present version, or says why this program may not touch them.

@@ -361,3 +361,69 @@ async fn a_database_that_is_too_large_takes_no_writes() {
     }
     assert_eq!(store.append(one(0)).await.unwrap_err(), StoreError::DiskLow);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_journals_contract_holds() {
+    crate::journal::contract::check(|| async {
+        let settings = settings(shared(), &shared().database());
+        let store = PostgresStore::open(&settings).await.unwrap();
+        let journal = PostgresJournal::open(&settings, &store).unwrap();
+        // The store stays as long as the journal is used.
+        Box::leak(Box::new(store));
+        Arc::new(journal) as Arc<dyn crate::journal::Journal>
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_share_a_journal_and_old_days_are_dropped_whole() {
+    use crate::journal::{Journal, JournalQuery, NewEntry, contract::entry};
+    use kernel::journal::Class;
+    const DAY: i64 = 86_400_000;
+    let settings = settings(shared(), &shared().database());
+    let store = PostgresStore::open(&settings).await.unwrap();
+    let journals =
+        [PostgresJournal::open(&settings, &store).unwrap(), PostgresJournal::open(&settings, &store).unwrap()];
+    let write = |n: i64| {
+        let journal = &journals[(n % 2) as usize];
+        async move { journal.record(NewEntry { id: kernel::id::JournalId::from_bytes([n as u8; 16]), ..entry(1, Class::ToolCall, "a", n * DAY / 10) }).await.unwrap() }
+    };
+    let mut positions = futures_util::future::join_all((0..40).map(write)).await;
+    positions.sort_unstable();
+    assert!(positions.into_iter().eq(1..=40));
+    let database = settings.url.rsplit('/').next().unwrap().to_owned();
+    let parts = || shared().sql(&database, "SELECT count(*) FROM pg_class WHERE relname LIKE 'journal_contents_c0_day_%' AND relkind = 'r'");
+    assert_eq!(parts(), "4");
+    let before = std::collections::BTreeMap::from([(Class::ToolCall, Timestamp(2 * DAY + DAY / 2))]);
+    assert_eq!(journals[0].forget(before).await.unwrap(), 25);
+    assert_eq!(parts(), "2");
+    let kept = journals[1].entries(log(1), JournalQuery { limit: 100, ..JournalQuery::default() }).await.unwrap();
+    assert_eq!((kept.len(), kept.iter().filter(|e| e.data.is_some()).count()), (40, 15), "headers stay");
+    // A day that was dropped is made again when an entry of it comes late.
+    journals[0].record(entry(1, Class::ToolCall, "a", 1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn observations_wait_while_the_database_is_away() {
+    use crate::journal::{Journal, JournalQuery, contract::entry};
+    use kernel::journal::Class;
+    let server: &'static Server = Box::leak(Box::new(Server::start()));
+    let settings = settings(server, &server.database());
+    let store = PostgresStore::open(&settings).await.unwrap();
+    let journal = PostgresJournal::open(&settings, &store).unwrap();
+    journal.record(entry(1, Class::ToolCall, "a", 1)).await.unwrap();
+    server.kill();
+    assert!(journal.offer(entry(1, Class::ToolCall, "a", 2)));
+    assert!(journal.record(entry(1, Class::Security, "a", 3)).await.is_err(), "who waits is refused");
+    assert!(journal.health().broken.is_some());
+    server.revive();
+    while journal.health().broken.is_some() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let all = journal.entries(log(1), JournalQuery { limit: 9, ..JournalQuery::default() }).await.unwrap();
+    assert_eq!(all.iter().map(|e| e.header.at.0).collect::<Vec<_>>(), [1, 2]);
+    journal.record(entry(1, Class::ToolCall, "a", 4)).await.unwrap();
+    let all = journal.entries(log(1), JournalQuery { limit: 9, ..JournalQuery::default() }).await.unwrap();
+    assert_eq!(all.iter().map(|e| e.header.class).collect::<Vec<_>>(), [Class::ToolCall, Class::ToolCall, Class::Gap, Class::ToolCall]);
+    server.kill();
+}

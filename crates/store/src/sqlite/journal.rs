@@ -10,7 +10,6 @@ use kernel::{ActorRef, TenantId, Timestamp, event, id::JournalId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -66,33 +65,14 @@ enum Job {
 /// The journal of a data directory.
 pub struct SqliteJournal {
     jobs: Mutex<Option<Sender<Job>>>,
-    status: Arc<Status>,
+    intake: Arc<Intake>,
     readers: Arc<Readers>,
 }
 
-#[derive(Default)]
-struct Status {
-    broken: Mutex<Option<String>>,
-    waiting: AtomicUsize,
-    waiting_bytes: AtomicUsize,
-    lost: AtomicU64,
-    /// Lost since the last entry that says so, by tenant.
-    unsaid: Mutex<BTreeMap<TenantId, u64>>,
-}
-
-impl Status {
-    fn broken(&self) -> Option<String> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn lose(&self, tenant: TenantId) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
-        *self.unsaid.lock().unwrap_or_else(PoisonError::into_inner).entry(tenant).or_default() += 1;
-    }
-
-    fn fail(&self, error: &rusqlite::Error) {
-        tracing::error!(%error, "a write to the journal failed: privileged actions are refused until the server is started again");
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.to_string());
+fn fail(intake: &Intake, error: &rusqlite::Error) {
+    tracing::error!(%error, "a write to the journal failed: privileged actions are refused until the server is started again");
+    if intake.broken().is_none() {
+        intake.set_broken(Some(error.to_string()));
     }
 }
 
@@ -112,10 +92,10 @@ impl SqliteJournal {
         }
         let logs = numbers(&connection).map_err(unusable)?;
         let (jobs, inbox) = channel();
-        let status = Arc::new(Status::default());
+        let intake = Arc::new(Intake::default());
         let thread = Thread {
             connection,
-            status: status.clone(),
+            intake: intake.clone(),
             logs,
             directory: directory.path().to_owned(),
             disk_free_min_bytes: settings.disk_free_min_bytes,
@@ -125,7 +105,7 @@ impl SqliteJournal {
             .name("journal-writer".into())
             .spawn(move || thread.run(&inbox))
             .map_err(|e| OpenError::Unusable { path: shown(), reason: format!("no thread for the journal's writer: {e}") })?;
-        Ok(SqliteJournal { jobs: Mutex::new(Some(jobs)), status, readers: Readers::new(path) })
+        Ok(SqliteJournal { jobs: Mutex::new(Some(jobs)), intake, readers: Readers::new(path) })
     }
 
     fn send(&self, job: Job) -> Result<(), StoreError> {
@@ -135,16 +115,13 @@ impl SqliteJournal {
 
     fn take(&self, entry: NewEntry, reply: Option<Reply<u64>>) -> Result<(), StoreError> {
         let (tenant, bytes) = (entry.tenant, entry.bytes());
-        let refusal = match self.status.broken() {
+        let refusal = match self.intake.broken() {
             Some(reason) => Some(StoreError::ReadOnly(reason)),
             None => {
-                let waiting = self.status.waiting.fetch_add(1, Ordering::Relaxed);
-                let waiting_bytes = self.status.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-                let is_full = waiting >= WAITING_MAX || waiting_bytes + bytes > WAITING_BYTES_MAX;
-                let sent = if is_full { Err(StoreError::Busy) } else { self.send(Job::Entry(Box::new(entry), reply)) };
-                if sent.is_err() {
-                    self.status.waiting.fetch_sub(1, Ordering::Relaxed);
-                    self.status.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                let is_admitted = self.intake.admit(bytes);
+                let sent = if is_admitted { self.send(Job::Entry(Box::new(entry), reply)) } else { Err(StoreError::Busy) };
+                if is_admitted && sent.is_err() {
+                    self.intake.release(1, bytes);
                 }
                 sent.err()
             }
@@ -152,7 +129,7 @@ impl SqliteJournal {
         match refusal {
             None => Ok(()),
             Some(refusal) => {
-                self.status.lose(tenant);
+                self.intake.lose(tenant);
                 Err(refusal)
             }
         }
@@ -191,11 +168,7 @@ impl Journal for SqliteJournal {
     }
 
     fn health(&self) -> JournalHealth {
-        JournalHealth {
-            broken: self.status.broken(),
-            waiting: self.status.waiting.load(Ordering::Relaxed),
-            lost: self.status.lost.load(Ordering::Relaxed),
-        }
+        self.intake.health()
     }
 
     async fn close(&self) {
@@ -216,7 +189,7 @@ struct Log {
 
 struct Thread {
     connection: Connection,
-    status: Arc<Status>,
+    intake: Arc<Intake>,
     logs: BTreeMap<TenantId, Log>,
     directory: PathBuf,
     disk_free_min_bytes: u64,
@@ -258,7 +231,7 @@ impl Thread {
         if !std::mem::replace(&mut self.is_clean, true)
             && let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         {
-            self.status.fail(&error);
+            fail(&self.intake, &error);
         }
     }
 
@@ -300,17 +273,16 @@ impl Thread {
     }
 
     fn write(&mut self, batch: Batch) {
-        self.status.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
-        self.status.waiting_bytes.fetch_sub(batch.iter().map(|(entry, _)| entry.bytes()).sum(), Ordering::Relaxed);
+        self.intake.release(batch.len(), batch.iter().map(|(entry, _)| entry.bytes()).sum());
         let is_low = free_bytes(&self.directory).is_some_and(|free| free < self.disk_free_min_bytes);
-        let refusal = match self.status.broken() {
+        let refusal = match self.intake.broken() {
             Some(reason) => Some(StoreError::ReadOnly(reason)),
             None => is_low.then_some(StoreError::DiskLow),
         };
         let written = match refusal {
             Some(refusal) => Err(refusal),
             None => self.transact(&batch).map_err(|error| {
-                self.status.fail(&error);
+                fail(&self.intake, &error);
                 // Before the commit nothing was written; at the commit it is not known.
                 let _ = self.connection.execute_batch("ROLLBACK");
                 StoreError::Unknown(error.to_string())
@@ -326,7 +298,7 @@ impl Thread {
             }
             Err(refusal) => {
                 for (entry, reply) in batch {
-                    self.status.lose(entry.tenant);
+                    self.intake.lose(entry.tenant);
                     let _ = reply.map(|reply| reply.send(Err(refusal.clone())));
                 }
             }
@@ -346,7 +318,7 @@ impl Thread {
 
     fn insert_all(&mut self, batch: &Batch) -> rusqlite::Result<Vec<u64>> {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
-        let unsaid = std::mem::take(&mut *self.status.unsaid.lock().unwrap_or_else(PoisonError::into_inner));
+        let unsaid = self.intake.take_unsaid();
         let mut said = vec![];
         let mut positions = vec![];
         for (entry, _) in batch {
@@ -365,9 +337,7 @@ impl Thread {
             positions.push(insert(&self.connection, log, entry)?);
         }
         self.connection.execute_batch("COMMIT")?;
-        let left = unsaid.into_iter().filter(|(tenant, _)| !said.contains(tenant));
-        let mut unsaid = self.status.unsaid.lock().unwrap_or_else(PoisonError::into_inner);
-        left.for_each(|(tenant, lost)| *unsaid.entry(tenant).or_default() += lost);
+        self.intake.give_back_unsaid(unsaid.into_iter().filter(|(tenant, _)| !said.contains(tenant)));
         Ok(positions)
     }
 
@@ -470,6 +440,7 @@ fn entry_of(row: &Row<'_>, tenant: TenantId) -> rusqlite::Result<Entry> {
 mod tests {
     use super::*;
     use crate::journal::contract::{self, entry};
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use tempfile::TempDir;
 
     fn open(path: &std::path::Path, disk_free_min_bytes: u64) -> SqliteJournal {
@@ -507,8 +478,8 @@ mod tests {
         journal.close().await;
         let tenant = TenantId::from_bytes([1; 16]);
         let journal = open(home.path(), 0);
-        journal.status.lose(tenant);
-        journal.status.lose(tenant);
+        journal.intake.lose(tenant);
+        journal.intake.lose(tenant);
         assert_eq!(journal.record(entry(1, Class::Security, "a", 2)).await, Ok(2));
         let found = journal.entries(tenant, JournalQuery { limit: 9, ..JournalQuery::default() }).await.unwrap();
         assert_eq!(found[0].header.class, Class::Gap);
