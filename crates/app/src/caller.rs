@@ -37,7 +37,6 @@ impl Caller {
             trace_parent: self.trace_parent.clone(),
             idempotency: self.idempotency_key(),
             if_match: self.if_match,
-            authority: None,
         }
     }
 

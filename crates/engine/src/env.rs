@@ -12,13 +12,12 @@ use tokio_util::task::TaskTracker;
 
 /// The surroundings of a run. Cheap to clone.
 #[derive(Clone)]
-pub struct Env(Arc<Inner>);
+pub struct Env(Arc<Inner>, CancellationToken);
 
 struct Inner {
     clock: Clock,
     random: Mutex<StdRng>,
     tasks: TaskTracker,
-    stop: CancellationToken,
     /// Takes heavy work one by one. On a thread of its own, so that the memory it needs is reused.
     heavy: Mutex<Option<Sender<Work>>>,
 }
@@ -47,13 +46,13 @@ impl Env {
     }
 
     fn with(clock: Clock, random: StdRng) -> Self {
-        Env(Arc::new(Inner {
-            clock,
-            random: Mutex::new(random),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            heavy: Mutex::new(None),
-        }))
+        let inner = Inner { clock, random: Mutex::new(random), tasks: TaskTracker::new(), heavy: Mutex::new(None) };
+        Env(Arc::new(inner), CancellationToken::new())
+    }
+
+    /// The same surroundings for a part that may be stopped before the rest.
+    pub fn scoped(&self) -> Self {
+        Env(self.0.clone(), self.1.child_token())
     }
 
     /// Now.
@@ -122,14 +121,14 @@ impl Env {
         }
     }
 
-    /// Ends when everything is to stop.
+    /// Ends when everything, or this part, is to stop.
     pub fn stop(&self) -> &CancellationToken {
-        &self.0.stop
+        &self.1
     }
 
     /// Stops what was spawned and waits for it.
     pub async fn shut_down(&self) {
-        self.0.stop.cancel();
+        self.1.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }

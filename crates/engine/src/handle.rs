@@ -19,6 +19,7 @@ pub struct Engine {
     store: Arc<dyn Store>,
     env: Env,
     lanes: Arc<Lanes>,
+    authority: Option<Authority>,
 }
 
 /// Where a command comes from.
@@ -40,8 +41,6 @@ pub struct Context {
     pub idempotency: Option<IdempotencyKey>,
     /// The version that the first stream must have.
     pub if_match: Option<u64>,
-    /// Leadership that the command rests on.
-    pub authority: Option<Authority>,
 }
 
 impl Context {
@@ -56,7 +55,6 @@ impl Context {
             trace_parent: None,
             idempotency: None,
             if_match: None,
-            authority: None,
         }
     }
 
@@ -156,7 +154,12 @@ struct Outcome {
 impl Engine {
     /// An engine on a store.
     pub fn new(store: Arc<dyn Store>, env: Env) -> Self {
-        Engine { store, env, lanes: Arc::default() }
+        Engine { store, env, lanes: Arc::default(), authority: None }
+    }
+
+    /// The same engine for a part that may be stopped before the rest, and whose changes rest on leadership.
+    pub fn scoped(&self, authority: Option<Authority>) -> Self {
+        Engine { env: self.env.scoped(), authority, ..self.clone() }
     }
 
     /// The store, for reading.
@@ -198,6 +201,10 @@ impl Engine {
 
     /// An entity as of the last durable change; `None` when it does not exist.
     pub async fn entity<D: Decider>(&self, log: TenantId, stream: &str) -> Result<Option<Handled<D::State>>, StoreError> {
+        if self.store.is_shared() {
+            // What is known here may be old.
+            return self.stored::<D>(log, stream).await;
+        }
         let cell = self.lanes.of(log, stream);
         let mut lane = cell.lane.lock().await;
         if lane.is_loaded && lane.version > cell.durable.load(Ordering::Acquire) {
@@ -387,13 +394,14 @@ impl Engine {
             writes.push(StreamWrite { stream, expected_version, events: plan.events, unique: plan.unique, row: plan.row });
         }
         let (values, secrets) = (extras.values.clone(), extras.secrets.clone());
-        Append { log, writes, idempotency: context.idempotency.clone(), values, secrets, authority: context.authority, now }
+        Append { log, writes, idempotency: context.idempotency.clone(), values, secrets, authority: self.authority, now }
     }
 
     /// Waits until everything that the lanes show is durable. Answers the log's position, or `None` when the lanes showed
     /// something that did not come to be.
     async fn settle(&self, log: TenantId, steps: &[Step], held: Vec<Held>) -> Result<Option<u64>, StoreError> {
-        if held.iter().all(|h| h.lane.version <= h.cell.durable.load(Ordering::Acquire)) {
+        let is_durable = held.iter().all(|h| h.lane.version <= h.cell.durable.load(Ordering::Acquire));
+        if is_durable && !self.store.is_shared() {
             return Ok(Some(*self.store.tail(log).borrow()));
         }
         // Writes without events check their versions behind everything that was queued before them.

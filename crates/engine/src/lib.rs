@@ -8,11 +8,13 @@ mod drive;
 mod env;
 mod handle;
 mod lanes;
+mod lead;
 mod plan;
 mod project;
 
 pub use drive::{Executor, Handle, drive};
 pub use env::Env;
 pub use handle::{Context, Engine, Extras, HandleError, Handled};
+pub use lead::{BUCKET_OF_ALL, Held, bucket_of, lead};
 pub use plan::{Step, decode};
 pub use project::{Projection, project};

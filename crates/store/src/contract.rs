@@ -3,6 +3,7 @@
 use crate::memory::MemoryStore;
 use crate::*;
 use kernel::{ActorRef, Category, EventId, IndexField, NewEvent, UniqueChange};
+use std::collections::BTreeMap;
 use std::future::Future;
 
 /// A backend under test.
@@ -413,4 +414,71 @@ async fn everything(s: &Subject) -> String {
         }
     }
     out
+}
+
+/// A backend that replicas share.
+pub type SharedSubject = (Subject, Arc<dyn crate::cluster::Cluster>);
+
+/// Runs the suite of [`Cluster`](crate::cluster::Cluster), each part on a fresh store. `later` lets leases of `ttl_ms` run
+/// out and answers the time after that.
+pub async fn check_cluster<F, Fut, L, Later>(open: F, ttl_ms: u64, later: L)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = SharedSubject>,
+    L: Fn() -> Later,
+    Later: Future<Output = Timestamp>,
+{
+    one_holder_at_a_time(open().await, ttl_ms, &later).await;
+    letters_are_read_once(open().await).await;
+    replicas_come_and_go(open().await, ttl_ms, &later).await;
+}
+
+async fn one_holder_at_a_time<L, Later>((store, cluster): SharedSubject, ttl_ms: u64, later: &L)
+where
+    L: Fn() -> Later,
+    Later: Future<Output = Timestamp>,
+{
+    let start = Timestamp(0);
+    let led = |n: u64, bucket, token| Append {
+        authority: Some(Authority { bucket, token }),
+        ..append(1, vec![write(&format!("thing_{n}"), 0, 1, 0)])
+    };
+    assert_eq!(cluster.hold("a", &[1, 2], start, ttl_ms).await.unwrap(), BTreeMap::from([(1, 1), (2, 1)]));
+    assert_eq!(cluster.hold("b", &[2, 3], start, ttl_ms).await.unwrap(), BTreeMap::from([(3, 1)]));
+    assert_eq!(store.append(led(1, 2, 1)).await.unwrap().position, 1);
+    assert_eq!(store.append(led(2, 2, 2)).await.unwrap_err(), StoreError::Fenced);
+    cluster.release("b", &[1, 3]).await.unwrap();
+    assert_eq!(cluster.hold("a", &[3], start, ttl_ms).await.unwrap(), BTreeMap::from([(1, 1), (2, 1), (3, 2)]));
+    let now = later().await;
+    assert_eq!(cluster.hold("b", &[2], now, ttl_ms).await.unwrap(), BTreeMap::from([(2, 2)]));
+    assert_eq!(store.append(led(2, 2, 1)).await.unwrap_err(), StoreError::Fenced, "a paused leader cannot write");
+    assert_eq!(store.append(led(2, 2, 2)).await.unwrap().position, 2);
+    assert!(!cluster.hold("a", &[2], now, ttl_ms).await.unwrap().contains_key(&2));
+    cluster.leave("b").await.unwrap();
+    assert_eq!(cluster.hold("a", &[2], now, ttl_ms).await.unwrap().get(&2), Some(&3));
+}
+
+async fn letters_are_read_once((_, cluster): SharedSubject) {
+    use crate::cluster::Letter;
+    let letter = |to: &str, n: u8| Letter { recipient: to.into(), body: vec![n] };
+    let mut mail = cluster.mail();
+    mail.mark_unchanged();
+    cluster.post(vec![letter("x", 1), letter("y", 2), letter("x", 3)]).await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(5), mail.changed()).await.expect("a wake-up").unwrap();
+    assert_eq!(cluster.collect(&["x".into(), "z".into()]).await.unwrap(), [letter("x", 1), letter("x", 3)]);
+    assert_eq!(cluster.collect(&["x".into()]).await.unwrap(), []);
+    assert_eq!(cluster.collect(&["y".into()]).await.unwrap(), [letter("y", 2)]);
+}
+
+async fn replicas_come_and_go<L, Later>((_, cluster): SharedSubject, ttl_ms: u64, later: &L)
+where
+    L: Fn() -> Later,
+    Later: Future<Output = Timestamp>,
+{
+    assert_eq!(cluster.join("a", Timestamp(0), ttl_ms).await.unwrap(), ["a"]);
+    assert_eq!(cluster.join("b", Timestamp(0), ttl_ms).await.unwrap(), ["a", "b"]);
+    let now = later().await;
+    assert_eq!(cluster.join("c", now, ttl_ms).await.unwrap(), ["c"]);
+    cluster.leave("c").await.unwrap();
+    assert_eq!(cluster.join("a", now, ttl_ms).await.unwrap(), ["a"]);
 }

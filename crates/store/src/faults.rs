@@ -132,6 +132,10 @@ impl<S: Store> Store for FaultyStore<S> {
         self.inner.logs().await
     }
 
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
     fn health(&self) -> Health {
         self.inner.health()
     }

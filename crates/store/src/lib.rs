@@ -6,6 +6,7 @@ mod checks;
 mod ring;
 mod types;
 
+pub mod cluster;
 pub mod faults;
 pub mod journal;
 pub mod memory;

@@ -1,5 +1,7 @@
 //! A store in memory: the model that the other backends are held against, and the ground of the simulator.
 
+mod cluster;
+
 use crate::*;
 use kernel::event::payload_hash;
 use kernel::{EventHeader, IndexField, NewEvent, UniqueChange};
@@ -10,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[derive(Default)]
 pub struct MemoryStore {
     inner: Mutex<Inner>,
+    is_shared: bool,
 }
 
 #[derive(Default)]
@@ -18,6 +21,7 @@ struct Inner {
     order: Vec<TenantId>,
     commits: u64,
     events: u64,
+    shared: cluster::Shared,
 }
 
 /// Rows of a view version by key.
@@ -168,6 +172,11 @@ impl MemoryStore {
         Self::default()
     }
 
+    /// An empty store that several replicas use.
+    pub fn shared() -> Self {
+        MemoryStore { is_shared: true, ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing below panics between two changes, so a poisoned state is still whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -188,6 +197,10 @@ impl Inner {
 
     fn append(&mut self, append: Append) -> Result<Appended, StoreError> {
         let count: u64 = append.writes.iter().map(|w| w.events.len() as u64).sum();
+        let is_led = |a: &Authority| self.shared.leases.get(&a.bucket).is_some_and(|lease| lease.token == a.token);
+        if append.authority.as_ref().is_some_and(|a| !is_led(a)) {
+            return Err(StoreError::Fenced);
+        }
         let log = self.log(append.log);
         log.check(&append)?;
         let position = log.write(append);
@@ -356,6 +369,10 @@ impl Store for MemoryStore {
         Ok(inner.order.iter().filter(|log| inner.logs.get(log).is_some_and(|l| !l.events.is_empty())).copied().collect())
     }
 
+    fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     fn health(&self) -> Health {
         let inner = self.lock();
         Health { read_only: None, is_disk_low: false, queued: 0, commits: inner.commits, events: inner.events }
@@ -369,5 +386,16 @@ mod tests {
     #[tokio::test]
     async fn the_contract_holds() {
         crate::contract::check(|| async { std::sync::Arc::new(super::MemoryStore::new()) as crate::contract::Subject }).await;
+    }
+
+    #[tokio::test]
+    async fn the_contract_of_replicas_holds() {
+        use crate::contract::SharedSubject;
+        let open = || async {
+            let store = std::sync::Arc::new(super::MemoryStore::shared());
+            let subject: SharedSubject = (store.clone(), store);
+            subject
+        };
+        crate::contract::check_cluster(open, 100, || async { kernel::Timestamp(100) }).await;
     }
 }

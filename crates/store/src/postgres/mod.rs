@@ -3,6 +3,7 @@
 //! Positions are given out under an advisory lock for each log, never by a sequence: what is committed later has a later
 //! position, on every replica, and no reader ever sees a gap. Nothing here rests on SERIALIZABLE.
 
+mod cluster;
 mod connect;
 mod contents;
 mod journal;

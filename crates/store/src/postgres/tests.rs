@@ -427,3 +427,17 @@ async fn observations_wait_while_the_database_is_away() {
     assert_eq!(all.iter().map(|e| e.header.class).collect::<Vec<_>>(), [Class::ToolCall, Class::ToolCall, Class::Gap, Class::ToolCall]);
     server.kill();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_of_replicas_holds() {
+    let open = || async {
+        let store = Arc::new(open(shared(), &shared().database()).await);
+        let subject: contract::SharedSubject = (store.clone(), store);
+        subject
+    };
+    let later = || async {
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        Timestamp(0)
+    };
+    contract::check_cluster(open, 1_000, later).await;
+}
