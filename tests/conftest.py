@@ -2,7 +2,32 @@
 
 import pytest
 
+import postgres
 from harness import Keiko
+
+# What is about the embedded store itself: its files, its start, its commands.
+EMBEDDED_ONLY = {"test_attacks", "test_cli", "test_console", "test_crash", "test_demo", "test_replicas", "test_schemathesis", "test_secrets"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--backend", choices=["sqlite", "postgres"], default="sqlite", help="where the servers under test keep everything")
+
+
+def pytest_collection_modifyitems(config, items):
+    """On PostgreSQL the tests that are about the embedded store are left out."""
+    if config.getoption("--backend") == "postgres":
+        left_out = [item for item in items if item.module.__name__ in EMBEDDED_ONLY or item.get_closest_marker("embedded")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def backend(request):
+    """Every server that a test makes keeps its data where `--backend` says."""
+    chosen = request.config.getoption("--backend")
+    if chosen == "postgres":
+        Keiko.database = staticmethod(lambda: postgres.shared().database())
+    return chosen
 
 
 @pytest.fixture(scope="module")

@@ -121,10 +121,14 @@ class _Pump(threading.Thread):
 class Keiko:
     """One server process on one data directory. Can be stopped, killed and started again; keeps the logs of all its lives."""
 
+    # Makes a database for a server; None when servers keep everything in their data directory.
+    database = None
+
     def __init__(self, data_dir, env=None, port=0, password=ADMIN_PASSWORD, limits=None):
         self.data_dir = Path(data_dir)
         self.home = self.data_dir.parent
-        self.env = {"KEIKO_ADMIN_PASSWORD": password, **(env or {})}
+        database = {"KEIKO_DATABASE_URL": self.database()} if self.database else {}
+        self.env = {"KEIKO_ADMIN_PASSWORD": password, **database, **(env or {})}
         self.password = password
         self.port_wanted = port
         self.limits = limits
@@ -147,7 +151,14 @@ class Keiko:
 
     def start(self, timeout=20.0):
         """Starts the process and waits until it serves."""
-        self.spawn()
+        return self.spawn().wait_until_ready(timeout)
+
+    def start_in_new_home(self):
+        """The same, where the folder above the data directory may be missing."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        return self.start()
+
+    def wait_until_ready(self, timeout=20.0):
         deadline = time.monotonic() + timeout
         while not (found := re.search(r"(?m)^listening on (http://127\.0\.0\.1:(\d+))\s*$", self._out.text())):
             if self.proc.poll() is not None:

@@ -245,6 +245,7 @@ def test_should_print_a_random_admin_password_once(new_keiko):
     assert works(server.login(password=shown[0]))
 
 
+@pytest.mark.embedded
 def test_should_reset_the_admin_password_on_a_stopped_server(new_keiko):
     server = new_keiko().start()
     old = server.login()

@@ -401,6 +401,7 @@ def test_should_let_an_agent_name_only_a_task_that_it_holds(keiko, admin, well):
     refused(call(holder.api, f"{well}__echo", {"text": "x"}, task_id=absent("task")), 404, "TASK_NOT_FOUND")
 
 
+@pytest.mark.embedded
 def test_should_refuse_privileged_actions_that_cannot_be_recorded(new_keiko, tmp_path):
     keiko = new_keiko(env=KEIKO_ENV).start()
     admin = keiko.login()

@@ -154,6 +154,7 @@ fn sample(producer: usize, n: usize) -> Append {
         values: vec![],
         secrets: vec![],
         now,
+        authority: None,
     }
 }
 

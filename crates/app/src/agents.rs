@@ -2,11 +2,10 @@
 
 use crate::app::App;
 use crate::errors::{Problems, of_handle};
+use crate::replicas::Signal;
 use crate::{Answer, Caller, ListOrder, Page};
 use domain::agent::{Agent, AgentCommand, Profile, name_key, not_found};
 use domain::policy::Reach;
-use domain::process::dispatch::DispatchSignal;
-use domain::process::liveness::LivenessSignal;
 use engine::{Extras, Handled, Step};
 use kernel::id::AgentId;
 use kernel::{IndexField, Timestamp, limits};
@@ -99,10 +98,10 @@ impl App {
         problems.check()?;
         let id: AgentId = agent.stream.parse().map_err(|_| not_found(&agent.stream))?;
         let runtime = self.runtime(caller)?;
-        runtime.liveness.tell(LivenessSignal::Seen(id, load.context_fill));
+        self.tell(&runtime, Signal::Seen { agent: id, fill: load.context_fill });
         let running = load.running.map(|n| f64::from(n) / f64::from(agent.state.profile.max_concurrency.max(1)));
         if let Some(fill) = load.context_fill.into_iter().chain(running).reduce(f64::max) {
-            runtime.dispatch.tell(DispatchSignal::Reported(id, fill.clamp(0.0, 1.0)));
+            self.tell(&runtime, Signal::Reported { agent: id, fill: fill.clamp(0.0, 1.0) });
         }
         let is_restart_requested = self.take_restart(caller, id).await?;
         let agent = self.wait_until_heard(caller, agent).await?;

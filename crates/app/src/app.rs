@@ -3,6 +3,7 @@
 use crate::crypto::{Crypto, KeyMaterial, fresh_secret};
 use crate::errors::{of_handle, of_store};
 use crate::fleet::SharedFleet;
+use crate::replicas::{Membership, Replicas};
 use crate::schema::Schemas;
 use crate::throttle::Throttle;
 use crate::workers::{self, TenantRuntime};
@@ -10,14 +11,14 @@ use crate::{Answer, Caller, ListOrder, Page, passwords};
 use domain::identity::tenant::{Created, Tenant, TenantCommand};
 use domain::identity::user::{Registered, User, UserCommand, UserKind};
 use domain::policy::{Reach, reach};
-use engine::{Context, Engine, Env, Extras, HandleError, Handled, Step};
+use engine::{BUCKET_OF_ALL, Context, Engine, Env, Extras, HandleError, Handled, Step};
 use gateway::{Gateway, Report};
 use kernel::id::{KeyId, TenantId};
 use kernel::{Actor, Decider, IndexField, Kind, Personal, Problem, Rejection};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use store::EntityQuery;
 use store::journal::Journal;
+use store::{Authority, EntityQuery};
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +96,10 @@ pub(crate) struct Inner {
     pub journal: Arc<dyn Journal>,
     /// MCP servers.
     pub gateway: Gateway,
+    /// The other processes on the same store, if there may be any.
+    pub replicas: Option<Arc<Replicas>>,
+    /// Held by whoever starts a tenant's workers.
+    pub starting: tokio::sync::Mutex<()>,
 }
 
 /// What the application stands on.
@@ -107,6 +112,8 @@ pub struct Ground {
     pub gateway: Gateway,
     /// What the gateway tells.
     pub reports: Receiver<Report>,
+    /// How this process belongs to others on the same store.
+    pub membership: Option<Membership>,
 }
 
 /// The slug of the tenant that is there from the start.
@@ -124,16 +131,11 @@ impl App {
         settings: AppSettings,
         admin_password: Option<String>,
     ) -> Result<(App, Option<Bootstrap>), Rejection> {
-        let Ground { engine, journal, gateway, reports } = ground;
+        let Ground { engine, journal, gateway, reports, membership } = ground;
         let crypto = Crypto::new(keys).map_err(internal)?;
-        let logs = engine.store().logs().await.map_err(of_store)?;
-        let (root, bootstrap) = match logs.first() {
-            Some(root) => (*root, None),
-            None => {
-                let (root, bootstrap) = first_start(&engine, &crypto, admin_password).await?;
-                (root, Some(bootstrap))
-            }
-        };
+        let replicas = membership.map(|membership| Arc::new(Replicas::join(engine.env(), membership)));
+        let (root, bootstrap) = root(&engine, keys, &crypto, replicas.as_deref(), admin_password).await?;
+        check_keys(&engine, root, keys).await?;
         let app = App(Arc::new(Inner {
             engine,
             settings,
@@ -147,6 +149,8 @@ impl App {
             hashing: tokio::sync::Semaphore::new(HASHES_MAX),
             journal,
             gateway,
+            replicas,
+            starting: tokio::sync::Mutex::default(),
         }));
         workers::start_all(&app, reports).await.map_err(of_store)?;
         Ok((app, bootstrap))
@@ -189,7 +193,9 @@ impl App {
     pub fn drain(&self) {
         self.0.draining.cancel();
         for tenant in self.runtimes() {
-            tenant.dispatch.tell(domain::process::dispatch::DispatchSignal::Drain);
+            if let Some(lead) = tenant.lead() {
+                lead.dispatch.tell(domain::process::dispatch::DispatchSignal::Drain);
+            }
         }
     }
 
@@ -209,7 +215,7 @@ impl App {
         status
     }
 
-    fn runtimes(&self) -> Vec<Arc<TenantRuntime>> {
+    pub(crate) fn runtimes(&self) -> Vec<Arc<TenantRuntime>> {
         self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
@@ -244,6 +250,13 @@ impl App {
                     let message = format!("The log has not reached position {position} yet; it is at {}.", self.position(tenant));
                     return Err(Rejection::new(Kind::Unavailable, "POSITION_NOT_REACHED", message, "Try again after the time in Retry-After."));
                 }
+            }
+        }
+        if let Some(runtime) = self.runtimes().into_iter().find(|runtime| runtime.id == tenant) {
+            tokio::select! {
+                biased;
+                () = runtime.follower.reaches(position) => {}
+                () = self.env().sleep_until(late) => {}
             }
         }
         Ok(())
@@ -361,8 +374,50 @@ pub(crate) fn internal(reason: String) -> Rejection {
     )
 }
 
+/// The log of the default tenant; made at the first start, by one process only.
+async fn root(
+    engine: &Engine,
+    keys: &KeyMaterial,
+    crypto: &Crypto,
+    replicas: Option<&Replicas>,
+    admin_password: Option<String>,
+) -> Result<(TenantId, Option<Bootstrap>), Rejection> {
+    const LOOK_AGAIN_MS: u64 = 20;
+    loop {
+        if let Some(root) = engine.store().logs().await.map_err(of_store)?.first() {
+            return Ok((*root, None));
+        }
+        let token = replicas.and_then(|replicas| replicas.held.borrow().get(&BUCKET_OF_ALL).copied());
+        if replicas.is_some() && token.is_none() {
+            engine.env().sleep_ms(LOOK_AGAIN_MS).await;
+            continue;
+        }
+        let authority = token.map(|token| Authority { bucket: BUCKET_OF_ALL, token });
+        let (root, bootstrap) = first_start(&engine.scoped(authority), keys, crypto, admin_password).await?;
+        return Ok((root, Some(bootstrap)));
+    }
+}
+
+/// The secret that tells which keys a store was begun with.
+const KEYS_FINGERPRINT: &str = "keys/fingerprint";
+
+/// Refuses keys that are not those that the store was begun with: with them nobody could sign in, or worse, some could.
+async fn check_keys(engine: &Engine, root: TenantId, keys: &KeyMaterial) -> Result<(), Rejection> {
+    let known = engine.store().secret(root, KEYS_FINGERPRINT).await.map_err(of_store)?;
+    match known {
+        Some(known) if known != keys.fingerprint() => Err(Rejection::new(
+            Kind::Internal,
+            "INTERNAL",
+            "The store was begun with other keys than those in the key files.",
+            "Copy the key files from another replica, or restore them from a backup.",
+        )),
+        _ => Ok(()),
+    }
+}
+
 async fn first_start(
     engine: &Engine,
+    keys: &KeyMaterial,
     crypto: &Crypto,
     admin_password: Option<String>,
 ) -> Result<(TenantId, Bootstrap), Rejection> {
@@ -386,7 +441,7 @@ async fn first_start(
     let (name, sealed) = passwords::set_password_hash(&crypto.sealer, env, tenant, user, &password).map_err(internal)?;
     let steps =
         [Step::new::<Tenant>(tenant, TenantCommand::Create(created)), Step::new::<User>(user, UserCommand::Register(registered))];
-    let extras = Extras { values: vec![], secrets: vec![(name, Some(sealed))] };
+    let extras = Extras { values: vec![], secrets: vec![(name, Some(sealed)), (KEYS_FINGERPRINT.into(), Some(keys.fingerprint()))] };
     let context = Context::system("first-start");
     engine.transact(tenant, &steps, &context, extras).await.map_err(of_handle)?;
     engine

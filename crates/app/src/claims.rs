@@ -3,14 +3,14 @@
 use crate::app::App;
 use crate::errors::{of_handle, of_store};
 use crate::fleet::SharedFleet;
+use crate::replicas::{Delivery, Replicas, Signal};
 use crate::schema::Schemas;
 use crate::tasks::{TaskView, offload, resolve};
-use crate::workers::handled_by;
+use crate::workers::{TenantRuntime, handled_by};
 use crate::{Answer, Caller};
 use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
-use domain::process::dispatch::{Ask, ClaimDone, ClaimResult, Dispatch, DispatchCommand, DispatchSignal, LoadedTask, WaiterId};
-use domain::process::liveness::LivenessSignal;
+use domain::process::dispatch::{ClaimDone, ClaimResult, Dispatch, DispatchCommand, DispatchSignal, LoadedTask, WaiterId};
 use domain::task::{Decision, Holder, Outcome, Status, Task, TaskCommand, TaskError, not_found};
 use engine::{Context, Engine, Executor, Extras, HandleError, Handled, Step};
 use kernel::id::{AgentId, ClaimId, TaskId, TenantId};
@@ -68,6 +68,11 @@ pub enum TaskOutcome {
     },
 }
 
+/// How often a request that waits for another replica asks again, in case its letter was lost.
+const ASK_AGAIN_MS: u64 = 1_000;
+/// How long after its time a request waits for the answer of another replica.
+const ANSWER_LATE_MS_MAX: u64 = 2_000;
+
 /// Claim requests that wait.
 #[derive(Default)]
 pub(crate) struct Waiters(Mutex<Waiting>);
@@ -75,7 +80,24 @@ pub(crate) struct Waiters(Mutex<Waiting>);
 #[derive(Default)]
 struct Waiting {
     next: WaiterId,
-    open: BTreeMap<WaiterId, oneshot::Sender<Vec<ClaimedTask>>>,
+    open: BTreeMap<WaiterId, Place>,
+}
+
+/// Where a request waits.
+enum Place {
+    Here(oneshot::Sender<Vec<ClaimedTask>>),
+    /// At another replica, with its number there.
+    There(String, WaiterId, AgentId),
+}
+
+/// What became of an answer.
+pub(crate) enum Answered {
+    /// The request got it.
+    Yes,
+    /// The request is gone.
+    No,
+    /// The request waits at another replica, with its number there.
+    Elsewhere(String, WaiterId, AgentId),
 }
 
 impl Waiters {
@@ -88,18 +110,59 @@ impl Waiters {
         let mut waiting = self.lock();
         waiting.next += 1;
         let id = waiting.next;
-        waiting.open.insert(id, sender);
+        waiting.open.insert(id, Place::Here(sender));
         (id, receiver)
     }
 
-    /// Whether the request was still there.
-    fn answer(&self, id: WaiterId, tasks: Vec<ClaimedTask>) -> bool {
-        let sender = self.lock().open.remove(&id);
-        sender.is_some_and(|sender| sender.send(tasks).is_ok())
+    /// Takes note of a request at another replica; `None` when it is known already.
+    pub fn open_for(&self, replica: &str, there: WaiterId, agent: AgentId) -> Option<WaiterId> {
+        let mut waiting = self.lock();
+        let is_same = |place: &Place| matches!(place, Place::There(name, id, _) if name == replica && *id == there);
+        if waiting.open.values().any(is_same) {
+            return None;
+        }
+        waiting.next += 1;
+        let id = waiting.next;
+        waiting.open.insert(id, Place::There(replica.to_owned(), there, agent));
+        Some(id)
+    }
+
+    fn answer(&self, id: WaiterId, tasks: Vec<ClaimedTask>) -> Answered {
+        match self.lock().open.remove(&id) {
+            Some(Place::Here(sender)) => match sender.send(tasks) {
+                Ok(()) => Answered::Yes,
+                Err(_) => Answered::No,
+            },
+            Some(Place::There(replica, waiter, agent)) => Answered::Elsewhere(replica, waiter, agent),
+            None => Answered::No,
+        }
+    }
+
+    /// Whether a request waits here.
+    fn is_open(&self, id: WaiterId) -> bool {
+        matches!(self.lock().open.get(&id), Some(Place::Here(sender)) if !sender.is_closed())
+    }
+
+    fn forget(&self, id: WaiterId) {
+        self.lock().open.remove(&id);
+    }
+
+    /// Requests at other replicas ask their new leader again.
+    pub fn forget_others(&self) {
+        self.lock().open.retain(|_, place| matches!(place, Place::Here(_)));
     }
 
     pub fn count(&self) -> usize {
-        self.lock().open.len()
+        self.lock().open.values().filter(|place| matches!(place, Place::Here(_))).count()
+    }
+}
+
+/// Forgets a request that is given up.
+struct Forget<'a>(&'a Waiters, WaiterId);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.forget(self.1);
     }
 }
 
@@ -112,26 +175,43 @@ impl App {
         if self.take_restart(caller, agent).await? {
             return Ok((vec![], true));
         }
-        let now = self.env().now();
+        let until = self.env().now().plus_ms(order.wait_ms.min(limits::WAIT_MS_MAX));
         let min_position = self.position(runtime.id);
         let (waiter, mut answer) = runtime.waiters.open();
-        runtime.liveness.tell(LivenessSignal::Seen(agent, None));
-        runtime.dispatch.tell(DispatchSignal::Ask(Ask {
+        let _forget = Forget(&runtime.waiters, waiter);
+        let ask = |wait_ms| Signal::Ask {
+            replica: self.0.replicas.as_ref().map(|replicas| replicas.name.clone()).unwrap_or_default(),
             waiter,
             agent,
             max: order.max.clamp(1, limits::CLAIM_TASKS_MAX) as usize,
-            until: now.plus_ms(order.wait_ms.min(limits::WAIT_MS_MAX)),
+            wait_ms,
             min_position,
-        }));
+        };
+        self.tell(&runtime, Signal::Seen { agent, fill: None });
+        let mut asked = runtime.leadership();
+        self.tell(&runtime, ask(order.wait_ms.min(limits::WAIT_MS_MAX)));
+        let mut seen_at = self.env().now();
         loop {
             tokio::select! {
                 biased;
                 tasks = &mut answer => return Ok((tasks.unwrap_or_default(), false)),
                 () = self.0.draining.cancelled() => return Ok((vec![], false)),
-                // A waiting agent is a living agent.
-                () = self.env().sleep_ms(self.0.settings.agent_lease_ms / 3) => {
-                    runtime.liveness.tell(LivenessSignal::Seen(agent, None));
+                () = self.env().sleep_ms(ASK_AGAIN_MS.min(self.0.settings.agent_lease_ms / 3)) => {}
+            }
+            let now = self.env().now();
+            // A waiting agent is a living agent.
+            if now.since_ms(seen_at) >= self.0.settings.agent_lease_ms / 3 {
+                seen_at = now;
+                self.tell(&runtime, Signal::Seen { agent, fill: None });
+            }
+            // Whoever leads now may never have heard of this request.
+            let leadership = runtime.leadership();
+            if leadership != asked || leadership.is_elsewhere() {
+                if now >= until.plus_ms(ANSWER_LATE_MS_MAX) {
+                    return Ok((vec![], false));
                 }
+                asked = leadership;
+                self.tell(&runtime, ask(until.since_ms(now)));
             }
         }
     }
@@ -166,7 +246,7 @@ impl App {
         let task = self.entity::<Task>(runtime.id, &id.to_string()).await?.ok_or_else(|| not_found(&id.to_string()))?;
         // A token that is no number was never given out: it is as stale as any.
         let by = Holder { agent, token: token.parse().unwrap_or(0) };
-        runtime.liveness.tell(LivenessSignal::Seen(agent, None));
+        self.tell(&runtime, Signal::Seen { agent, fill: None });
         let goes_on = matches!(outcome, TaskOutcome::Heartbeat | TaskOutcome::Progress { .. });
         let reported = match outcome {
             TaskOutcome::Heartbeat => heartbeat(task, by),
@@ -185,7 +265,7 @@ impl App {
             }
         };
         if goes_on {
-            runtime.dispatch.tell(DispatchSignal::Renew(id, by.token));
+            self.tell(&runtime, Signal::Renew { task: id, token: by.token });
         }
         let lease = goes_on.then(|| self.env().now().plus_ms(self.0.settings.claim_ttl_ms));
         Ok((TaskView { entity: reported }, lease))
@@ -261,36 +341,38 @@ fn heartbeat(task: Handled<Task>, by: Holder) -> Answer<Handled<Task>> {
 
 /// Carries out what the dispatcher wants.
 pub(crate) struct ClaimWorker {
-    engine: Engine,
-    log: TenantId,
-    waiters: Arc<Waiters>,
-    fleet: SharedFleet,
-    schemas: Arc<Schemas>,
-    claim_ttl_ms: u64,
+    pub engine: Engine,
+    pub runtime: Arc<TenantRuntime>,
+    pub schemas: Arc<Schemas>,
+    pub replicas: Option<Arc<Replicas>>,
+    pub claim_ttl_ms: u64,
 }
 
 impl ClaimWorker {
-    pub fn new(
-        engine: Engine,
-        log: TenantId,
-        waiters: Arc<Waiters>,
-        fleet: SharedFleet,
-        schemas: Arc<Schemas>,
-        claim_ttl_ms: u64,
-    ) -> Self {
-        ClaimWorker { engine, log, waiters, fleet, schemas, claim_ttl_ms }
-    }
-
     async fn claim(&self, agent: AgentId, agent_type: String, waiter: WaiterId, tasks: Vec<(TaskId, Decision)>) -> ClaimDone {
         let claims = tasks.into_iter().map(|(id, decision)| self.claim_one(agent, &agent_type, id, decision));
         let mut results = vec![];
+        let mut ids = vec![];
         let mut claimed = vec![];
         for (id, result, task) in futures_util::future::join_all(claims).await {
+            ids.extend(matches!(result, ClaimResult::Claimed(_)).then_some(id));
             results.push((id, result));
             claimed.extend(task);
         }
-        let is_delivered = claimed.is_empty() || self.waiters.answer(waiter, claimed);
+        let is_delivered = claimed.is_empty() || self.answer(waiter, ids, claimed);
         ClaimDone { agent, waiter, results, is_delivered }
+    }
+
+    /// Whether the request got its answer, or is about to get it from the replica that it waits at.
+    fn answer(&self, waiter: WaiterId, tasks: Vec<TaskId>, claimed: Vec<ClaimedTask>) -> bool {
+        match (self.runtime.waiters.answer(waiter, claimed), &self.replicas) {
+            (Answered::Yes, _) => true,
+            (Answered::Elsewhere(replica, waiter, agent), Some(replicas)) => {
+                replicas.deliver(&replica, &Delivery { tenant: self.runtime.id, waiter, agent, tasks });
+                true
+            }
+            (Answered::No | Answered::Elsewhere(..), _) => false,
+        }
     }
 
     async fn claim_one(
@@ -323,39 +405,29 @@ impl ClaimWorker {
 
     /// Whether the agent's own schema takes the task's input: agents may declare the same capability differently.
     async fn is_fit(&self, agent: AgentId, id: TaskId) -> Result<bool, Rejection> {
-        let Some(task) = self.engine.entity::<Task>(self.log, &id.to_string()).await.map_err(of_store)? else { return Ok(true) };
+        let Some(task) = self.engine.entity::<Task>(self.runtime.id, &id.to_string()).await.map_err(of_store)? else {
+            return Ok(true);
+        };
         let capability = &task.state.submitted.capability;
-        let schema = self.fleet.read().get(&agent).and_then(|a| a.state.capability(capability)?.input_schema.clone());
+        let schema = self.runtime.fleet.read().get(&agent).and_then(|a| a.state.capability(capability)?.input_schema.clone());
         let Some(schema) = schema else { return Ok(true) };
-        let input = resolve(&self.engine, self.log, &task.state.submitted.input).await?;
+        let input = resolve(&self.engine, self.runtime.id, &task.state.submitted.input).await?;
         Ok(self.schemas.problems(&schema, &input.value(), "").is_empty())
     }
 
     async fn handle(&self, id: TaskId, command: TaskCommand) -> Result<Handled<Task>, HandleError> {
         self.engine
-            .handle::<Task>(self.log, Step::on::<Task>(id, command), &Context::system(Dispatch::NAME), Extras::default())
+            .handle::<Task>(self.runtime.id, Step::on::<Task>(id, command), &Context::system(Dispatch::NAME), Extras::default())
             .await
     }
 
     async fn claimed(&self, id: TaskId, task: Handled<Task>) -> Option<ClaimedTask> {
-        let claim = task.state.claim?;
-        let expires_at = self.engine.env().now().plus_ms(self.claim_ttl_ms);
-        let claim_id = claim_id(id, claim.token);
-        let task = TaskView { entity: task }.resolved(&self.engine, self.log).await.ok()?;
-        Some(ClaimedTask { task, claim_id, token: claim.token, expires_at })
+        handed(&self.engine, self.runtime.id, self.claim_ttl_ms, id, task).await
     }
 
     async fn deliver(&self, agent: AgentId, waiter: WaiterId, tasks: Vec<TaskId>) -> Option<DispatchSignal> {
-        let mut claimed = vec![];
-        for id in &tasks {
-            if let Ok(Some(task)) = self.engine.entity::<Task>(self.log, &id.to_string()).await
-                && task.state.claim.is_some_and(|claim| claim.agent_id == agent)
-            {
-                let token = task.state.claim.map(|c| c.token);
-                claimed.extend(self.claimed(*id, task).await.filter(|c| Some(c.token) == token));
-            }
-        }
-        let is_delivered = self.waiters.answer(waiter, claimed);
+        let claimed = held_by(&self.engine, self.runtime.id, self.claim_ttl_ms, agent, &tasks).await;
+        let is_delivered = self.answer(waiter, tasks.clone(), claimed);
         (!is_delivered && !tasks.is_empty()).then_some(DispatchSignal::Undelivered(agent, tasks))
     }
 
@@ -373,7 +445,7 @@ impl ClaimWorker {
     /// Reads an agent for the dispatcher, in the same way.
     async fn load_agent(&self, id: AgentId) -> Option<DispatchSignal> {
         loop {
-            match self.engine.entity::<Agent>(self.log, &id.to_string()).await {
+            match self.engine.entity::<Agent>(self.runtime.id, &id.to_string()).await {
                 Ok(agent) => {
                     let agent = agent?;
                     return Some(DispatchSignal::AgentLoaded(id, agent.version, Box::new(agent.state.as_ref().clone())));
@@ -396,8 +468,8 @@ impl ClaimWorker {
     }
 
     async fn read_open(&self, id: TaskId) -> Result<Option<LoadedTask>, store::StoreError> {
-        let Some(task) = self.engine.entity::<Task>(self.log, &id.to_string()).await? else { return Ok(None) };
-        let handled = handled_by(&self.engine, self.log, &task.state.submitted.task_hash).await?;
+        let Some(task) = self.engine.entity::<Task>(self.runtime.id, &id.to_string()).await? else { return Ok(None) };
+        let handled = handled_by(&self.engine, self.runtime.id, &task.state.submitted.task_hash).await?;
         Ok(Some(LoadedTask { version: task.version, task: Box::new(task.state.as_ref().clone()), handled }))
     }
 
@@ -407,6 +479,44 @@ impl ClaimWorker {
             tracing::warn!(task = %id, %error, "the task could not be moved on");
         }
     }
+}
+
+/// A task as it is handed over.
+async fn handed(engine: &Engine, log: TenantId, ttl_ms: u64, id: TaskId, task: Handled<Task>) -> Option<ClaimedTask> {
+    let claim = task.state.claim?;
+    let expires_at = engine.env().now().plus_ms(ttl_ms);
+    let claim_id = claim_id(id, claim.token);
+    let task = TaskView { entity: task }.resolved(engine, log).await.ok()?;
+    Some(ClaimedTask { task, claim_id, token: claim.token, expires_at })
+}
+
+/// Those of the tasks that the agent holds.
+async fn held_by(engine: &Engine, log: TenantId, ttl_ms: u64, agent: AgentId, tasks: &[TaskId]) -> Vec<ClaimedTask> {
+    let mut claimed = vec![];
+    for id in tasks {
+        if let Ok(Some(task)) = engine.entity::<Task>(log, &id.to_string()).await
+            && task.state.claim.is_some_and(|claim| claim.agent_id == agent)
+        {
+            claimed.extend(handed(engine, log, ttl_ms, *id, task).await);
+        }
+    }
+    claimed
+}
+
+/// Gives claims that another replica has made to the request that waits here. Whether it was there.
+pub(crate) async fn deliver(
+    engine: &Engine,
+    runtime: &TenantRuntime,
+    waiter: WaiterId,
+    agent: AgentId,
+    tasks: &[TaskId],
+    ttl_ms: u64,
+) -> bool {
+    if !runtime.waiters.is_open(waiter) {
+        return false;
+    }
+    let claimed = held_by(engine, runtime.id, ttl_ms, agent, tasks).await;
+    matches!(runtime.waiters.answer(waiter, claimed), Answered::Yes)
 }
 
 /// The name of a claim: the same each time it is handed over.

@@ -25,6 +25,16 @@ pub struct KeyMaterial {
 }
 
 impl KeyMaterial {
+    /// Tells these keys from others, and nothing about them.
+    pub(crate) fn fingerprint(&self) -> Vec<u8> {
+        let mut hash = Sha256::new_with_prefix(b"keiko keys 1");
+        for part in [&self.signing_pkcs8[..], &self.sealing, &self.index] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        hash.finalize().to_vec()
+    }
+
     /// Fresh keys.
     pub fn generate(env: &Env) -> Result<Self, String> {
         let pair = Ed25519KeyPair::generate().map_err(|_| "no Ed25519 key could be made")?;

@@ -32,6 +32,19 @@ pub(crate) fn of_store(error: StoreError) -> Rejection {
                 "Read the resource, or repeat the request with the same Idempotency-Key.",
             )
         }
+        StoreError::Unavailable(reason) => {
+            tracing::warn!(%reason, "the database cannot be reached");
+            unavailable(
+                "DATABASE_UNAVAILABLE",
+                "The database cannot be reached; nothing was changed.".into(),
+                "Try again after the time in Retry-After; /ready says when it is back.",
+            )
+        }
+        StoreError::Fenced => unavailable(
+            "NOT_LEADING",
+            "Another replica has taken this work over; nothing was changed.".into(),
+            "Try again after the time in Retry-After.",
+        ),
         StoreError::Closed => {
             unavailable("SHUTTING_DOWN", "The server is shutting down.".into(), "Try again after the time in Retry-After.")
         }

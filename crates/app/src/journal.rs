@@ -124,7 +124,8 @@ pub(crate) async fn keep_to_retention(app: App) {
             (Class::ToolCall, now.minus_ms(settings.tool_call_retention_ms)),
             (Class::Security, now.minus_ms(settings.security_retention_ms)),
         ]);
-        match app.0.journal.forget(before).await {
+        let forgotten = if app.leads_all() { app.0.journal.forget(before).await } else { Ok(0) };
+        match forgotten {
             Ok(0) => {}
             Ok(forgotten) => tracing::info!(forgotten, "journal entries lost their content: their time is over"),
             Err(error) => tracing::warn!(%error, "the journal could not be cleared of old content"),

@@ -1,17 +1,19 @@
 //! MCP servers: register, change, remove, start again; and what the gateway tells of them becomes events.
 
-use crate::app::{App, internal};
+use crate::app::{App, Inner, internal};
 use crate::errors::{Problems, of_handle, of_store};
 use crate::workers::each;
 use crate::{Answer, Caller, ListOrder, Page};
+use async_trait::async_trait;
 use domain::mcp_server::{Introduced, McpServer, McpServerCommand, ServerProfile, Transport, name_key, not_found};
 use domain::tool::{Manifest, Tool, ToolCommand, tool_id};
-use engine::{Context, Extras, HandleError, Handled, Step};
+use engine::{Context, Executor, Extras, HandleError, Handled, Step};
 use gateway::{Happening, Introduction, Report, Spec, ToolListing};
 use kernel::id::{McpServerId, TenantId};
-use kernel::{IndexField, Kind, Rejection, limits};
+use kernel::{ActorRef, IndexField, Kind, Process, Recorded, Rejection, Timestamp, limits};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::Weak;
 use tokio::sync::mpsc::Receiver;
 
 const COMMAND_CHARS_MAX: usize = 1_024;
@@ -96,7 +98,6 @@ impl App {
         self.witness(caller, "mcp-servers.server.registered", &json!({ "id": id, "profile": profile })).await?;
         let step = Step::new::<McpServer>(id, McpServerCommand::Register(profile));
         let server = self.execute::<McpServer>(caller, step, Extras { values: vec![], secrets }).await?;
-        self.run_server(caller.actor.tenant, &server);
         Ok(server)
     }
 
@@ -127,7 +128,6 @@ impl App {
         self.witness(caller, "mcp-servers.server.updated", &json!({ "id": id, "profile": profile })).await?;
         let step = Step::on::<McpServer>(id, McpServerCommand::Update(profile));
         let server = self.execute::<McpServer>(caller, step, Extras { values: vec![], secrets }).await?;
-        self.run_server(caller.actor.tenant, &server);
         Ok(server)
     }
 
@@ -143,11 +143,6 @@ impl App {
         let secrets = names.iter().map(|name| (secret_name(id, name), None)).collect();
         let extras = Extras { values: vec![], secrets };
         self.engine().transact(tenant, &steps, &caller.context(), extras).await.map_err(of_handle)?;
-        let (gateway, key) = (self.0.gateway.clone(), gateway::Key { tenant, server: id });
-        self.env().spawn(async move {
-            let _turn = gateway.turn(key).await;
-            gateway.remove(key).await;
-        });
         Ok(())
     }
 
@@ -159,18 +154,7 @@ impl App {
         }
         let step = Step::on::<McpServer>(&server.stream, McpServerCommand::Start);
         let server = self.execute::<McpServer>(caller, step, Extras::default()).await?;
-        self.run_server(caller.actor.tenant, &server);
         Ok(server)
-    }
-
-    /// Hands a server to the gateway, which ends what ran before.
-    fn run_server(&self, tenant: TenantId, server: &Handled<McpServer>) {
-        let (app, stream) = (self.clone(), server.stream.clone());
-        self.env().spawn(async move {
-            if let Err(rejection) = app.put_server(tenant, &stream).await {
-                tracing::error!(server = %stream, %rejection, "an MCP server could not be handed to the gateway");
-            }
-        });
     }
 
     /// Reads the server again: of two changes that meet here, the later one counts.
@@ -178,7 +162,10 @@ impl App {
         let id: McpServerId = stream.parse().map_err(|_| not_found(stream))?;
         let key = gateway::Key { tenant, server: id };
         let _turn = self.0.gateway.turn(key).await;
-        let Some(server) = self.entity::<McpServer>(tenant, stream).await? else { return Ok(()) };
+        let Some(server) = self.entity::<McpServer>(tenant, stream).await? else {
+            self.0.gateway.remove(key).await;
+            return Ok(());
+        };
         let spec = self.spec(tenant, id, server.state.profile.transport.clone()).await?;
         self.0.gateway.put(key, spec).await;
         Ok(())
@@ -336,31 +323,96 @@ pub(crate) async fn start_all(app: App, tenant: TenantId) {
         Err(error) => return tracing::error!(%tenant, %error, "the MCP servers could not be read"),
     };
     for server in servers {
-        let step = Step::on::<McpServer>(&server.stream, McpServerCommand::Start);
-        let started = app.engine().handle::<McpServer>(tenant, step, &Context::system("gateway"), Extras::default()).await;
-        match started {
-            Ok(_) => app.run_server(tenant, &server),
-            Err(error) => tracing::error!(server = %server.stream, %error, "the MCP server could not be started"),
+        if app.leads(tenant) {
+            let step = Step::on::<McpServer>(&server.stream, McpServerCommand::Start);
+            let started = app.engine().handle::<McpServer>(tenant, step, &Context::system(GATEWAY), Extras::default()).await;
+            if let Err(error) = started {
+                tracing::error!(server = %server.stream, %error, "the start of an MCP server could not be written");
+            }
+        }
+        if let Err(rejection) = app.put_server(tenant, &server.stream).await {
+            tracing::error!(server = %server.stream, %rejection, "an MCP server could not be handed to the gateway");
         }
     }
 }
 
-/// Writes down what the gateway tells, until the server stops.
+/// Who writes down what happens to servers by themselves.
+const GATEWAY: &str = "gateway";
+
+/// Hears which servers somebody has made known, changed, removed or started again, on whichever replica.
+#[derive(Default)]
+pub(crate) struct ServerFollower(Vec<String>);
+
+impl Process for ServerFollower {
+    const NAME: &'static str = "mcp-servers";
+    type Signal = ();
+    /// Hand this server to the gateway as it is now.
+    type Command = String;
+
+    fn react(&mut self, event: &Recorded, _: Timestamp) {
+        let header = &event.header;
+        let is_asked = matches!(
+            header.kind.as_str(),
+            "registry.mcp_server.registered"
+                | "registry.mcp_server.updated"
+                | "registry.mcp_server.started"
+                | "registry.mcp_server.deregistered"
+        );
+        if is_asked && header.actor != ActorRef::system(GATEWAY) {
+            self.0.push(header.stream.clone());
+        }
+    }
+
+    fn signal(&mut self, (): (), _: Timestamp) {}
+
+    fn decide(&mut self, _: Timestamp, _: u64) -> Vec<String> {
+        std::mem::take(&mut self.0)
+    }
+
+    fn due(&self) -> Option<Timestamp> {
+        None
+    }
+}
+
+/// Hands servers to the gateway.
+pub(crate) struct ServerKeeper {
+    pub app: Weak<Inner>,
+    pub tenant: TenantId,
+}
+
+#[async_trait]
+impl Executor<ServerFollower> for ServerKeeper {
+    async fn execute(&self, stream: String) -> Option<()> {
+        let app = App(self.app.upgrade()?);
+        if let Err(rejection) = app.put_server(self.tenant, &stream).await {
+            tracing::error!(server = %stream, %rejection, "an MCP server could not be handed to the gateway");
+        }
+        None
+    }
+}
+
+/// Writes down what the gateway tells, until the server stops. Of several replicas the one that leads the tenant's log
+/// writes; another one keeps what it was told last and writes it when it leads.
 pub(crate) async fn follow(app: App, mut reports: Receiver<Report>) {
-    const TRY_AGAIN_MS: u64 = 1_000;
+    const LOOK_AGAIN_MS: u64 = 1_000;
+    let mut kept: BTreeMap<gateway::Key, Report> = BTreeMap::new();
     loop {
-        let report = tokio::select! {
+        tokio::select! {
             biased;
             () = app.env().stop().cancelled() => return,
-            report = reports.recv() => report,
-        };
-        let Some(report) = report else { return };
-        while let Err(error) = write_down(&app, &report).await {
-            tracing::error!(server = %report.key.server, %error, "what happened to an MCP server could not be written; trying again");
-            tokio::select! {
-                biased;
-                () = app.env().stop().cancelled() => return,
-                () = app.env().sleep_ms(TRY_AGAIN_MS) => {}
+            report = reports.recv() => {
+                let Some(report) = report else { return };
+                kept.insert(report.key, report);
+            }
+            () = app.env().sleep_ms(LOOK_AGAIN_MS), if !kept.is_empty() => {}
+        }
+        let led: Vec<gateway::Key> = kept.keys().filter(|key| app.leads(key.tenant)).copied().collect();
+        for key in led {
+            match write_down(&app, &kept[&key]).await {
+                Ok(()) => drop(kept.remove(&key)),
+                Err(error) => {
+                    tracing::error!(server = %key.server, %error, "what happened to an MCP server could not be written; trying again");
+                }
             }
         }
     }
@@ -383,7 +435,7 @@ async fn write_down(app: &App, report: &Report) -> Result<(), HandleError> {
         }
     };
     steps.push(Step::on::<McpServer>(id, command));
-    match app.engine().transact(tenant, &steps, &Context::system("gateway"), Extras::default()).await {
+    match app.engine().transact(tenant, &steps, &Context::system(GATEWAY), Extras::default()).await {
         // It was removed meanwhile.
         Err(HandleError::Rejected(rejection)) if rejection.kind == Kind::NotFound => Ok(()),
         outcome => outcome.map(|_| ()),

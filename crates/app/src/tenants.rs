@@ -53,6 +53,7 @@ impl App {
 
     async fn wait_until_ready(&self, tenant: TenantId) -> Answer<Handled<Tenant>> {
         const WAIT_MS_MAX: u64 = 10_000;
+        const LOOK_AGAIN_MS: u64 = 20;
         let late = self.env().now().plus_ms(WAIT_MS_MAX);
         let mut tail = self.0.engine.store().tail(self.0.root);
         loop {
@@ -64,6 +65,8 @@ impl App {
             tokio::select! {
                 biased;
                 _ = tail.changed() => {}
+                // Its workers are started a moment after it is ready, which no event says.
+                () = self.env().sleep_ms(LOOK_AGAIN_MS), if self.env().now() < late => {}
                 () = self.env().sleep_until(late) => {
                     let message = "The tenant was created; its log is not open yet.";
                     return Err(Rejection::new(Kind::Unavailable, "TENANT_NOT_READY", message, "It will be; read it with GET /api/v1/tenants."));

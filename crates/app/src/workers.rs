@@ -1,11 +1,11 @@
 //! What acts by itself: for each tenant the dispatcher, liveness, the fleet and the views; for all of them the
 //! provisioner. This is the closed list of workers.
 
-use crate::app::App;
+use crate::app::{App, Inner};
 use crate::claims::{ClaimWorker, Waiters};
 use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
 use crate::tenants::ProvisionWorker;
-use crate::{journal, mcp_servers};
+use crate::{journal, mcp_servers, replicas};
 use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
 use domain::identity::tenant::Tenant;
@@ -14,72 +14,159 @@ use domain::process::liveness::{Liveness, LivenessCommand};
 use domain::process::provision::Provision;
 use domain::queue::Queue;
 use domain::task::{Status, Task};
-use domain::view::stats::AgentStatsView;
+use domain::view::stats::{AgentStats, AgentStatsView};
 use engine::{Context, Engine, Executor, Extras, Handle, Handled, Projection, Step, drive, project};
 use gateway::Report;
 use kernel::id::{AgentId, TenantId};
-use kernel::{Decider, IndexField, Process};
+use kernel::{Decider, IndexField, Process, Recorded, Timestamp, View};
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
-use store::{EntityQuery, StoreError};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+use store::{Authority, EntityQuery, StoreError};
 use tokio::sync::mpsc::Receiver;
 
 /// Records that are read at the start.
 const STATS_ROWS_MAX: usize = 1_000_000;
 
-/// The running parts of one tenant.
+/// The running parts of one tenant: what every replica needs, and what only the one that leads its log runs.
 pub(crate) struct TenantRuntime {
     pub id: TenantId,
-    pub dispatch: Handle<Dispatch>,
-    pub liveness: Handle<Liveness>,
     pub fleet: SharedFleet,
     pub waiters: Arc<Waiters>,
-    /// Keeps the records of agents; what it holds is read at the next start.
-    pub _stats: Projection<AgentStatsView>,
+    /// How far the fleet has come.
+    pub follower: Handle<FleetFollower>,
+    lead: RwLock<Option<Arc<Lead>>>,
+    /// Held by whoever begins or ends leading.
+    pub turn: tokio::sync::Mutex<()>,
 }
 
-/// Starts the workers of every tenant that is ready, then the provisioner, which takes care of the others.
+/// What runs where a tenant's log is led.
+pub(crate) struct Lead {
+    pub authority: Option<Authority>,
+    pub dispatch: Handle<Dispatch>,
+    pub liveness: Handle<Liveness>,
+    /// Keeps the records of agents; what it holds is read when somebody begins to lead.
+    _stats: Projection<AgentStatsView>,
+    engine: Engine,
+}
+
+/// Who leads, as far as it is known here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leadership {
+    /// This process, with this token.
+    Here(Option<Authority>),
+    /// Another one.
+    Elsewhere,
+}
+
+impl Leadership {
+    pub fn is_elsewhere(self) -> bool {
+        self == Leadership::Elsewhere
+    }
+}
+
+impl TenantRuntime {
+    /// What runs here because the log is led here.
+    pub fn lead(&self) -> Option<Arc<Lead>> {
+        self.lead.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn leadership(&self) -> Leadership {
+        self.lead().map_or(Leadership::Elsewhere, |lead| Leadership::Here(lead.authority))
+    }
+
+    pub fn begin_lead(&self, lead: Lead) {
+        *self.lead.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(lead));
+    }
+
+    pub fn end_lead(&self) {
+        let ended = self.lead.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(lead) = ended {
+            lead.engine.env().stop().cancel();
+            self.waiters.forget_others();
+        }
+    }
+}
+
+/// Starts the workers of every tenant that is ready; the provisioner, where the root log is led, takes care of the others.
 pub(crate) async fn start_all(app: &App, reports: Receiver<Report>) -> Result<(), StoreError> {
     let engine = app.engine();
     let position = app.position(app.0.root);
-    let mut provision = Provision::default();
     for tenant in each::<Tenant>(engine, app.0.root, &[]).await? {
-        let Ok(id) = tenant.stream.parse() else { continue };
-        match tenant.state.is_ready {
-            true => start_tenant(app, id, &tenant.state.created.slug).await?,
-            false => provision.put(id),
+        if let (true, Ok(id)) = (tenant.state.is_ready, tenant.stream.parse()) {
+            start_tenant(app, id, &tenant.state.created.slug).await?;
         }
     }
-    drive(engine, app.0.root, provision, position, Arc::new(ProvisionWorker { app: Arc::downgrade(&app.0) }));
+    drive(engine, app.0.root, TenantFollower::default(), position, Arc::new(TenantStarter { app: Arc::downgrade(&app.0) }));
     engine.env().spawn(mcp_servers::follow(app.clone(), reports));
     engine.env().spawn(journal::keep_to_retention(app.clone()));
+    engine.env().spawn(replicas::follow_leases(app.clone()));
+    engine.env().spawn(replicas::read_letters(app.clone()));
     Ok(())
 }
 
-/// Starts the workers of one tenant, unless they run already.
+/// Starts what every replica runs for a tenant, unless it runs already, and takes the lead if it is this one's.
 pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<(), StoreError> {
+    let _turn = app.0.starting.lock().await;
     if app.tenant(slug).is_some() {
         return Ok(());
     }
     let engine = app.engine();
-    let settings = &app.0.settings;
-    let now = engine.env().now();
     let tail = app.position(id);
+    let states = engine.store().view_state(id, AgentStatsView::NAME).await?;
+    let stats_position = states.iter().find(|state| state.is_active).map_or(0, |state| state.position);
+    let mut fleet = Fleet::with_stats(stats(engine, id).await?);
+    for agent in each::<Agent>(engine, id, &[]).await? {
+        if let Ok(agent_id) = agent.stream.parse() {
+            fleet.put(agent_id, agent);
+        }
+    }
+    let fleet = share(fleet);
+    let follower = FleetFollower { fleet: fleet.clone(), commands: vec![] };
+    let reader = Arc::new(FleetReader { engine: engine.clone(), log: id, fleet: fleet.clone() });
+    let runtime = Arc::new(TenantRuntime {
+        id,
+        fleet,
+        waiters: Arc::default(),
+        follower: drive(engine, id, follower, tail.min(stats_position), reader),
+        lead: RwLock::default(),
+        turn: tokio::sync::Mutex::default(),
+    });
+    app.take_lead(&runtime).await?;
+    let servers = mcp_servers::ServerFollower::default();
+    drive(engine, id, servers, tail, Arc::new(mcp_servers::ServerKeeper { app: Arc::downgrade(&app.0), tenant: id }));
+    app.0.tenants.write().unwrap_or_else(PoisonError::into_inner).insert(slug.to_owned(), runtime);
+    engine.env().spawn(mcp_servers::start_all(app.clone(), id));
+    Ok(())
+}
+
+async fn stats(engine: &Engine, id: TenantId) -> Result<BTreeMap<String, AgentStats>, StoreError> {
+    let states = engine.store().view_state(id, AgentStatsView::NAME).await?;
+    let Some(state) = states.into_iter().find(|state| state.is_active) else { return Ok(BTreeMap::new()) };
+    let rows = engine.store().view_list(id, AgentStatsView::NAME, state.version, "", "", STATS_ROWS_MAX).await?;
+    Ok(rows.into_iter().filter_map(|row| Some((row.key, serde_json::from_slice(&row.row).ok()?))).collect())
+}
+
+/// Starts what only the replica that leads a log runs. Everything it changes rests on that leadership.
+pub(crate) async fn start_lead(
+    app: &App,
+    runtime: &Arc<TenantRuntime>,
+    authority: Option<Authority>,
+) -> Result<Lead, StoreError> {
+    let engine = &app.engine().scoped(authority);
+    let (id, settings) = (runtime.id, &app.0.settings);
+    let now = engine.env().now();
+    let tail = engine.store().head(id).await?;
     let stats_view = project::<AgentStatsView>(engine, id).await?;
     let (rows, stats_position) = stats_view.list("", STATS_ROWS_MAX).await?;
-    let stats: BTreeMap<_, _> = rows.into_iter().collect();
     // From here the processes count by themselves; what they see twice of tasks and agents changes nothing.
     let position = tail.min(stats_position);
-
     let dispatch_settings = DispatchSettings { claim_ttl_ms: settings.claim_ttl_ms, lru_patience_ms: settings.agent_lease_ms };
-    let mut dispatch = Dispatch::new(dispatch_settings, position, stats.clone());
+    let mut dispatch = Dispatch::new(dispatch_settings, position, rows.into_iter().collect());
     let mut liveness = Liveness::new(settings.agent_lease_ms);
-    let mut fleet = Fleet::with_stats(stats);
     for agent in each::<Agent>(engine, id, &[]).await? {
         let Ok(agent_id) = agent.stream.parse() else { continue };
         dispatch.put_agent(agent_id, agent.version, &agent.state, now);
         liveness.put(agent_id, &agent.state, now);
-        fleet.put(agent_id, agent);
     }
     for queue in each::<Queue>(engine, id, &[]).await? {
         dispatch.configure(queue.state.as_ref().clone());
@@ -88,37 +175,93 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
         for task in each::<Task>(engine, id, &[IndexField::new("status", status.as_str())]).await? {
             let Ok(task_id) = task.stream.parse() else { continue };
             let handled = handled_by(engine, id, &task.state.submitted.task_hash).await?;
-            dispatch.put_task(
-                task_id,
-                LoadedTask { version: task.version, task: Box::new(task.state.as_ref().clone()), handled },
-                now,
-            );
+            let loaded = LoadedTask { version: task.version, task: Box::new(task.state.as_ref().clone()), handled };
+            dispatch.put_task(task_id, loaded, now);
+        }
+    }
+    if id == app.0.root {
+        start_provisioner(app, engine, tail).await?;
+    }
+    let worker = ClaimWorker {
+        engine: engine.clone(),
+        runtime: runtime.clone(),
+        schemas: app.0.schemas.clone(),
+        replicas: app.0.replicas.clone(),
+        claim_ttl_ms: settings.claim_ttl_ms,
+    };
+    let marker = LivenessWorker { engine: engine.clone(), log: id, fleet: runtime.fleet.clone() };
+    Ok(Lead {
+        authority,
+        dispatch: drive(engine, id, dispatch, position, Arc::new(worker)),
+        liveness: drive(engine, id, liveness, tail, Arc::new(marker)),
+        _stats: stats_view,
+        engine: engine.clone(),
+    })
+}
+
+async fn start_provisioner(app: &App, engine: &Engine, position: u64) -> Result<(), StoreError> {
+    let mut provision = Provision::default();
+    for tenant in each::<Tenant>(engine, app.0.root, &[]).await? {
+        if let (false, Ok(id)) = (tenant.state.is_ready, tenant.stream.parse()) {
+            provision.put(id);
+        }
+    }
+    drive(engine, app.0.root, provision, position, Arc::new(ProvisionWorker { app: Arc::downgrade(&app.0) }));
+    Ok(())
+}
+
+/// Hears of tenants that become ready, on whichever replica.
+#[derive(Default)]
+struct TenantFollower(Vec<TenantId>);
+
+impl Process for TenantFollower {
+    const NAME: &'static str = "tenants";
+    type Signal = ();
+    /// Start this tenant's workers.
+    type Command = TenantId;
+
+    fn react(&mut self, event: &Recorded, _: Timestamp) {
+        if event.header.kind == "identity.tenant.provisioned" {
+            self.0.extend(event.header.stream.parse::<TenantId>());
         }
     }
 
-    let fleet = share(fleet);
-    let waiters = Arc::new(Waiters::default());
-    let worker =
-        ClaimWorker::new(engine.clone(), id, waiters.clone(), fleet.clone(), app.0.schemas.clone(), settings.claim_ttl_ms);
-    let follower = FleetFollower { fleet: fleet.clone(), commands: vec![] };
-    drive(engine, id, follower, position, Arc::new(FleetReader { engine: engine.clone(), log: id, fleet: fleet.clone() }));
-    let runtime = TenantRuntime {
-        id,
-        dispatch: drive(engine, id, dispatch, position, Arc::new(worker)),
-        liveness: drive(
-            engine,
-            id,
-            liveness,
-            tail,
-            Arc::new(LivenessWorker { engine: engine.clone(), log: id, fleet: fleet.clone() }),
-        ),
-        fleet,
-        waiters,
-        _stats: stats_view,
-    };
-    app.0.tenants.write().unwrap_or_else(PoisonError::into_inner).insert(slug.to_owned(), Arc::new(runtime));
-    engine.env().spawn(mcp_servers::start_all(app.clone(), id));
-    Ok(())
+    fn signal(&mut self, (): (), _: Timestamp) {}
+
+    fn decide(&mut self, _: Timestamp, _: u64) -> Vec<TenantId> {
+        std::mem::take(&mut self.0)
+    }
+
+    fn due(&self) -> Option<Timestamp> {
+        None
+    }
+}
+
+struct TenantStarter {
+    app: Weak<Inner>,
+}
+
+#[async_trait]
+impl Executor<TenantFollower> for TenantStarter {
+    async fn execute(&self, tenant: TenantId) -> Option<()> {
+        const TRY_AGAIN_MS: u64 = 1_000;
+        let app = App(self.app.upgrade()?);
+        loop {
+            let started = async {
+                match app.engine().entity::<Tenant>(app.0.root, &tenant.to_string()).await? {
+                    Some(known) => start_tenant(&app, tenant, &known.state.created.slug).await,
+                    None => Ok(()),
+                }
+            };
+            let Err(error) = started.await else { return None };
+            tracing::warn!(%tenant, %error, "a tenant's workers could not be started; trying again");
+            tokio::select! {
+                biased;
+                () = app.env().stop().cancelled() => return None,
+                () = app.env().sleep_ms(TRY_AGAIN_MS) => {}
+            }
+        }
+    }
 }
 
 fn share(fleet: Fleet) -> SharedFleet {

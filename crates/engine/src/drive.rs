@@ -42,6 +42,14 @@ impl<P: Process> Handle<P> {
     }
 }
 
+impl<P: Process> Handle<P> {
+    /// Waits until the process has seen the log up to `position`.
+    pub async fn reaches(&self, position: u64) {
+        // An error means that it has ended: nothing more is to be waited for.
+        let _ = self.position.clone().wait_for(|reached| *reached >= position).await;
+    }
+}
+
 /// Starts a process that has seen the log up to `position`.
 pub fn drive<P, X>(engine: &Engine, log: TenantId, process: P, position: u64, executor: Arc<X>) -> Handle<P>
 where

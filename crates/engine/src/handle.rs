@@ -413,7 +413,8 @@ impl Engine {
             row: None,
         });
         let now = self.env.now();
-        let check = Append { log, writes: checks.collect(), idempotency: None, values: vec![], secrets: vec![], authority: None, now };
+        let check =
+            Append { log, writes: checks.collect(), idempotency: None, values: vec![], secrets: vec![], authority: None, now };
         let answer = self.store.append(check);
         let cells: Vec<Arc<Cell>> = held.into_iter().map(|h| h.cell).collect();
         match answer.await {

@@ -11,10 +11,10 @@ pub async fn reset_password(
     username: &str,
     password: Option<String>,
 ) -> anyhow::Result<Option<String>> {
-    if !settings.data_dir.join("FORMAT").exists() {
+    if settings.database.is_none() && !settings.data_dir.join("FORMAT").exists() {
         bail!("there is no data directory at '{}'; give the server's with --data-dir", settings.data_dir.display());
     }
-    let parts = Parts::embedded(settings).await?;
+    let parts = Parts::open(settings).await?;
     let generated = password.is_none().then(|| app::fresh_secret(&parts.env)[..20].to_owned());
     let password = password.or_else(|| generated.clone()).unwrap_or_default();
     let engine = Engine::new(parts.store.clone(), parts.env.clone());

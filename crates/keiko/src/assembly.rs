@@ -2,7 +2,7 @@
 
 use crate::{Settings, keys};
 use anyhow::Context;
-use app::{App, Bootstrap, Ground};
+use app::{App, Bootstrap, Ground, Membership};
 use edge::grpc::GrpcServer;
 use edge::http::{Readiness, Server, bind};
 use engine::{Engine, Env};
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
 use store::journal::Journal;
+use store::postgres::{PostgresJournal, PostgresSettings, PostgresStore, Promise};
 use store::sqlite::{Directory, SqliteJournal, SqliteSettings, SqliteStore};
 
 /// The components that a server is made of.
@@ -25,20 +26,46 @@ pub struct Parts {
     pub keys: app::KeyMaterial,
     /// Observations.
     pub journal: Arc<dyn Journal>,
+    /// How this process belongs to others on the same store, if it does.
+    pub membership: Option<Membership>,
+    /// What an acknowledged write has survived, in words, and whether that is little.
+    pub promise: (String, bool),
 }
 
 impl Parts {
-    /// The embedded parts: SQLite and key files in the data directory, the system's clock.
-    pub async fn embedded(settings: &Settings) -> anyhow::Result<Parts> {
+    /// The parts that the settings ask for: PostgreSQL, or SQLite in the data directory.
+    pub async fn open(settings: &Settings) -> anyhow::Result<Parts> {
+        match &settings.database {
+            Some(database) => Self::on_postgres(settings, database).await,
+            None => Self::embedded(settings).await,
+        }
+    }
+
+    /// SQLite and key files in the data directory.
+    async fn embedded(settings: &Settings) -> anyhow::Result<Parts> {
         let env = Env::system();
         let directory = Directory::open(&settings.data_dir)?;
-        let folder = directory.keys();
         let sqlite = SqliteSettings { disk_free_min_bytes: settings.disk_free_min_bytes };
         let journal = SqliteJournal::open(&directory, &sqlite)?;
         let store = SqliteStore::open(directory, &sqlite)?;
         let has_log = !store.logs().await?.is_empty();
-        let keys = keys::load(&folder, has_log, &env)?;
-        Ok(Parts { store: Arc::new(store), env, keys, journal: Arc::new(journal) })
+        let keys = keys::load(&settings.keys_dir, has_log, &env)?;
+        let promise = "every acknowledged write is synced to the local disk; there is no copy on another machine".to_owned();
+        let (store, journal) = (Arc::new(store), Arc::new(journal));
+        Ok(Parts { store, env, keys, journal, membership: None, promise: (promise, false) })
+    }
+
+    /// A database that other replicas may use too. Only key files lie in the data directory.
+    async fn on_postgres(settings: &Settings, database: &PostgresSettings) -> anyhow::Result<Parts> {
+        let env = Env::system();
+        let store = Arc::new(PostgresStore::open(database).await?);
+        let journal = Arc::new(PostgresJournal::open(database, &store)?);
+        let has_log = !store.logs().await?.is_empty();
+        let keys = keys::load(&settings.keys_dir, has_log, &env)?;
+        let replica = format!("replica-{:016x}", env.random());
+        let promise = (format!("{} ({})", store.promise(), store.place()), matches!(store.promise(), Promise::Asynchronous(_)));
+        let membership = Membership { cluster: store.clone(), replica, lease_ms: settings.lease_ms };
+        Ok(Parts { store, env, keys, journal, membership: Some(membership), promise })
     }
 }
 
@@ -58,7 +85,8 @@ pub struct Keiko {
 impl Keiko {
     /// Starts everything up to the open port.
     pub async fn start(settings: &Settings, parts: Parts) -> anyhow::Result<Keiko> {
-        let Parts { store, env, keys, journal } = parts;
+        let Parts { store, env, keys, journal, membership, promise } = parts;
+        say(&promise, membership.as_ref().map(|m| m.replica.as_str()));
         let listener = bind(settings.listen).await.map_err(anyhow::Error::msg)?;
         let grpc_listener = match settings.grpc_listen {
             Some(address) => Some(bind(address).await.map_err(anyhow::Error::msg)?),
@@ -67,7 +95,7 @@ impl Keiko {
         let engine = Engine::new(store.clone(), env.clone());
         let password = settings.admin_password.as_ref().map(|secret| secret.0.clone());
         let (gateway, reports) = Gateway::new(settings.gateway.clone());
-        let ground = Ground { engine, journal: journal.clone(), gateway: gateway.clone(), reports };
+        let ground = Ground { engine, journal: journal.clone(), gateway: gateway.clone(), reports, membership };
         let (app, bootstrap) = App::start(ground, &keys, settings.app.clone(), password)
             .await
             .map_err(|r| anyhow::anyhow!("{} {}", r.message, r.hint))
@@ -118,6 +146,14 @@ impl Keiko {
         self.journal.close().await;
         self.store.close().await;
         tracing::info!("stopped");
+    }
+}
+
+/// Says what an acknowledged write has survived.
+fn say((promise, is_little): &(String, bool), replica: Option<&str>) {
+    match is_little {
+        true => tracing::warn!(replica, "{promise}"),
+        false => tracing::info!(replica, "{promise}"),
     }
 }
 

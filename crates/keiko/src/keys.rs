@@ -5,7 +5,7 @@ use app::KeyMaterial;
 use engine::Env;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 const SIGNING: &str = "signing.pkcs8";
@@ -17,12 +17,20 @@ pub const FILES: [&str; 3] = [SIGNING, SEALING, INDEX];
 /// The keys of a data directory. Fresh ones are made only when there is no log yet: a log needs the keys it was
 /// written with.
 pub fn load(folder: &Path, has_log: bool, env: &Env) -> anyhow::Result<KeyMaterial> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("cannot make the folder for key files '{}'", folder.display()))?;
+    // Replicas that share the folder may start at the same time.
+    let lock = fs::File::open(folder).with_context(|| format!("cannot read the folder '{}'", folder.display()))?;
+    lock.lock().with_context(|| format!("cannot lock the folder '{}'", folder.display()))?;
     let is_missing = |name: &&str| !folder.join(name).exists();
     let missing: Vec<&str> = FILES.iter().filter(|name| is_missing(name)).copied().collect();
     if !missing.is_empty() {
         if has_log {
             bail!(
-                "the key files {missing:?} are missing in '{}'; restore them from a backup: without them nobody can sign in",
+                "the key files {missing:?} are missing in '{}'; copy them from another replica, or restore them from a backup: without them nobody can sign in",
                 folder.display()
             );
         }

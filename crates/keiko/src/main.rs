@@ -159,7 +159,7 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     logs::start(&settings)?;
-    let parts = Parts::embedded(&settings).await?;
+    let parts = Parts::open(&settings).await?;
     let keiko = Keiko::start(&settings, parts).await?;
     if let Some(password) = keiko.bootstrap().and_then(|b| b.generated_password.as_ref()) {
         println!("first start: sign in as 'admin' of tenant 'default'; password: {password}\n(it is shown only now)");
@@ -169,10 +169,6 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         println!("gRPC on {address}");
     }
     std::io::stdout().flush()?;
-    tracing::info!(
-        data_dir = %settings.data_dir.display(),
-        "every acknowledged write is synced to the local disk; there is no copy on another machine"
-    );
     keiko.run(stopped()?).await;
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use store::postgres::PostgresSettings;
 
 /// One setting: name, default, help, and whether it is a secret.
 pub struct Declared {
@@ -29,6 +30,25 @@ const fn declared(key: &'static str, default: &'static str, help: &'static str) 
 /// Every setting.
 pub const DECLARED: &[Declared] = &[
     declared("data.dir", "./.keiko", "Where everything is kept"),
+    Declared {
+        key: "database.url",
+        default: "",
+        help: "PostgreSQL instead of the data directory: postgres://user:password@host:5432/database?sslmode=require",
+        is_secret: true,
+    },
+    declared("database.connections_max", "16", "Connections to the database at most, of this process"),
+    declared("database.tls_ca", "", "Certificate authorities of the database as a PEM file; the system's when nothing is said"),
+    declared(
+        "database.size_max",
+        "",
+        "Size of the database from which on writes are refused, such as 500GiB; none when nothing is said",
+    ),
+    declared("cluster.lease", "6s", "How long other replicas on the same database wait before they take over from this one"),
+    declared(
+        "keys.dir",
+        "",
+        "Where the key files are: the same on every replica; the folder 'keys' of data.dir when nothing is said",
+    ),
     declared("server.listen", "127.0.0.1:8080", "Address and port to listen on"),
     declared("grpc.listen", "", "Address and port of the gRPC interface, such as 127.0.0.1:8090; none when nothing is said"),
     declared("server.body_max", "1MiB", "Largest request body"),
@@ -216,6 +236,12 @@ fn substituted(text: &str, environment: &BTreeMap<String, String>) -> Result<Str
 pub struct Settings {
     /// Where everything is kept.
     pub data_dir: PathBuf,
+    /// Where the key files are.
+    pub keys_dir: PathBuf,
+    /// The database, when it is not embedded.
+    pub database: Option<PostgresSettings>,
+    /// How long other replicas wait before they take over from this one.
+    pub lease_ms: u64,
     /// Where to listen.
     pub listen: SocketAddr,
     /// How long running requests may take when the server stops.
@@ -285,8 +311,18 @@ impl Settings {
             message_bytes_max: usize::try_from(layers.parsed("gateway.message_max", size_bytes)?)?,
         };
         let password = layers.0["admin.password"].0.clone();
+        let data_dir = PathBuf::from(&layers.0["data.dir"].0);
+        let keys_dir = match layers.0["keys.dir"].0.as_str() {
+            "" => data_dir.join("keys"),
+            folder => PathBuf::from(folder),
+        };
         Ok(Settings {
-            data_dir: PathBuf::from(&layers.0["data.dir"].0),
+            data_dir,
+            keys_dir,
+            database: database(layers)?,
+            lease_ms: layers.parsed("cluster.lease", |v| {
+                duration_ms(v).and_then(|ms| if ms >= 1_000 { Ok(ms) } else { Err("is less than 1s".to_owned()) })
+            })?,
             listen: layers
                 .parsed("server.listen", |v| v.parse().map_err(|_| "is no address such as 127.0.0.1:8080".to_owned()))?,
             grpc_listen: layers.parsed("grpc.listen", |v| match v {
@@ -308,6 +344,18 @@ impl Settings {
             admin_password: (!password.is_empty()).then_some(Secret(password)),
         })
     }
+}
+
+/// How the database is reached, if there is one.
+fn database(layers: &Layers) -> anyhow::Result<Option<PostgresSettings>> {
+    let connections_max = layers.parsed("database.connections_max", |v| match whole(v)? {
+        n if (4..=1_000).contains(&n) => Ok(n),
+        _ => Err("is not between 4 and 1000".to_owned()),
+    })?;
+    let size_max_bytes = layers.parsed("database.size_max", |v| if v.is_empty() { Ok(None) } else { size_bytes(v).map(Some) })?;
+    let (url, tls_ca) = (layers.0["database.url"].0.clone(), &layers.0["database.tls_ca"].0);
+    let tls_ca = (!tls_ca.is_empty()).then(|| PathBuf::from(tls_ca));
+    Ok((!url.is_empty()).then_some(PostgresSettings { url, connections_max, tls_ca, size_max_bytes }))
 }
 
 /// `1500ms`, `30s`, `5m`, `12h` in milliseconds; at least 1 ms.

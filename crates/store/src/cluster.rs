@@ -29,13 +29,7 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Renews what the replica holds and takes what it wants and nobody holds. Answers everything that it holds now, with
     /// tokens.
-    async fn hold(
-        &self,
-        replica: &str,
-        wanted: &[u16],
-        now: Timestamp,
-        ttl_ms: u64,
-    ) -> Result<BTreeMap<u16, u64>, StoreError>;
+    async fn hold(&self, replica: &str, wanted: &[u16], now: Timestamp, ttl_ms: u64) -> Result<BTreeMap<u16, u64>, StoreError>;
 
     /// Gives buckets up.
     async fn release(&self, replica: &str, buckets: &[u16]) -> Result<(), StoreError>;

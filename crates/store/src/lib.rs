@@ -71,6 +71,11 @@ pub trait Store: Send + Sync + 'static {
     /// A wake-up that carries the latest position. It says "look", never "this is all there is".
     fn tail(&self, log: TenantId) -> watch::Receiver<u64>;
 
+    /// The log's last position, as of the latest append that was answered to anybody.
+    async fn head(&self, log: TenantId) -> Result<u64, StoreError> {
+        Ok(*self.tail(log).borrow())
+    }
+
     /// The last position written at or before an instant; 0 when there is none.
     async fn position_at(&self, log: TenantId, instant: Timestamp) -> Result<u64, StoreError>;
 

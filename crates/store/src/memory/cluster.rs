@@ -38,13 +38,7 @@ impl Cluster for MemoryStore {
         Ok(replicas.keys().cloned().collect())
     }
 
-    async fn hold(
-        &self,
-        replica: &str,
-        wanted: &[u16],
-        now: Timestamp,
-        ttl_ms: u64,
-    ) -> Result<BTreeMap<u16, u64>, StoreError> {
+    async fn hold(&self, replica: &str, wanted: &[u16], now: Timestamp, ttl_ms: u64) -> Result<BTreeMap<u16, u64>, StoreError> {
         let leases = &mut self.lock().shared.leases;
         let until = now.plus_ms(ttl_ms);
         leases.values_mut().filter(|lease| lease.holder == replica).for_each(|lease| lease.until = until);

@@ -57,13 +57,7 @@ impl Cluster for PostgresStore {
         Ok(live.iter().map(|row| row.get(0)).collect())
     }
 
-    async fn hold(
-        &self,
-        replica: &str,
-        wanted: &[u16],
-        _now: Timestamp,
-        ttl_ms: u64,
-    ) -> Result<BTreeMap<u16, u64>, StoreError> {
+    async fn hold(&self, replica: &str, wanted: &[u16], _now: Timestamp, ttl_ms: u64) -> Result<BTreeMap<u16, u64>, StoreError> {
         let ttl_ms = ttl_ms as f64;
         let renew = "UPDATE leases SET expires_at = clock_timestamp() + $2 * interval '1 millisecond' WHERE holder = $1";
         self.do_one(renew, &[&replica, &ttl_ms]).await?;

@@ -65,9 +65,14 @@ pub enum Promise {
 impl std::fmt::Display for Promise {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Promise::LocalSync => f.write_str("every acknowledged write is synced to the database server's disk; no standby confirms it"),
+            Promise::LocalSync => {
+                f.write_str("every acknowledged write is synced to the database server's disk; no standby confirms it")
+            }
             Promise::Quorum(standbys) => {
-                write!(f, "every acknowledged write is synced to the database server's disk and confirmed by standbys ({standbys})")
+                write!(
+                    f,
+                    "every acknowledged write is synced to the database server's disk and confirmed by standbys ({standbys})"
+                )
             }
             Promise::Asynchronous(why) => {
                 write!(f, "acknowledged writes can be LOST when the database server crashes: {why}")
@@ -213,9 +218,12 @@ pub(super) async fn examine(session: &Session) -> Result<Promise, OpenError> {
         ));
     }
     if !row.get::<_, Option<bool>>(9).unwrap_or(false) || !row.get::<_, Option<bool>>(8).unwrap_or(false) {
-        return refuse("the database user may not use a schema of this database; GRANT it USAGE and CREATE on one in its search_path".into());
+        return refuse(
+            "the database user may not use a schema of this database; GRANT it USAGE and CREATE on one in its search_path".into(),
+        );
     }
-    let (fsync, full_pages, commit, standbys): (String, String, String, String) = (row.get(4), row.get(5), row.get(6), row.get(7));
+    let (fsync, full_pages, commit, standbys): (String, String, String, String) =
+        (row.get(4), row.get(5), row.get(6), row.get(7));
     Ok(promise(&fsync, &full_pages, &commit, &standbys))
 }
 
@@ -226,7 +234,9 @@ fn promise(fsync: &str, full_pages: &str, commit: &str, standbys: &str) -> Promi
         (_, "off", ..) => because("full_page_writes = off"),
         (_, _, "off", _) => because("synchronous_commit = off"),
         (_, _, _, "") | (_, _, "local", _) => Promise::LocalSync,
-        (_, _, commit, standbys) => Promise::Quorum(format!("synchronous_commit = {commit}, synchronous_standby_names = {standbys}")),
+        (_, _, commit, standbys) => {
+            Promise::Quorum(format!("synchronous_commit = {commit}, synchronous_standby_names = {standbys}"))
+        }
     }
 }
 
@@ -234,8 +244,12 @@ fn promise(fsync: &str, full_pages: &str, commit: &str, standbys: &str) -> Promi
 pub(super) fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
         let hint = match *db.code() {
-            SqlState::INSUFFICIENT_PRIVILEGE => "; the user needs CREATE on the schema: GRANT USAGE, CREATE ON SCHEMA public TO <user>",
-            SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => "; check user and password in database.url",
+            SqlState::INSUFFICIENT_PRIVILEGE => {
+                "; the user needs CREATE on the schema: GRANT USAGE, CREATE ON SCHEMA public TO <user>"
+            }
+            SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+                "; check user and password in database.url"
+            }
             SqlState::INVALID_CATALOG_NAME => "; make it with: CREATE DATABASE",
             _ => "",
         };
@@ -301,8 +315,7 @@ mod tests {
     #[test]
     fn another_machine_is_spoken_to_with_tls() {
         let mode = |url: &str| {
-            let settings =
-                PostgresSettings { url: url.into(), connections_max: 1, tls_ca: None, size_max_bytes: None };
+            let settings = PostgresSettings { url: url.into(), connections_max: 1, tls_ca: None, size_max_bytes: None };
             Target::new(&settings).map(|t| t.config.get_ssl_mode())
         };
         assert!(matches!(mode("postgres://u@db.example/k"), Ok(SslMode::Require)));

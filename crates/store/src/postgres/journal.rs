@@ -70,7 +70,8 @@ impl PostgresJournal {
             Err(StoreError::Busy)
         } else {
             let sender = self.sender.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let sent = sender.as_ref().ok_or(StoreError::Closed).and_then(|s| s.send((entry, reply)).map_err(|_| StoreError::Closed));
+            let sent =
+                sender.as_ref().ok_or(StoreError::Closed).and_then(|s| s.send((entry, reply)).map_err(|_| StoreError::Closed));
             sent.inspect_err(|_| self.intake.release(1, bytes))
         };
         sent.inspect_err(|_| self.intake.lose(tenant))
@@ -109,7 +110,8 @@ impl Journal for PostgresJournal {
     }
 
     async fn value(&self, tenant: TenantId, hash: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
-        let sql = "SELECT v.bytes FROM journal_values v JOIN journals j ON j.number = v.journal WHERE j.tenant = $1 AND v.hash = $2";
+        let sql =
+            "SELECT v.bytes FROM journal_values v JOIN journals j ON j.number = v.journal WHERE j.tenant = $1 AND v.hash = $2";
         Ok(self.rows(sql, &[&&tenant.bytes()[..], &&hash[..]]).await?.first().map(|row| row.get(0)))
     }
 

@@ -42,7 +42,9 @@ impl PostgresStore {
     pub async fn open(settings: &PostgresSettings) -> Result<Self, OpenError> {
         let target = Target::new(settings)?;
         let place = target.place();
-        let failed = |e: tokio_postgres::Error| OpenError::Database(format!("cannot use the database at {place}: {}", connect::describe(&e)));
+        let failed = |e: tokio_postgres::Error| {
+            OpenError::Database(format!("cannot use the database at {place}: {}", connect::describe(&e)))
+        };
         let (heard, _hears) = tokio::sync::mpsc::unbounded_channel();
         let session = target.session(heard).await.map_err(failed)?;
         let promise = connect::examine(&session).await?;
@@ -147,6 +149,11 @@ impl Store for PostgresStore {
 
     fn tail(&self, log: TenantId) -> watch::Receiver<u64> {
         self.tails.rings().of(log).tail.subscribe()
+    }
+
+    async fn head(&self, log: TenantId) -> Result<u64, StoreError> {
+        self.is_there()?;
+        self.reader.head(log).await
     }
 
     async fn position_at(&self, log: TenantId, instant: Timestamp) -> Result<u64, StoreError> {

@@ -113,8 +113,7 @@ impl Known {
         batch.values.extend(append.values.iter().cloned());
         batch.secrets.extend(append.secrets.iter().cloned());
         if let (Some(key), Some(first)) = (&append.idempotency, append.writes.first()) {
-            let stands_for =
-                Idempotent { request_hash: key.request_hash, stream: first.stream.clone(), position: self.position };
+            let stands_for = Idempotent { request_hash: key.request_hash, stream: first.stream.clone(), position: self.position };
             self.idempotent.insert(key.key.clone(), stands_for.clone());
             batch.idempotent.push((key.key.clone(), stands_for));
         }

@@ -138,9 +138,7 @@ impl Reader {
         let exact = filter.kind.as_deref().filter(|_| prefix.is_none()).map(clean);
         let stream = filter.stream.as_deref().map(clean);
         let tenant = &log.bytes()[..];
-        let rows = self
-            .rows(&sql, &[&tenant, &number(after), &number(head), &exact, &prefix, &stream, &count(limit)])
-            .await?;
+        let rows = self.rows(&sql, &[&tenant, &number(after), &number(head), &exact, &prefix, &stream, &count(limit)]).await?;
         let events: Vec<Arc<Recorded>> = rows.iter().map(|row| event(row, log)).collect::<Result<_, _>>()?;
         let position = match events.last().filter(|_| events.len() == limit) {
             Some(last) => last.header.position,
@@ -227,9 +225,7 @@ impl Reader {
              AND starts_with(key, $4) ORDER BY key LIMIT $6"
         );
         let tenant = &log.bytes()[..];
-        let rows = self
-            .rows(&sql, &[&tenant, &view, &(version as i32), &clean(prefix), &clean(after), &count(limit)])
-            .await?;
+        let rows = self.rows(&sql, &[&tenant, &view, &(version as i32), &clean(prefix), &clean(after), &count(limit)]).await?;
         Ok(rows.iter().map(|row| ViewRow { key: row.get(0), row: row.get(1) }).collect())
     }
 }

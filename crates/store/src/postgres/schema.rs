@@ -172,11 +172,8 @@ async fn migrate(session: &Session) -> Result<(), OpenError> {
         .batch_execute("CREATE TABLE IF NOT EXISTS keiko_migrations (version int PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())")
         .await
         .map_err(failed)?;
-    let found: i32 = session
-        .query_one("SELECT coalesce(max(version), 0) FROM keiko_migrations", &[])
-        .await
-        .map_err(failed)?
-        .get(0);
+    let found: i32 =
+        session.query_one("SELECT coalesce(max(version), 0) FROM keiko_migrations", &[]).await.map_err(failed)?.get(0);
     let known = STEPS.len();
     let found = usize::try_from(found).unwrap_or(usize::MAX);
     if found > known {

@@ -29,7 +29,9 @@ impl Server {
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(&home));
         }
-        run(as_server("initdb", &home).args(["--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "-k", "-D"]).arg(&data));
+        run(as_server("initdb", &home)
+            .args(["--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "-k", "-D"])
+            .arg(&data));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("its address").port();
         drop(listener);
@@ -83,7 +85,20 @@ impl Server {
     /// Runs a statement as the superuser.
     pub fn sql(&self, database: &str, statement: &str) -> String {
         let out = Command::new(program("psql"))
-            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-At", "-v", "ON_ERROR_STOP=1", "-c", statement, database])
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &self.port.to_string(),
+                "-U",
+                "postgres",
+                "-At",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-c",
+                statement,
+                database,
+            ])
             .output()
             .expect("psql runs");
         assert!(out.status.success(), "{statement}: {}", String::from_utf8_lossy(&out.stderr));

@@ -115,7 +115,9 @@ impl Tails {
     fn set_down(&self, reason: Option<String>) {
         let was_down = std::mem::replace(&mut self.lock().down, reason.clone()).is_some();
         match (was_down, reason) {
-            (false, Some(reason)) => tracing::error!(%reason, "the database cannot be reached; requests are refused until it can"),
+            (false, Some(reason)) => {
+                tracing::error!(%reason, "the database cannot be reached; requests are refused until it can")
+            }
             (true, None) => tracing::info!("the database can be reached again"),
             _ => {}
         }

@@ -123,7 +123,8 @@ async fn nul_in_a_text_does_no_harm() {
 }
 
 /// The lock that an append takes, as another program would take it.
-const TAKE_LOCK: &str = "SELECT pg_advisory_xact_lock(1262813185, number) FROM logs WHERE tenant = decode(repeat('01', 16), 'hex')";
+const TAKE_LOCK: &str =
+    "SELECT pg_advisory_xact_lock(1262813185, number) FROM logs WHERE tenant = decode(repeat('01', 16), 'hex')";
 /// What another replica would write at the end of log 1.
 const WRITE_ONE: &str = "INSERT INTO events (log, position, event_id, kind, shape, category, stream, version, occurred_at, recorded_at, \
      actor_kind, actor_id, correlation, payload_hash, leaf) \
@@ -209,7 +210,12 @@ async fn a_leader_that_lost_its_bucket_cannot_write() {
 
 /// Appends from several tasks on two replicas while `harm` is done to the server; then what was acknowledged is compared
 /// with what is there.
-async fn survives(server: &'static Server, database: &str, rounds: usize, harm: impl Fn(usize) + Send + 'static) -> (usize, usize) {
+async fn survives(
+    server: &'static Server,
+    database: &str,
+    rounds: usize,
+    harm: impl Fn(usize) + Send + 'static,
+) -> (usize, usize) {
     let replicas = [Arc::new(open(server, database).await), Arc::new(open(server, database).await)];
     let is_over = tokio_util::sync::CancellationToken::new();
     let mut tasks = vec![];
@@ -382,17 +388,26 @@ async fn two_replicas_share_a_journal_and_old_days_are_dropped_whole() {
     const DAY: i64 = 86_400_000;
     let settings = settings(shared(), &shared().database());
     let store = PostgresStore::open(&settings).await.unwrap();
-    let journals =
-        [PostgresJournal::open(&settings, &store).unwrap(), PostgresJournal::open(&settings, &store).unwrap()];
+    let journals = [PostgresJournal::open(&settings, &store).unwrap(), PostgresJournal::open(&settings, &store).unwrap()];
     let write = |n: i64| {
         let journal = &journals[(n % 2) as usize];
-        async move { journal.record(NewEntry { id: kernel::id::JournalId::from_bytes([n as u8; 16]), ..entry(1, Class::ToolCall, "a", n * DAY / 10) }).await.unwrap() }
+        async move {
+            journal
+                .record(NewEntry {
+                    id: kernel::id::JournalId::from_bytes([n as u8; 16]),
+                    ..entry(1, Class::ToolCall, "a", n * DAY / 10)
+                })
+                .await
+                .unwrap()
+        }
     };
     let mut positions = futures_util::future::join_all((0..40).map(write)).await;
     positions.sort_unstable();
     assert!(positions.into_iter().eq(1..=40));
     let database = settings.url.rsplit('/').next().unwrap().to_owned();
-    let parts = || shared().sql(&database, "SELECT count(*) FROM pg_class WHERE relname LIKE 'journal_contents_c0_day_%' AND relkind = 'r'");
+    let parts = || {
+        shared().sql(&database, "SELECT count(*) FROM pg_class WHERE relname LIKE 'journal_contents_c0_day_%' AND relkind = 'r'")
+    };
     assert_eq!(parts(), "4");
     let before = std::collections::BTreeMap::from([(Class::ToolCall, Timestamp(2 * DAY + DAY / 2))]);
     assert_eq!(journals[0].forget(before).await.unwrap(), 25);
@@ -424,7 +439,10 @@ async fn observations_wait_while_the_database_is_away() {
     assert_eq!(all.iter().map(|e| e.header.at.0).collect::<Vec<_>>(), [1, 2]);
     journal.record(entry(1, Class::ToolCall, "a", 4)).await.unwrap();
     let all = journal.entries(log(1), JournalQuery { limit: 9, ..JournalQuery::default() }).await.unwrap();
-    assert_eq!(all.iter().map(|e| e.header.class).collect::<Vec<_>>(), [Class::ToolCall, Class::ToolCall, Class::Gap, Class::ToolCall]);
+    assert_eq!(
+        all.iter().map(|e| e.header.class).collect::<Vec<_>>(),
+        [Class::ToolCall, Class::ToolCall, Class::Gap, Class::ToolCall]
+    );
     server.kill();
 }
 

@@ -10,12 +10,11 @@ pub(super) async fn apply(
 ) -> Result<Result<(), StoreError>, tokio_postgres::Error> {
     let transaction = client.transaction().await?;
     let (version, expected, position) = (apply.version as i32, apply.expected as i64, apply.position as i64);
-    let begin = "INSERT INTO views (log, view, version, position, is_active) VALUES ($1, $2, $3, 0, false) ON CONFLICT DO NOTHING";
+    let begin =
+        "INSERT INTO views (log, view, version, position, is_active) VALUES ($1, $2, $3, 0, false) ON CONFLICT DO NOTHING";
     transaction.execute(begin, &[&log, &apply.view, &version]).await?;
     let move_on = "UPDATE views SET position = $5, is_active = is_active OR $6 WHERE log = $1 AND view = $2 AND version = $3 AND position = $4";
-    let moved = transaction
-        .execute(move_on, &[&log, &apply.view, &version, &expected, &position, &apply.activate])
-        .await?;
+    let moved = transaction.execute(move_on, &[&log, &apply.view, &version, &expected, &position, &apply.activate]).await?;
     if moved == 0 {
         let at = "SELECT position FROM views WHERE log = $1 AND view = $2 AND version = $3";
         let stands_at: i64 = transaction.query_one(at, &[&log, &apply.view, &version]).await?.get(0);

@@ -255,9 +255,7 @@ impl Shared {
         let found = async {
             client.batch_execute("BEGIN").await?;
             client.execute("SELECT pg_advisory_xact_lock($1, $2)", &[&LOG_LOCKS, &number]).await?;
-            let row = client
-                .query_opt("SELECT leaf FROM events WHERE log = $1 AND position = $2", &[&number, &position])
-                .await?;
+            let row = client.query_opt("SELECT leaf FROM events WHERE log = $1 AND position = $2", &[&number, &position]).await?;
             client.batch_execute("COMMIT").await?;
             Ok(row.is_some_and(|row| row.get::<_, &[u8]>(0) == &first.leaf[..]))
         };
@@ -338,7 +336,8 @@ async fn look(client: &Object, log: i32, wanted: &Wanted) -> Result<Known, tokio
     let share = client.prepare_cached("SELECT pg_advisory_xact_lock_shared($1, b) FROM unnest($2::int[]) b").await?;
     let head =
         client.prepare_cached("SELECT position, recorded_at FROM events WHERE log = $1 ORDER BY position DESC LIMIT 1").await?;
-    let entities = client.prepare_cached("SELECT stream, version, fields FROM entities WHERE log = $1 AND stream = ANY($2)").await?;
+    let entities =
+        client.prepare_cached("SELECT stream, version, fields FROM entities WHERE log = $1 AND stream = ANY($2)").await?;
     let holders = client.prepare_cached("SELECT key, stream FROM unique_keys WHERE log = $1 AND key = ANY($2)").await?;
     let repeats = client
         .prepare_cached("SELECT key, request_hash, stream, position FROM idempotency WHERE log = $1 AND key = ANY($2)")

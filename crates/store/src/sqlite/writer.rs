@@ -1,7 +1,7 @@
 //! The one thread that writes: it groups what is queued, commits once, answers, and checkpoints.
 
-use crate::ring::Rings;
 use super::{LogNumbers, free_bytes, read, write};
+use crate::ring::Rings;
 use crate::*;
 use futures_util::FutureExt;
 use rusqlite::Connection;
