@@ -26,7 +26,13 @@ run: toolchain console/dist/index.html $(DEMO)/ready demo/node_modules ## Build,
 
 test: browser check deny build $(VENV)/ready $(DEMO)/ready tests/node_modules demo/node_modules console-test ## Install what tests need, run all
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests
+	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests --backend postgres
 	KEIKO=$(CARGO_TARGET_DIR)/debug/keiko PYTHON=$(DEMO)/bin/python scripts/run-test.sh
+
+test-faults: build $(VENV)/ready ## Faults at length: crash points, kills, pauses, cuts; prints how many were tried
+	KEIKO_FAULTS_LONG=1 cargo test --locked --package store -- --nocapture --test-threads 2
+	KEIKO_SIMULATION_SEEDS=400 cargo test --locked --package app --test simulation -- --nocapture
+	KEIKO_FAULTS_LONG=1 KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests/test_replicas.py tests/test_crash.py -s
 
 check: toolchain console/dist/index.html ## Format, lints, unit tests: the quick loop
 	cargo fmt --check

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Says what is missing, and installs what packages can: a C compiler, cmake, curl, Python's venv.
+# Says what is missing, and installs what packages can: a C compiler, cmake, curl, Python's venv, PostgreSQL for tests.
 set -euo pipefail
 
 missing=()
@@ -7,6 +7,8 @@ command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v cmake >/dev/null || missing+=(cmake)
 command -v curl >/dev/null || missing+=(curl)
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing+=(postgresql)
+command -v setpriv >/dev/null || missing+=(util-linux)
 if [ "${#missing[@]}" -gt 0 ]; then
     if ! command -v apt-get >/dev/null; then
         echo "error: install these first: ${missing[*]}" >&2

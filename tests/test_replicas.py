@@ -94,8 +94,10 @@ def test_should_serve_any_request_on_any_replica(fleet):
 
 def test_should_answer_a_request_with_the_same_idempotency_key_once(fleet):
     a, b = fleet(2).replicas
+    a.agent(a.login(), "none")
     key = {"Idempotency-Key": unique("key")}
     body = {"capability": "none", "description": "once"}
+    until(lambda: b.login().get("/discovery", capability="none").json()["data"], "the other replica knows the agent")
     first = done(a.login().post("/tasks", body, headers=key), 201)
     assert done(b.login().post("/tasks", body, headers=key), 200, 201)["id"] == first["id"]
 
@@ -169,7 +171,7 @@ def test_should_go_on_when_the_leader_is_gone(fleet, harm):
         leader.proc.send_signal(signal.SIGCONT)
         until(lambda: leader.client().get("/ready").status_code == 200, "the paused one serves again")
         # It leads nothing that another one leads, and says the same as the others.
-        assert task_of(leader.login(), task["id"])["claim"]["token"] == task["attributes"]["claim"]["token"]
+        assert task_of(leader.login(), task["id"]) == task_of(other.login(), task["id"])
     agent.complete(task)
     kinds = [e["type"] for e in other.login().events(stream=submitted["id"])]
     assert kinds.count("tasks.task.claimed") == 1 and kinds.count("tasks.task.completed") == 1
@@ -181,6 +183,7 @@ def test_should_refuse_while_the_database_is_away_and_go_on_after(fleet):
         fleet = fleet(2, server=server)
         a, b = fleet.replicas
         admin = a.login()
+        agent = a.agent(admin, "none")
         before = submit(admin, "none")
         server.kill()
         until(lambda: a.client().get("/ready").status_code == 503, "a is not ready")
@@ -193,9 +196,8 @@ def test_should_refuse_while_the_database_is_away_and_go_on_after(fleet):
         for replica in (a, b):
             until(lambda: replica.client().get("/ready").status_code == 200, "ready again")
         after = submit(admin, "none")
-        assert [t["id"] for t in b.login().everything("/tasks")] == sorted([before["id"], after["id"]])
-        agent = b.agent(b.login(), "none")
-        assert {agent.take()["id"]} <= {before["id"], after["id"]}
+        assert {t["id"] for t in b.login().everything("/tasks")} == {before["id"], after["id"]}
+        assert agent.take()["id"] in (before["id"], after["id"])
     finally:
         server.close()
 
@@ -323,4 +325,4 @@ def test_should_lose_and_double_nothing_whatever_happens_to_replicas(fleet):
     assert admin.everything("/tasks", **{"filter[status]": "failed"}) == []
     print(f"replicas harmed: {dict(collections.Counter(kinds))}; tasks: {count}, acknowledged completions: {len(story.completed)}, claims: {sum(map(len, tokens.values()))}")
     for replica in fleet.replicas:
-        assert replica.login().events() == events, "a replica shows another order"
+        assert replica.login().events()[: len(events)] == events, "a replica shows another order"
