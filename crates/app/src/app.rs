@@ -441,7 +441,8 @@ async fn first_start(
     let (name, sealed) = passwords::set_password_hash(&crypto.sealer, env, tenant, user, &password).map_err(internal)?;
     let steps =
         [Step::new::<Tenant>(tenant, TenantCommand::Create(created)), Step::new::<User>(user, UserCommand::Register(registered))];
-    let extras = Extras { values: vec![], secrets: vec![(name, Some(sealed)), (KEYS_FINGERPRINT.into(), Some(keys.fingerprint()))] };
+    let extras =
+        Extras { values: vec![], secrets: vec![(name, Some(sealed)), (KEYS_FINGERPRINT.into(), Some(keys.fingerprint()))] };
     let context = Context::system("first-start");
     engine.transact(tenant, &steps, &context, extras).await.map_err(of_handle)?;
     engine

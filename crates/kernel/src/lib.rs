@@ -10,11 +10,14 @@ pub mod id;
 pub mod journal;
 pub mod json;
 pub mod limits;
+pub mod merkle;
+pub mod note;
 pub mod personal;
 pub mod reject;
 pub mod rules;
 pub mod taskhash;
 pub mod text;
+pub mod tile;
 pub mod time;
 
 pub use actor::{Actor, ActorKind, ActorRef, Origin};
