@@ -1,6 +1,9 @@
 //! Tiles: the coordinates under which a tree is published, as in C2SP tlog-tiles. A tile holds up to 256 hashes of one
 //! level; levels of tiles are eight levels of the tree apart.
 
+use crate::merkle::{Frontier, Hash, node};
+use std::collections::BTreeMap;
+
 /// Hashes of a full tile.
 pub const WIDTH: u64 = 256;
 /// Levels of the tree between two levels of tiles.
@@ -60,6 +63,97 @@ impl Tile {
     }
 }
 
+/// Number of a hash's tile, and its place there.
+pub fn place(level: u8, index: u64) -> (u8, u64, usize) {
+    // Tiles hold every eighth level; a node in between is the first of those that it covers.
+    let first = index << (level % HEIGHT);
+    (level / HEIGHT, first / WIDTH, (first % WIDTH) as usize)
+}
+
+/// The node at a level and index, from the tile that [`place`] names; `None` when the tile is too short.
+pub fn node_in(tile: &[u8], level: u8, index: u64) -> Option<Hash> {
+    let (_, _, first) = place(level, index);
+    let count = 1_usize << (level % HEIGHT);
+    let bytes = tile.get(first * 32..(first + count) * 32)?;
+    let mut hashes: Vec<Hash> = bytes.as_chunks::<32>().0.to_vec();
+    while hashes.len() > 1 {
+        hashes = hashes.as_chunks::<2>().0.iter().map(|[left, right]| node(left, right)).collect();
+    }
+    hashes.pop()
+}
+
+/// A tree at its right edge: takes leaves, and says which tiles they changed.
+#[derive(Clone, Debug, Default)]
+pub struct Edge {
+    frontier: Frontier,
+    /// The last tile of each level, unless it is full.
+    partial: Vec<Vec<u8>>,
+    changed: BTreeMap<(u8, u64), Vec<u8>>,
+}
+
+impl Edge {
+    /// The tiles whose hashes are needed to go on from a size, by level and index with how many hashes: those at the edge.
+    pub fn needed(size: u64) -> Vec<(u8, u64, usize)> {
+        let counts = (0..=63 / HEIGHT).map(|level| (level, size >> (level * HEIGHT)));
+        counts
+            .take_while(|(_, count)| *count > 0)
+            .map(|(level, count)| (level, count / WIDTH, (count % WIDTH) as usize))
+            .filter(|(_, _, width)| *width > 0)
+            .collect()
+    }
+
+    /// The edge of a tree of some size, from the tiles that [`Edge::needed`] names; `None` when one is too short.
+    pub fn of(size: u64, tiles: &BTreeMap<(u8, u64), Vec<u8>>) -> Option<Self> {
+        let mut partial = vec![];
+        for (level, index, width) in Self::needed(size) {
+            partial.resize(usize::from(level), vec![]);
+            partial.push(tiles.get(&(level, index))?.get(..width * 32)?.to_vec());
+        }
+        // Every peak lies in the last tile of its level: a peak in a full one would be part of a larger peak.
+        let read = |level: u8, index: u64| {
+            let tile = partial.get(usize::from(level / HEIGHT)).ok_or(())?;
+            node_in(tile, level, index).ok_or(())
+        };
+        let frontier = Frontier::of(size, read).ok()?;
+        Some(Edge { frontier, partial, changed: BTreeMap::new() })
+    }
+
+    /// How many leaves there are.
+    pub fn size(&self) -> u64 {
+        self.frontier.size()
+    }
+
+    /// The root.
+    pub fn root(&self) -> Hash {
+        self.frontier.root()
+    }
+
+    /// Adds a leaf.
+    pub fn push(&mut self, leaf: Hash) {
+        let Edge { frontier, partial, changed } = self;
+        frontier.push(leaf, |level, index, hash| {
+            if level % HEIGHT > 0 {
+                return;
+            }
+            let tile_level = usize::from(level / HEIGHT);
+            if partial.len() <= tile_level {
+                partial.resize(tile_level + 1, vec![]);
+            }
+            let tile = &mut partial[tile_level];
+            tile.extend(hash);
+            changed.insert((level / HEIGHT, index / WIDTH), tile.clone());
+            if tile.len() == WIDTH as usize * 32 {
+                tile.clear();
+            }
+        });
+    }
+
+    /// The tiles that changed since the last call.
+    pub fn take_changed(&mut self) -> Vec<((u8, u64), Vec<u8>)> {
+        std::mem::take(&mut self.changed).into_iter().collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +197,36 @@ mod tests {
         assert!(tile(Some(0), 0, 5).is_in(5) && !tile(Some(0), 0, 6).is_in(5));
         assert!(tile(Some(1), 0, 1).is_in(256) && !tile(Some(1), 0, 1).is_in(255));
         assert!(!tile(Some(0), u64::MAX, 256).is_in(u64::MAX) && !tile(Some(63), 0, 1).is_in(u64::MAX));
+    }
+
+    #[test]
+    fn an_edge_goes_on_from_its_tiles() {
+        let leaves: Vec<Hash> = (0..70_000_u64).map(|n| crate::merkle::leaf(&n.to_be_bytes())).collect();
+        let mut whole = Edge::default();
+        let mut tiles = BTreeMap::new();
+        let stops = [0, 1, 5, 255, 256, 257, 511, 512, 1_000, 65_535, 65_536, 65_537, 66_000, 70_000];
+        for pair in stops.windows(2) {
+            // A new edge from what was kept gives the same as the one that went on.
+            let mut again = Edge::of(whole.size(), &tiles).unwrap();
+            for leaf in &leaves[pair[0]..pair[1]] {
+                whole.push(*leaf);
+                again.push(*leaf);
+            }
+            assert_eq!(again.root(), whole.root(), "at {}", pair[1]);
+            let changed = whole.take_changed();
+            assert_eq!(again.take_changed(), changed);
+            tiles.extend(changed);
+        }
+        assert_eq!(tiles[&(0, 0)].len(), 8_192);
+        assert_eq!(tiles[&(2, 0)].len(), 32);
+        let Ok(proof) = crate::merkle::inclusion_proof(300, 70_000, |level, index| {
+            let (tile_level, tile, _) = place(level, index);
+            node_in(&tiles[&(tile_level, tile)], level, index).ok_or("too short")
+        }) else {
+            panic!("a node is missing")
+        };
+        assert_eq!(crate::merkle::verify_inclusion(&leaves[300], 300, 70_000, &proof.unwrap(), &whole.root()), Ok(()));
+        assert!(Edge::of(5, &BTreeMap::from([((0, 0), vec![0; 4 * 32])])).is_none(), "a tile that is too short");
     }
 
     proptest! {

@@ -73,6 +73,7 @@ where
     moves_views_with_their_checkpoint(open().await).await;
     wakes_followers(open().await).await;
     keeps_a_large_state_of_an_earlier_version(open().await).await;
+    grows_its_tree(open().await).await;
     orders_concurrent_appends(open().await).await;
 }
 
@@ -314,6 +315,39 @@ async fn orders_concurrent_appends(s: Subject) {
     }
     all.sort_unstable();
     assert!(all.into_iter().eq(1..=writers * each));
+}
+
+async fn grows_its_tree(s: Subject) {
+    s.append(append(1, vec![write("thing_a", 0, 3, 0)])).await.unwrap();
+    let events = s.scan(log(1), 0, ScanFilter::default(), 10).await.unwrap().events;
+    let leaves: Vec<_> = events.iter().map(|event| event.leaf).collect();
+    check_tree(s.as_ref(), &leaves).await;
+}
+
+/// Checks the tree of log 1, which has these leaves and has not grown yet.
+pub async fn check_tree<T: crate::tree::TreeStore + ?Sized>(s: &T, leaves: &[[u8; 32]]) {
+    use crate::tree::{Growth, Sealed};
+    assert_eq!(s.sizes().await.unwrap().get(&log(1)), Some(&(leaves.len() as u64)));
+    assert_eq!(s.leaves(log(1), 0, 10).await.unwrap(), leaves);
+    assert_eq!(s.leaves(log(1), 1, 1).await.unwrap(), leaves[1..2]);
+    assert_eq!(s.leaves(log(9), 0, 10).await.unwrap(), Vec::<[u8; 32]>::new());
+    assert_eq!((s.sealed(log(1)).await.unwrap(), s.tile(log(1), 0, 0).await.unwrap()), (None, None));
+    let growth = |expected, size, tile: u8| Growth {
+        expected,
+        size,
+        tiles: vec![((0, 0), vec![tile; 32]), ((1, 7), vec![tile; 64])],
+        note: format!("note {size}"),
+    };
+    assert_eq!(s.grow(log(1), growth(1, 2, 1)).await.unwrap_err(), StoreError::ViewMoved(0));
+    s.grow(log(1), growth(0, 2, 1)).await.unwrap();
+    assert_eq!(s.grow(log(1), growth(0, 3, 9)).await.unwrap_err(), StoreError::ViewMoved(2));
+    assert_eq!(s.tile(log(1), 1, 7).await.unwrap(), Some(vec![1; 64]));
+    s.cosign(log(1), "signed".into()).await.unwrap();
+    s.grow(log(1), growth(2, 3, 2)).await.unwrap();
+    assert_eq!(s.tile(log(1), 0, 0).await.unwrap(), Some(vec![2; 32]));
+    let sealed = Sealed { size: 3, note: "note 3".into(), cosigned: "signed".into() };
+    assert_eq!(s.sealed(log(1)).await.unwrap(), Some(sealed));
+    assert_eq!((s.sealed(log(2)).await.unwrap(), s.tile(log(2), 0, 0).await.unwrap()), (None, None));
 }
 
 /// Stream, how far the guess of its version is off, events, a unique key to take or give up.

@@ -1,6 +1,9 @@
 //! A store that fails on purpose: before an append, or after it was carried out. For the simulator and fault tests.
 
+use crate::tree::{Growth, Sealed};
 use crate::*;
+use kernel::merkle::Hash;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Wraps a store; the same seed gives the same faults.
@@ -32,6 +35,33 @@ impl<S: Store> FaultyStore<S> {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+}
+
+#[async_trait]
+impl<S: Store> crate::tree::TreeStore for FaultyStore<S> {
+    async fn sizes(&self) -> Result<BTreeMap<TenantId, u64>, StoreError> {
+        self.inner.sizes().await
+    }
+
+    async fn leaves(&self, tenant: TenantId, from: u64, limit: usize) -> Result<Vec<Hash>, StoreError> {
+        self.inner.leaves(tenant, from, limit).await
+    }
+
+    async fn tile(&self, tenant: TenantId, level: u8, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.tile(tenant, level, index).await
+    }
+
+    async fn sealed(&self, tenant: TenantId) -> Result<Option<Sealed>, StoreError> {
+        self.inner.sealed(tenant).await
+    }
+
+    async fn grow(&self, tenant: TenantId, growth: Growth) -> Result<(), StoreError> {
+        self.inner.grow(tenant, growth).await
+    }
+
+    async fn cosign(&self, tenant: TenantId, note: String) -> Result<(), StoreError> {
+        self.inner.cosign(tenant, note).await
     }
 }
 

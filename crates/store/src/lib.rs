@@ -12,6 +12,7 @@ pub mod journal;
 pub mod memory;
 pub mod postgres;
 pub mod sqlite;
+pub mod tree;
 
 #[cfg(any(test, feature = "test-util"))]
 pub mod contract;
@@ -33,7 +34,7 @@ use tokio::sync::watch;
 /// - An append is atomic: all its streams, claims, rows, values and secrets, or nothing.
 /// - A unique key is held by one stream at a time.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: tree::TreeStore + Send + Sync + 'static {
     /// Appends to one log. The append takes its place in the log's order when this function returns; the future says how
     /// it went once that is durable. Dropping the future does not undo the append.
     ///

@@ -33,6 +33,11 @@ impl Rings {
         Rings(Arc::new(Mutex::new(tails.into_iter().map(|(log, tail)| (log, Arc::new(Ring::new(tail)))).collect())))
     }
 
+    /// How far every log is.
+    pub fn heads(&self) -> BTreeMap<TenantId, u64> {
+        lock(&self.0).iter().map(|(log, ring)| (*log, ring.known())).collect()
+    }
+
     pub fn of(&self, log: TenantId) -> Arc<Ring> {
         lock(&self.0).entry(log).or_insert_with(|| Arc::new(Ring::new(0))).clone()
     }

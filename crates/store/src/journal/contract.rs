@@ -35,6 +35,17 @@ where
     tenants_are_apart(open().await).await;
     content_is_forgotten(open().await).await;
     values_are_kept_once(open().await).await;
+    the_tree_grows(open().await).await;
+}
+
+async fn the_tree_grows(journal: Arc<dyn Journal>) {
+    let mut leaves = vec![];
+    for at in 1..=3 {
+        let entry = entry(1, Class::ToolCall, "a", at);
+        leaves.push(entry.header(at as u64).leaf(&kernel::event::payload_hash(&entry.salt, &entry.data)));
+        journal.record(entry).await.unwrap();
+    }
+    crate::contract::check_tree(journal.as_ref(), &leaves).await;
 }
 
 async fn all(journal: &Arc<dyn Journal>, n: u8) -> Vec<Entry> {

@@ -131,7 +131,7 @@ pub struct JournalHealth {
 /// place is its place in the order of `offer` and `record`; what is lost is said by an entry of class
 /// [`Class::Gap`] before the next one that is kept.
 #[async_trait]
-pub trait Journal: Send + Sync + 'static {
+pub trait Journal: crate::tree::TreeStore + Send + Sync + 'static {
     /// Takes an entry without waiting; it is written within [`BATCH_MS_MAX`]. `false` when too much waits or nothing can
     /// be written: then it is counted as lost.
     fn offer(&self, entry: NewEntry) -> bool;

@@ -5,14 +5,16 @@ use super::connect::{Target, describe, failed, is_lost, unreachable};
 use super::contents::{self, Part};
 use super::plan::clean;
 use super::read::fixed;
-use super::{PostgresSettings, PostgresStore};
+use super::{PostgresSettings, PostgresStore, tree};
 use crate::journal::*;
+use crate::tree::{Growth, Sealed};
 use crate::{OpenError, StoreError};
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Pool};
 use futures_util::future::try_join_all;
 use kernel::event::{actor_kind, payload_hash};
 use kernel::journal::{Class, JournalHeader};
+use kernel::merkle::Hash;
 use kernel::{ActorRef, TenantId, Timestamp, id::JournalId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,6 +45,7 @@ pub struct PostgresJournal {
     pool: Pool,
     is_done: tokio::sync::watch::Receiver<bool>,
     size: std::sync::Weak<super::writer::Writer>,
+    trees: tree::Trees,
 }
 
 impl PostgresJournal {
@@ -58,7 +61,14 @@ impl PostgresJournal {
             worker.run(inbox).await;
             done.send_replace(true);
         });
-        Ok(PostgresJournal { sender: std::sync::Mutex::new(Some(sender)), intake, pool, is_done, size })
+        Ok(PostgresJournal {
+            sender: std::sync::Mutex::new(Some(sender)),
+            intake,
+            trees: tree::of_journals(pool.clone()),
+            pool,
+            is_done,
+            size,
+        })
     }
 
     fn take(&self, entry: NewEntry, reply: Option<Reply>) -> Result<(), StoreError> {
@@ -81,6 +91,33 @@ impl PostgresJournal {
         let client = self.pool.get().await.map_err(|e| unreachable(&e))?;
         let statement = client.prepare_cached(sql).await.map_err(|e| failed(&e))?;
         client.query(&statement, params).await.map_err(|e| failed(&e))
+    }
+}
+
+#[async_trait]
+impl crate::tree::TreeStore for PostgresJournal {
+    async fn sizes(&self) -> Result<BTreeMap<TenantId, u64>, StoreError> {
+        self.trees.sizes().await
+    }
+
+    async fn leaves(&self, tenant: TenantId, from: u64, limit: usize) -> Result<Vec<Hash>, StoreError> {
+        self.trees.leaves(tenant, from, limit).await
+    }
+
+    async fn tile(&self, tenant: TenantId, level: u8, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.trees.tile(tenant, level, index).await
+    }
+
+    async fn sealed(&self, tenant: TenantId) -> Result<Option<Sealed>, StoreError> {
+        self.trees.sealed(tenant).await
+    }
+
+    async fn grow(&self, tenant: TenantId, growth: Growth) -> Result<(), StoreError> {
+        self.trees.grow(tenant, &growth).await
+    }
+
+    async fn cosign(&self, tenant: TenantId, note: String) -> Result<(), StoreError> {
+        self.trees.cosign(tenant, &note).await
     }
 }
 

@@ -11,6 +11,7 @@ mod plan;
 mod read;
 mod schema;
 mod tails;
+mod tree;
 mod views;
 mod writer;
 
@@ -20,9 +21,12 @@ pub mod server;
 pub use connect::{PostgresSettings, Promise};
 pub use journal::PostgresJournal;
 
+use crate::tree::{Growth, Sealed};
 use crate::*;
 use connect::Target;
 use deadpool_postgres::Pool;
+use kernel::merkle::Hash;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How often the size of the database is looked at.
@@ -33,6 +37,7 @@ pub struct PostgresStore {
     writer: Arc<writer::Writer>,
     reader: read::Reader,
     tails: Arc<tails::Tails>,
+    trees: tree::Trees,
     promise: Promise,
     place: String,
 }
@@ -59,7 +64,7 @@ impl PostgresStore {
         if let Some(size_max_bytes) = settings.size_max_bytes {
             tokio::spawn(watch_size(reads.clone(), Arc::downgrade(&writer), size_max_bytes));
         }
-        Ok(PostgresStore { writer, reader: read::Reader(reads), tails, promise, place })
+        Ok(PostgresStore { writer, trees: tree::of_logs(reads.clone()), reader: read::Reader(reads), tails, promise, place })
     }
 
     /// What an acknowledged write has survived.
@@ -93,6 +98,33 @@ async fn watch_size(pool: Pool, writer: std::sync::Weak<writer::Writer>, size_ma
         }
         drop(writer);
         tokio::time::sleep(SIZE_EVERY).await;
+    }
+}
+
+#[async_trait]
+impl crate::tree::TreeStore for PostgresStore {
+    async fn sizes(&self) -> Result<BTreeMap<TenantId, u64>, StoreError> {
+        Ok(self.tails.rings().heads())
+    }
+
+    async fn leaves(&self, tenant: TenantId, from: u64, limit: usize) -> Result<Vec<Hash>, StoreError> {
+        self.trees.leaves(tenant, from, limit).await
+    }
+
+    async fn tile(&self, tenant: TenantId, level: u8, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.trees.tile(tenant, level, index).await
+    }
+
+    async fn sealed(&self, tenant: TenantId) -> Result<Option<Sealed>, StoreError> {
+        self.trees.sealed(tenant).await
+    }
+
+    async fn grow(&self, tenant: TenantId, growth: Growth) -> Result<(), StoreError> {
+        self.trees.grow(tenant, &growth).await
+    }
+
+    async fn cosign(&self, tenant: TenantId, note: String) -> Result<(), StoreError> {
+        self.trees.cosign(tenant, &note).await
     }
 }
 

@@ -101,6 +101,22 @@ CREATE TABLE view_rows (
     row bytea NOT NULL,
     PRIMARY KEY (log, view, version, key)
 );
+CREATE TABLE tiles (
+    tree int NOT NULL,
+    owner int NOT NULL,
+    level int NOT NULL,
+    number bigint NOT NULL,
+    hashes bytea NOT NULL,
+    PRIMARY KEY (tree, owner, level, number)
+);
+CREATE TABLE checkpoints (
+    tree int NOT NULL,
+    owner int NOT NULL,
+    size bigint NOT NULL,
+    note text COLLATE "C" NOT NULL,
+    cosigned text COLLATE "C" NOT NULL,
+    PRIMARY KEY (tree, owner)
+);
 CREATE TABLE leases (
     bucket int PRIMARY KEY,
     holder text COLLATE "C" NOT NULL,

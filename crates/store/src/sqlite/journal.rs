@@ -1,11 +1,14 @@
 //! The journal on SQLite: a file of its own with a writer of its own, so that observations never hold up the log.
 
 use super::directory::Directory;
-use super::{Readers, SqliteSettings, free_bytes, open_for_writing};
+use super::write::Failure;
+use super::{Readers, SqliteSettings, free_bytes, open_for_writing, tree};
 use crate::journal::*;
+use crate::tree::{Growth, Sealed, TreeStore};
 use crate::{OpenError, StoreError};
 use async_trait::async_trait;
 use kernel::journal::{Class, JournalHeader};
+use kernel::merkle::Hash;
 use kernel::{ActorRef, TenantId, Timestamp, event, id::JournalId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::collections::BTreeMap;
@@ -16,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// The version of the tables that this program writes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Entries of one transaction.
 const BATCH_MAX: usize = 512;
 /// `entries.id`: the log's number and the position, so that a tenant's entries lie together, in order.
@@ -59,6 +62,8 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 enum Job {
     Entry(Box<NewEntry>, Option<Reply<u64>>),
     Forget(BTreeMap<Class, Timestamp>, Reply<u64>),
+    Grow(TenantId, Growth, Reply<()>),
+    Cosign(TenantId, String, Reply<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -84,10 +89,13 @@ impl SqliteJournal {
         let unusable = |e: rusqlite::Error| OpenError::Unusable { path: shown(), reason: e.to_string() };
         let connection = open_for_writing(&path).map_err(unusable)?;
         match connection.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).map_err(unusable)? {
-            0 => connection
-                .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))
-                .map_err(unusable)?,
             VERSION => {}
+            found if found < VERSION => {
+                let steps: String = [TABLES, tree::TABLES][found as usize..].concat();
+                connection
+                    .execute_batch(&format!("BEGIN IMMEDIATE; {steps} PRAGMA user_version = {VERSION}; COMMIT;"))
+                    .map_err(unusable)?;
+            }
             found => return Err(OpenError::Newer { path: shown(), found: found.to_string(), known: VERSION }),
         }
         let logs = numbers(&connection).map_err(unusable)?;
@@ -133,6 +141,45 @@ impl SqliteJournal {
                 Err(refusal)
             }
         }
+    }
+}
+
+#[async_trait]
+impl TreeStore for SqliteJournal {
+    async fn sizes(&self) -> Result<BTreeMap<TenantId, u64>, StoreError> {
+        let numbers = self.readers.run(numbers).await?;
+        Ok(numbers.into_iter().map(|(tenant, log)| (tenant, log.position)).collect())
+    }
+
+    async fn leaves(&self, tenant: TenantId, from: u64, limit: usize) -> Result<Vec<Hash>, StoreError> {
+        let read = move |c: &Connection| {
+            let sql = "SELECT e.leaf FROM entries e, logs l WHERE l.tenant = ?1 AND e.id > (l.number << ?4) + ?2 \
+                       AND e.id < ((l.number + 1) << ?4) ORDER BY e.id LIMIT ?3";
+            let mut statement = c.prepare_cached(sql)?;
+            let rows = statement.query_map(params![&tenant.bytes()[..], from, limit as i64, POSITION_BITS], |row| row.get(0))?;
+            rows.collect()
+        };
+        self.readers.run(read).await
+    }
+
+    async fn tile(&self, tenant: TenantId, level: u8, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.readers.run(move |c| tree::tile(c, tenant, level, index)).await
+    }
+
+    async fn sealed(&self, tenant: TenantId) -> Result<Option<Sealed>, StoreError> {
+        self.readers.run(move |c| tree::sealed(c, tenant)).await
+    }
+
+    async fn grow(&self, tenant: TenantId, growth: Growth) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Grow(tenant, growth, reply))?;
+        answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the journal's writer stopped".into())))
+    }
+
+    async fn cosign(&self, tenant: TenantId, note: String) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Cosign(tenant, note, reply))?;
+        answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the journal's writer stopped".into())))
     }
 }
 
@@ -213,6 +260,8 @@ impl Thread {
                     // Whoever asked may have gone away.
                     let _ = reply.send(outcome);
                 }
+                Ok(Job::Grow(tenant, growth, reply)) => self.grow(tenant, &growth, reply),
+                Ok(Job::Cosign(tenant, note, reply)) => self.cosign(tenant, &note, reply),
                 Ok(Job::Close(closing)) => return self.close(closing),
                 Err(RecvTimeoutError::Timeout) => self.checkpoint(),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -245,7 +294,7 @@ impl Thread {
         let until = Instant::now() + Duration::from_millis(BATCH_MS_MAX);
         let mut is_urgent = reply.is_some();
         let mut batch: Batch = vec![(entry, reply)];
-        let (mut forget, mut closing) = (None, None);
+        let (mut other, mut closing) = (None, None);
         while batch.len() < BATCH_MAX {
             let wait = if is_urgent { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
             match inbox.recv_timeout(wait) {
@@ -253,23 +302,67 @@ impl Thread {
                     is_urgent |= reply.is_some();
                     batch.push((*entry, reply));
                 }
-                Ok(Job::Forget(before, reply)) => {
-                    forget = Some((before, reply));
-                    break;
-                }
                 Ok(Job::Close(reply)) => {
                     closing = Some(reply);
+                    break;
+                }
+                Ok(job) => {
+                    other = Some(job);
                     break;
                 }
                 Err(_) => break,
             }
         }
         self.write(batch);
-        if let Some((before, reply)) = forget {
+        match other {
             // Whoever asked may have gone away.
-            let _ = reply.send(self.forget(&before).map_err(|e| StoreError::Io(e.to_string())));
+            Some(Job::Forget(before, reply)) => drop(reply.send(self.forget(&before).map_err(|e| StoreError::Io(e.to_string())))),
+            Some(Job::Grow(tenant, growth, reply)) => self.grow(tenant, &growth, reply),
+            Some(Job::Cosign(tenant, note, reply)) => self.cosign(tenant, &note, reply),
+            _ => {}
         }
         closing
+    }
+
+    fn grow(&mut self, tenant: TenantId, growth: &Growth, reply: Reply<()>) {
+        let outcome = self.change(tenant, |c, log| tree::grow(c, log, growth));
+        // Whoever asked may have gone away.
+        let _ = reply.send(outcome);
+    }
+
+    fn cosign(&mut self, tenant: TenantId, note: &str, reply: Reply<()>) {
+        let outcome = self.change(tenant, |c, log| Ok(tree::cosign(c, log, note)?));
+        // Whoever asked may have gone away.
+        let _ = reply.send(outcome);
+    }
+
+    /// A transaction of its own.
+    fn change(
+        &mut self,
+        tenant: TenantId,
+        change: impl FnOnce(&Connection, i64) -> Result<(), Failure>,
+    ) -> Result<(), StoreError> {
+        if let Some(reason) = self.intake.broken() {
+            return Err(StoreError::ReadOnly(reason));
+        }
+        let Some(log) = self.logs.get(&tenant).map(|log| log.number) else { return Err(StoreError::ViewMoved(0)) };
+        let changed = self
+            .connection
+            .execute_batch("BEGIN IMMEDIATE")
+            .map_err(Failure::Broken)
+            .and_then(|()| change(&self.connection, log))
+            .and_then(|()| self.connection.execute_batch("COMMIT").map_err(Failure::Broken));
+        self.is_clean = false;
+        let Err(failure) = changed else { return Ok(()) };
+        // Before the commit nothing was written; at the commit it is not known.
+        let _ = self.connection.execute_batch("ROLLBACK");
+        match failure {
+            Failure::Refused(error) => Err(error),
+            Failure::Broken(error) => {
+                fail(&self.intake, &error);
+                Err(StoreError::Unknown(error.to_string()))
+            }
+        }
     }
 
     fn write(&mut self, batch: Batch) {

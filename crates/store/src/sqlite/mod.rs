@@ -8,6 +8,7 @@ mod directory;
 mod journal;
 mod read;
 mod schema;
+mod tree;
 mod verify;
 mod write;
 mod writer;
@@ -16,7 +17,9 @@ pub use directory::Directory;
 pub use journal::SqliteJournal;
 pub use verify::{Finding, Verified};
 
+use crate::tree::{Growth, Sealed};
 use crate::*;
+use kernel::merkle::Hash;
 use rusqlite::{Connection, OpenFlags};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -121,6 +124,33 @@ fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 #[async_trait]
+impl crate::tree::TreeStore for SqliteStore {
+    async fn sizes(&self) -> Result<BTreeMap<TenantId, u64>, StoreError> {
+        Ok(self.logs.heads())
+    }
+
+    async fn leaves(&self, tenant: TenantId, from: u64, limit: usize) -> Result<Vec<Hash>, StoreError> {
+        self.reading(move |c| read::leaves(c, tenant, from, limit)).await
+    }
+
+    async fn tile(&self, tenant: TenantId, level: u8, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.reading(move |c| tree::tile(c, tenant, level, index)).await
+    }
+
+    async fn sealed(&self, tenant: TenantId) -> Result<Option<Sealed>, StoreError> {
+        self.reading(move |c| tree::sealed(c, tenant)).await
+    }
+
+    async fn grow(&self, tenant: TenantId, growth: Growth) -> Result<(), StoreError> {
+        self.writer.change(tenant, writer::Change::Grow(growth)).await
+    }
+
+    async fn cosign(&self, tenant: TenantId, note: String) -> Result<(), StoreError> {
+        self.writer.change(tenant, writer::Change::Cosign(note)).await
+    }
+}
+
+#[async_trait]
 impl Store for SqliteStore {
     fn append(&self, append: Append) -> BoxFuture<'static, Result<Appended, StoreError>> {
         self.writer.append(append)
@@ -193,7 +223,7 @@ impl Store for SqliteStore {
     }
 
     async fn apply(&self, log: TenantId, apply: ViewApply) -> Result<(), StoreError> {
-        self.writer.apply(log, apply).await
+        self.writer.change(log, writer::Change::Apply(apply)).await
     }
 
     async fn view_get(&self, log: TenantId, view: &str, version: u32, key: &str) -> Result<Option<ViewRow>, StoreError> {

@@ -305,6 +305,14 @@ fn scan_stream(
     Ok(found)
 }
 
+/// Leaves from number `from` on.
+pub(super) fn leaves(c: &Connection, log: TenantId, from: u64, limit: usize) -> Result<Vec<[u8; 32]>> {
+    let log = number(c, log)?;
+    let mut statement = c.prepare_cached("SELECT leaf FROM events WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3")?;
+    let rows = statement.query_map(params![event_id(log, from), event_id(log, u64::MAX), limit as i64], |row| row.get(0))?;
+    rows.collect()
+}
+
 pub(super) fn position_at(c: &Connection, log: TenantId, instant: Timestamp) -> Result<u64> {
     let log = number(c, log)?;
     let mut statement = c.prepare_cached("SELECT recorded_at FROM events WHERE id = ?1")?;

@@ -5,10 +5,10 @@ use rusqlite::Connection;
 use std::path::Path;
 
 /// The version of the tables that this program writes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How to get from each version to the next.
-const STEPS: [&str; VERSION as usize] = [V1];
+const STEPS: [&str; VERSION as usize] = [V1, super::tree::TABLES];
 
 /// `events.id` and the log's number: `log << 40 | position`, so that a log's events lie together, in order.
 pub(super) const POSITION_BITS: u32 = 40;

@@ -1,7 +1,8 @@
 //! The one thread that writes: it groups what is queued, commits once, answers, and checkpoints.
 
-use super::{LogNumbers, free_bytes, read, write};
+use super::{LogNumbers, free_bytes, read, tree, write};
 use crate::ring::Rings;
+use crate::tree::Growth;
 use crate::*;
 use futures_util::FutureExt;
 use rusqlite::Connection;
@@ -40,8 +41,18 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 enum Job {
     Append(Append, Reply<Appended>),
-    Apply(TenantId, ViewApply, Reply<()>),
+    Change(TenantId, Change, Reply<()>),
     Close(oneshot::Sender<()>),
+}
+
+/// What is written beside appends.
+pub(super) enum Change {
+    /// Rows and checkpoint of a view.
+    Apply(ViewApply),
+    /// Leaves of a tree.
+    Grow(Growth),
+    /// Signatures of witnesses.
+    Cosign(String),
 }
 
 /// Handle of the writer thread.
@@ -108,9 +119,9 @@ impl Writer {
         }
     }
 
-    pub async fn apply(&self, log: TenantId, apply: ViewApply) -> Result<(), StoreError> {
+    pub async fn change(&self, log: TenantId, change: Change) -> Result<(), StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Job::Apply(log, apply, reply))?;
+        self.send(Job::Change(log, change, reply))?;
         answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the writer stopped".into())))
     }
 
@@ -152,7 +163,7 @@ struct Thread {
 #[derive(Default)]
 struct Done {
     appends: Vec<(Reply<Appended>, Result<Appended, StoreError>)>,
-    applies: Vec<(Reply<()>, Result<(), StoreError>)>,
+    others: Vec<(Reply<()>, Result<(), StoreError>)>,
     written: BTreeMap<TenantId, Vec<Arc<Recorded>>>,
     changes: usize,
 }
@@ -197,7 +208,7 @@ impl Thread {
     fn queue(&mut self, job: Job, closing: &mut Option<oneshot::Sender<()>>) {
         let log = match &job {
             Job::Append(append, _) => append.log,
-            Job::Apply(log, ..) => *log,
+            Job::Change(log, ..) => *log,
             Job::Close(_) => {
                 if let Job::Close(reply) = job {
                     *closing = Some(reply);
@@ -251,7 +262,7 @@ impl Thread {
             let _ = self.connection.execute_batch("ROLLBACK");
             jobs.for_each(|job| refuse(job, &failure));
             done.appends.into_iter().for_each(|(reply, _)| drop(reply.send(Err(failure.clone()))));
-            done.applies.into_iter().for_each(|(reply, _)| drop(reply.send(Err(failure.clone()))));
+            done.others.into_iter().for_each(|(reply, _)| drop(reply.send(Err(failure.clone()))));
             return;
         }
         self.answer(done);
@@ -277,7 +288,7 @@ impl Thread {
         }
         // Whoever asked may have gone away; the change stands all the same.
         done.appends.into_iter().for_each(|(reply, outcome)| drop(reply.send(outcome)));
-        done.applies.into_iter().for_each(|(reply, outcome)| drop(reply.send(outcome)));
+        done.others.into_iter().for_each(|(reply, outcome)| drop(reply.send(outcome)));
         self.unchecked += usize::from(done.changes > 0);
         if self.unchecked >= WAL_CHECK_EVERY && self.wal_pages() >= WAL_PAGES_MAX {
             self.checkpoint("PASSIVE");
@@ -299,11 +310,15 @@ impl Thread {
                     }
                 }
             }
-            Job::Apply(tenant, apply, reply) => {
+            Job::Change(tenant, change, reply) => {
                 let log = log_state(&self.connection, &mut self.logs, tenant)?;
-                done.changes += apply.rows.len();
-                let outcome = settled(write::apply(&self.connection, log, &apply))?;
-                done.applies.push((reply, outcome));
+                done.changes += 1;
+                let outcome = match change {
+                    Change::Apply(apply) => settled(write::apply(&self.connection, log, &apply))?,
+                    Change::Grow(growth) => settled(tree::grow(&self.connection, log.number, &growth))?,
+                    Change::Cosign(note) => Ok(tree::cosign(&self.connection, log.number, &note)?),
+                };
+                done.others.push((reply, outcome));
             }
             Job::Close(_) => {}
         }
@@ -376,7 +391,7 @@ fn log_state<'a>(c: &Connection, logs: &'a mut LogNumbers, tenant: TenantId) -> 
 fn refuse(job: Job, error: &StoreError) {
     match job {
         Job::Append(_, reply) => drop(reply.send(Err(error.clone()))),
-        Job::Apply(_, _, reply) => drop(reply.send(Err(error.clone()))),
+        Job::Change(_, _, reply) => drop(reply.send(Err(error.clone()))),
         Job::Close(_) => {}
     }
 }
