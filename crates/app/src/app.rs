@@ -14,6 +14,7 @@ use domain::policy::{Reach, reach};
 use engine::{BUCKET_OF_ALL, Context, Engine, Env, Extras, HandleError, Handled, Step};
 use gateway::{Gateway, Report};
 use kernel::id::{KeyId, TenantId};
+use kernel::note::VerifierKey;
 use kernel::{Actor, Decider, IndexField, Kind, Personal, Problem, Rejection};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -39,6 +40,8 @@ pub struct AppSettings {
     pub tool_call_retention_ms: u64,
     /// How long the content of security entries is kept in the journal.
     pub security_retention_ms: u64,
+    /// Witnesses whose signatures on checkpoints are kept.
+    pub witnesses: Vec<VerifierKey>,
 }
 
 impl Default for AppSettings {
@@ -51,6 +54,7 @@ impl Default for AppSettings {
             session_ttl_ms: 30 * 24 * 3_600_000,
             tool_call_retention_ms: 30 * 24 * 3_600_000,
             security_retention_ms: 7 * 365 * 24 * 3_600_000,
+            witnesses: vec![],
         }
     }
 }

@@ -10,6 +10,8 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use kernel::id::{RequestId, SessionId, TenantId, UserId};
 use kernel::{BlindIndex, Timestamp, text};
 use serde::{Deserialize, Serialize};
+use kernel::merkle::Hash;
+use kernel::note::{self, Checkpoint, Note, VerifierKey};
 use sha2::{Digest, Sha256};
 
 const ISSUER: &str = "keiko";
@@ -22,6 +24,8 @@ pub struct KeyMaterial {
     pub sealing: [u8; 32],
     /// Makes blind indexes of personal values.
     pub index: [u8; 32],
+    /// Ed25519 key pair that seals the record, PKCS#8.
+    pub checkpoint_pkcs8: Vec<u8>,
 }
 
 impl KeyMaterial {
@@ -37,10 +41,48 @@ impl KeyMaterial {
 
     /// Fresh keys.
     pub fn generate(env: &Env) -> Result<Self, String> {
-        let pair = Ed25519KeyPair::generate().map_err(|_| "no Ed25519 key could be made")?;
-        let document = pair.to_pkcs8v1().map_err(|_| "the Ed25519 key could not be written")?;
-        Ok(KeyMaterial { signing_pkcs8: document.as_ref().to_vec(), sealing: env.bytes(), index: env.bytes() })
+        Ok(KeyMaterial {
+            signing_pkcs8: fresh_pair()?,
+            sealing: env.bytes(),
+            index: env.bytes(),
+            checkpoint_pkcs8: fresh_pair()?,
+        })
     }
+}
+
+/// A fresh Ed25519 key pair, PKCS#8.
+pub fn fresh_pair() -> Result<Vec<u8>, String> {
+    let pair = Ed25519KeyPair::generate().map_err(|_| "no Ed25519 key could be made")?;
+    let document = pair.to_pkcs8v1().map_err(|_| "the Ed25519 key could not be written")?;
+    Ok(document.as_ref().to_vec())
+}
+
+/// Seals trees: signs their checkpoints.
+pub struct SealingKey(Ed25519KeyPair);
+
+impl SealingKey {
+    /// The key of a PKCS#8 document.
+    pub fn new(pkcs8: &[u8]) -> Result<Self, String> {
+        Ok(SealingKey(Ed25519KeyPair::from_pkcs8(pkcs8).map_err(|_| "the checkpoint key is not a PKCS#8 Ed25519 key")?))
+    }
+
+    /// The public key under the name of a tree.
+    pub fn verifier(&self, origin: &str) -> VerifierKey {
+        VerifierKey { name: origin.to_owned(), kind: note::ED25519, public: self.0.public_key().as_ref().to_vec() }
+    }
+
+    /// The signed checkpoint of a tree.
+    pub fn seal(&self, origin: &str, size: u64, root: Hash) -> String {
+        let text = Checkpoint { origin: origin.to_owned(), size, root, extensions: vec![] }.text();
+        let bytes = self.0.sign(text.as_bytes()).as_ref().to_vec();
+        let signature = note::Signature { name: origin.to_owned(), key_id: self.verifier(origin).id(), bytes };
+        Note { text, signatures: vec![signature] }.render()
+    }
+}
+
+/// Whether an Ed25519 signature is good: public key, message, signature.
+pub fn check_ed25519(public: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    aws_lc_rs::signature::UnparsedPublicKey::new(&aws_lc_rs::signature::ED25519, public).verify(message, signature).is_ok()
 }
 
 /// What an access token says. Times are seconds since 1970.
@@ -99,6 +141,7 @@ impl Sealer {
 /// Everything that needs a key.
 pub(crate) struct Crypto {
     pub sealer: Sealer,
+    pub checkpoints: SealingKey,
     encoding: EncodingKey,
     decoding: DecodingKey,
     kid: String,
@@ -113,6 +156,7 @@ impl Crypto {
         let public = pair.public_key().as_ref().to_vec();
         Ok(Crypto {
             sealer: Sealer::new(&material.sealing, &material.index)?,
+            checkpoints: SealingKey::new(&material.checkpoint_pkcs8)?,
             encoding: EncodingKey::from_ed_der(&material.signing_pkcs8),
             decoding: DecodingKey::from_ed_der(&public),
             kid: text::hex(&Sha256::digest(&public)[..8]),

@@ -7,6 +7,7 @@
 mod admin;
 mod agents;
 mod app;
+mod audit;
 mod auth;
 mod caller;
 mod claims;
@@ -32,10 +33,11 @@ mod workers;
 pub use admin::reset_password;
 pub use agents::AgentLoad;
 pub use app::{App, AppSettings, AppStatus, Bootstrap, Ground};
+pub use audit::{AuditProof, CheckedProof, Tree, origin};
 pub use auth::TokenPair;
 pub use caller::Caller;
 pub use claims::{ClaimOrder, ClaimedTask, TaskOutcome, claim_id};
-pub use crypto::{KeyMaterial, fresh_secret};
+pub use crypto::{KeyMaterial, SealingKey, check_ed25519, fresh_pair, fresh_secret};
 pub use discovery::{Discovered, DiscoveryQuery};
 pub use identities::NewUser;
 pub use keys::NewKey;
@@ -45,6 +47,7 @@ pub use tasks::{HistoryEntry, NewTask, TaskView};
 pub use tenants::NewTenant;
 pub use tools::{ListedTool, ToolCall, ToolStatus};
 
+pub use kernel::note::VerifierKey;
 pub use store::journal::{Entry as JournalEntry, JournalQuery};
 pub use store::{ScanFilter as EventFilter, Scanned as ScannedEvents};
 

@@ -5,7 +5,7 @@ use crate::app::{App, Inner};
 use crate::claims::{ClaimWorker, Waiters};
 use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
 use crate::tenants::ProvisionWorker;
-use crate::{journal, mcp_servers, replicas};
+use crate::{audit, journal, mcp_servers, replicas};
 use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
 use domain::identity::tenant::Tenant;
@@ -99,6 +99,7 @@ pub(crate) async fn start_all(app: &App, reports: Receiver<Report>) -> Result<()
     drive(engine, app.0.root, TenantFollower::default(), position, Arc::new(TenantStarter { app: Arc::downgrade(&app.0) }));
     engine.env().spawn(mcp_servers::follow(app.clone(), reports));
     engine.env().spawn(journal::keep_to_retention(app.clone()));
+    engine.env().spawn(audit::seal_trees(app.clone()));
     engine.env().spawn(replicas::follow_leases(app.clone()));
     engine.env().spawn(replicas::read_letters(app.clone()));
     Ok(())

@@ -11,6 +11,8 @@ mod lanes;
 mod lead;
 mod plan;
 mod project;
+pub mod tree;
+pub mod verify;
 
 pub use drive::{Executor, Handle, drive};
 pub use env::Env;

@@ -12,7 +12,9 @@ const SIGNING: &str = "signing.pkcs8";
 const SEALING: &str = "sealing.key";
 const INDEX: &str = "index.key";
 /// Every key file.
-pub const FILES: [&str; 3] = [SIGNING, SEALING, INDEX];
+pub const FILES: [&str; 4] = [SIGNING, SEALING, INDEX, CHECKPOINT];
+/// Seals the record. May be made later: nothing that is stored needs it to be read.
+const CHECKPOINT: &str = "checkpoint.pkcs8";
 
 /// The keys of a data directory. Fresh ones are made only when there is no log yet: a log needs the keys it was
 /// written with.
@@ -26,7 +28,7 @@ pub fn load(folder: &Path, has_log: bool, env: &Env) -> anyhow::Result<KeyMateri
     let lock = fs::File::open(folder).with_context(|| format!("cannot read the folder '{}'", folder.display()))?;
     lock.lock().with_context(|| format!("cannot lock the folder '{}'", folder.display()))?;
     let is_missing = |name: &&str| !folder.join(name).exists();
-    let missing: Vec<&str> = FILES.iter().filter(|name| is_missing(name)).copied().collect();
+    let missing: Vec<&str> = FILES[..3].iter().filter(|name| is_missing(name)).copied().collect();
     if !missing.is_empty() {
         if has_log {
             bail!(
@@ -36,6 +38,12 @@ pub fn load(folder: &Path, has_log: bool, env: &Env) -> anyhow::Result<KeyMateri
         }
         make(folder, env)?;
     }
+    if !folder.join(CHECKPOINT).exists() {
+        if has_log {
+            tracing::warn!("there was no key to seal the record with, so one is made; whoever knew another one will not trust it");
+        }
+        write(folder, CHECKPOINT, &app::fresh_pair().map_err(anyhow::Error::msg)?)?;
+    }
     for name in FILES {
         check_mode(&folder.join(name))?;
     }
@@ -43,24 +51,29 @@ pub fn load(folder: &Path, has_log: bool, env: &Env) -> anyhow::Result<KeyMateri
     let fixed = |name: &str| -> anyhow::Result<[u8; 32]> {
         read(name)?.try_into().map_err(|_| anyhow::anyhow!("the key file {name} must have 32 bytes"))
     };
-    Ok(KeyMaterial { signing_pkcs8: read(SIGNING)?, sealing: fixed(SEALING)?, index: fixed(INDEX)? })
+    Ok(KeyMaterial { signing_pkcs8: read(SIGNING)?, sealing: fixed(SEALING)?, index: fixed(INDEX)?, checkpoint_pkcs8: read(CHECKPOINT)? })
 }
 
 fn make(folder: &Path, env: &Env) -> anyhow::Result<()> {
     let fresh = KeyMaterial::generate(env).map_err(anyhow::Error::msg)?;
     // A first start that was cut off may have left some: without a log they protect nothing yet.
-    for (name, bytes) in [(SIGNING, &fresh.signing_pkcs8[..]), (SEALING, &fresh.sealing), (INDEX, &fresh.index)] {
-        let path = folder.join(name);
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)
-            .with_context(|| format!("cannot write the key file {}", path.display()))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+    for (name, bytes) in [(SIGNING, &fresh.signing_pkcs8[..]), (SEALING, &fresh.sealing), (INDEX, &fresh.index), (CHECKPOINT, &fresh.checkpoint_pkcs8)] {
+        write(folder, name, bytes)?;
     }
+    Ok(())
+}
+
+fn write(folder: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let path = folder.join(name);
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot write the key file {}", path.display()))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
     Ok(fs::File::open(folder)?.sync_all()?)
 }
 

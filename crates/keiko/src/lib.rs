@@ -1,6 +1,7 @@
 //! Keiko, put together: settings, keys, store, application, server. The binary is a thin face of this library.
 
 pub mod admin;
+pub mod audit;
 pub mod assembly;
 pub mod cli;
 pub mod doctor;

@@ -4,6 +4,7 @@
 //! `<environment>.yaml` of the folder in `KEIKO_CONFIG_DIR`; `${NAME}` in them is replaced from the environment.
 
 use anyhow::{Context, bail};
+use app::VerifierKey;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -67,6 +68,7 @@ pub const DECLARED: &[Declared] = &[
     declared("gateway.message_max", "16MiB", "Largest message of an MCP server"),
     declared("journal.tool_call_retention", "720h", "How long arguments and results of tool calls are kept"),
     declared("journal.security_retention", "61320h", "How long the content of security entries is kept"),
+    declared("audit.witnesses", "", "Public keys of witnesses (name+id+key, apart by commas) whose signatures on checkpoints are kept"),
     declared("log.level", "info", "error, warn, info, debug or trace; also a filter such as app=debug"),
     declared("log.format", "auto", "text, json, or auto: text on a terminal"),
     Declared {
@@ -297,6 +299,10 @@ impl Settings {
             session_ttl_ms: ms("session.ttl")?,
             tool_call_retention_ms: ms("journal.tool_call_retention")?,
             security_retention_ms: ms("journal.security_retention")?,
+            witnesses: layers.parsed("audit.witnesses", |v| {
+                let keys = v.split(',').map(str::trim).filter(|key| !key.is_empty());
+                keys.map(|key| VerifierKey::parse(key).ok_or_else(|| "is no list of keys name+id+key".to_owned())).collect()
+            })?,
         };
         let http = edge::http::HttpSettings {
             body_bytes_max: usize::try_from(layers.parsed("server.body_max", size_bytes)?)?,

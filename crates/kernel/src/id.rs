@@ -58,6 +58,12 @@ impl<T: Named> Id<T> {
         Id(cleared | (0x8 << 76) | (0b10 << 62), PhantomData)
     }
 
+    /// When it was made, in milliseconds since 1970; of no meaning for derived ids.
+    pub fn timestamp_ms(&self) -> i64 {
+        let bytes = self.bytes();
+        bytes[..6].iter().fold(0, |ms, byte| (ms << 8) | i64::from(*byte))
+    }
+
     /// The 16 bytes, big endian.
     pub fn bytes(&self) -> [u8; 16] {
         self.0.to_be_bytes()

@@ -77,9 +77,9 @@ pub struct JournalHeader {
 }
 
 impl JournalHeader {
-    /// The Merkle leaf of this header and a content hash (RFC 6962 leaf prefix). The fields are in this order, big
-    /// endian, texts with a 32-bit length.
-    pub fn leaf(&self, data_hash: &[u8; 32]) -> [u8; 32] {
+    /// The bytes that are hashed: an encoding number, then the fields in this order, big endian, texts with a 32-bit
+    /// length.
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![HEADER_ENCODING];
         out.extend(self.id.bytes());
         out.extend(self.tenant.bytes());
@@ -90,7 +90,12 @@ impl JournalHeader {
         put(&mut out, Some(self.actor.kind.as_str().as_bytes()));
         put(&mut out, Some(self.actor.id.as_bytes()));
         put(&mut out, Some(self.correlation.as_bytes()));
-        Sha256::new().chain_update([0u8]).chain_update(out).chain_update(data_hash).finalize().into()
+        out
+    }
+
+    /// The Merkle leaf of this header and a content hash (RFC 6962 leaf prefix).
+    pub fn leaf(&self, data_hash: &[u8; 32]) -> [u8; 32] {
+        Sha256::new().chain_update([0u8]).chain_update(self.encode()).chain_update(data_hash).finalize().into()
     }
 }
 

@@ -50,6 +50,7 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::mcp_servers::routes())
         .merge(v1::tools::routes())
         .merge(v1::journal::routes())
+        .merge(v1::audit::routes())
         .merge(mcp::routes())
 }
 

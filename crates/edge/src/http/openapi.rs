@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 const ABOUT: &str = "The backbone of a fleet of agents: identity, registry, tasks, record. Every answer has the form {data, meta} or {error, meta}; \
 errors carry a stable code, a message and a hint. Times are RFC 3339 in UTC. Unknown fields are errors.";
 
-const TAGS: [(&str, &str); 9] = [
+const TAGS: [(&str, &str); 10] = [
     ("identity", "Who is who: logins, tenants, users, services, roles and API keys."),
     ("agents", "Agents, what they can do, and whether they are there."),
     ("discovery", "Find agents by capability, tag, health and free text."),
@@ -23,6 +23,7 @@ const TAGS: [(&str, &str); 9] = [
     ("work", "What agents do: claim tasks, and say how they go."),
     ("tools", "Tools of MCP servers: register servers, find, approve and call tools, over HTTP and MCP."),
     ("journal", "Observations: calls of tools, privileged actions."),
+    ("audit", "Proofs that the record is whole: checkpoints, tiles, inclusion and consistency."),
     ("events", "The record: everything that happened, in order."),
     ("operations", "Health, metrics and this document."),
 ];

@@ -76,5 +76,7 @@ impl EdgeState {
 
 /// The document as it is committed: indented, with a line end.
 pub(crate) fn openapi_text(document: &Value) -> Result<String, String> {
-    serde_json::to_string_pretty(document).map(|text| text + "\n").map_err(|e| e.to_string())
+    let text = serde_json::to_string_pretty(document).map_err(|e| e.to_string())?;
+    // The router's way to write a parameter that takes the rest of a path.
+    Ok(text.replace("{*", "{") + "\n")
 }

@@ -61,6 +61,11 @@ impl Store {
         Ok(Store { dir: dir.join("keiko") })
     }
 
+    /// Where checkpoints of records are kept that were found whole.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.dir.join("checkpoints")
+    }
+
     /// Reads what is stored; nothing stored is no error.
     pub fn load(&self) -> anyhow::Result<Credentials> {
         let path = self.path();

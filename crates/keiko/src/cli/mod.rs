@@ -16,7 +16,7 @@ mod table;
 
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
-use commands::{agents, discover, events, keys, login, queues, tasks, tenants, users};
+use commands::{agents, audit, discover, events, keys, login, queues, tasks, tenants, users};
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
 // No `Debug`: an API key must not end up in a log.
@@ -34,6 +34,13 @@ pub struct Connection {
     /// Send credentials over plain http to another machine: only where nobody else can listen
     #[arg(long, global = true, help_heading = "Connection")]
     insecure_http: bool,
+}
+
+impl Connection {
+    /// The same, to another server.
+    fn at(&self, url: &str) -> Self {
+        Connection { server: Some(url.to_owned()), ..self.clone() }
+    }
 }
 
 /// How answers are shown.
@@ -102,6 +109,13 @@ pub enum ClientCommand {
         #[command(subcommand)]
         command: queues::QueuesCommand,
     },
+    /// Check that nobody has changed the record
+    #[command(after_help = audit::EXAMPLES)]
+    Audit {
+        /// What to do
+        #[command(subcommand)]
+        command: audit::AuditCommand,
+    },
     /// Find agents by what they can do
     #[command(after_help = discover::EXAMPLES)]
     Discover(discover::Discover),
@@ -132,6 +146,7 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Keys { command } => keys::run(command, client, output).await,
         ClientCommand::Tenants { command } => tenants::run(command, client, output).await,
         ClientCommand::Queues { command } => queues::run(command, client, output).await,
+        ClientCommand::Audit { command } => audit::run(command, client, &connection).await,
         ClientCommand::Discover(args) => discover::run(args, client, output).await,
     }
 }

@@ -33,8 +33,9 @@ impl MemoryJournal {
         let entries = inner.entries.entry(entry.tenant).or_default();
         let position = entries.len() as u64 + 1;
         let header = entry.header(position);
-        let leaf = header.leaf(&payload_hash(&entry.salt, &entry.data));
-        entries.push(Entry { header, data: Some(entry.data) });
+        let data_hash = payload_hash(&entry.salt, &entry.data);
+        let leaf = header.leaf(&data_hash);
+        entries.push(Entry { header, data: Some(entry.data), salt: Some(entry.salt), data_hash, leaf });
         inner.leaves.entry(entry.tenant).or_default().push(leaf);
         position
     }
@@ -95,7 +96,10 @@ impl Journal for MemoryJournal {
         let mut forgotten = 0;
         for entry in inner.entries.values_mut().flatten() {
             let is_due = before.get(&entry.header.class).is_some_and(|before| entry.header.at < *before);
-            forgotten += u64::from(is_due && entry.data.take().is_some());
+            if is_due {
+                entry.salt = None;
+                forgotten += u64::from(entry.data.take().is_some());
+            }
         }
         if let Some(oldest) = before.values().min() {
             inner.values.retain(|_, (at, _)| *at >= *oldest);

@@ -11,6 +11,7 @@ pub use memory::MemoryJournal;
 
 use crate::StoreError;
 use async_trait::async_trait;
+use kernel::event::payload_hash;
 use kernel::journal::{Class, JournalHeader};
 use kernel::{ActorRef, TenantId, Timestamp, id::JournalId};
 use std::collections::BTreeMap;
@@ -91,6 +92,24 @@ pub struct Entry {
     pub header: JournalHeader,
     /// JSON; `None` when its time was over.
     pub data: Option<Vec<u8>>,
+    /// The salt; `None` like the content.
+    pub salt: Option<[u8; 16]>,
+    /// `H(salt ‖ data)`, kept when the content is gone.
+    pub data_hash: [u8; 32],
+    /// The Merkle leaf.
+    pub leaf: [u8; 32],
+}
+
+impl Entry {
+    /// Whether hashes and content agree. Content that is gone is covered by its kept hash.
+    pub fn is_intact(&self) -> bool {
+        let data_ok = match (&self.salt, &self.data) {
+            (Some(salt), Some(data)) => payload_hash(salt, data) == self.data_hash,
+            (None, None) => true,
+            _ => false,
+        };
+        data_ok && self.header.leaf(&self.data_hash) == self.leaf
+    }
 }
 
 /// Which entries.

@@ -4,7 +4,7 @@
 use super::connect::{Target, describe, failed, is_lost, unreachable};
 use super::contents::{self, Part};
 use super::plan::clean;
-use super::read::fixed;
+use super::read::{fixed, optional};
 use super::{PostgresSettings, PostgresStore, tree};
 use crate::journal::*;
 use crate::tree::{Growth, Sealed};
@@ -134,7 +134,7 @@ impl Journal for PostgresJournal {
     }
 
     async fn entries(&self, tenant: TenantId, query: JournalQuery) -> Result<Vec<Entry>, StoreError> {
-        let sql = "SELECT e.position, e.entry_id, e.class, e.kind, e.at, e.actor_kind, e.actor_id, e.correlation, c.data \
+        let sql = "SELECT e.position, e.entry_id, e.class, e.kind, e.at, e.actor_kind, e.actor_id, e.correlation, c.data, c.salt, e.data_hash, e.leaf \
                    FROM journal_entries e LEFT JOIN journal_contents c \
                    ON c.journal = e.journal AND c.position = e.position AND c.class = e.class AND c.at = e.at \
                    WHERE e.journal = (SELECT number FROM journals WHERE tenant = $1) AND e.position > $2 \
@@ -182,7 +182,7 @@ fn entry(row: &Row, tenant: TenantId) -> Result<Entry, StoreError> {
         actor: ActorRef { kind: actor_kind(row.get(5)), id: row.get(6) },
         correlation: row.get(7),
     };
-    Ok(Entry { header, data: row.get(8) })
+    Ok(Entry { header, data: row.get(8), salt: optional(row, 9)?, data_hash: fixed(row, 10)?, leaf: fixed(row, 11)? })
 }
 
 struct Worker {

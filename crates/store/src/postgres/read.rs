@@ -263,7 +263,7 @@ pub(super) fn fixed<const N: usize>(row: &Row, column: usize) -> Result<[u8; N],
     row.get::<_, &[u8]>(column).try_into().map_err(|_| corrupt("a column"))
 }
 
-fn optional<const N: usize>(row: &Row, column: usize) -> Result<Option<[u8; N]>, StoreError> {
+pub(super) fn optional<const N: usize>(row: &Row, column: usize) -> Result<Option<[u8; N]>, StoreError> {
     let bytes: Option<&[u8]> = row.get(column);
     bytes.map(|bytes| bytes.try_into().map_err(|_| corrupt("a column"))).transpose()
 }

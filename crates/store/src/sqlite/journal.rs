@@ -500,7 +500,7 @@ fn entries(c: &Connection, tenant: TenantId, query: &JournalQuery) -> rusqlite::
     let Some(number) = number else { return Ok(vec![]) };
     let after = i64::try_from(query.after).unwrap_or(i64::MAX).min((1 << POSITION_BITS) - 1);
     // One filter is answered by its index; the other is checked row by row.
-    let mut sql = "SELECT id, entry, class, kind, at, actor_kind, actor_id, correlation, data FROM entries \
+    let mut sql = "SELECT id, entry, class, kind, at, actor_kind, actor_id, correlation, data, salt, data_hash, leaf FROM entries \
                    WHERE id > ?1 AND id < ?2"
         .to_owned();
     sql.push_str(if query.class.is_some() { " AND class = ?3" } else { " AND ?3 IS NULL" });
@@ -526,7 +526,7 @@ fn entry_of(row: &Row<'_>, tenant: TenantId) -> rusqlite::Result<Entry> {
         actor: ActorRef { kind: event::actor_kind(&row.get::<_, String>(5)?), id: row.get(6)? },
         correlation: row.get(7)?,
     };
-    Ok(Entry { header, data: row.get(8)? })
+    Ok(Entry { header, data: row.get(8)?, salt: row.get(9)?, data_hash: row.get(10)?, leaf: row.get(11)? })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! which columns people see; it never speaks HTTP itself.
 
 pub mod agents;
+pub mod audit;
 pub mod discover;
 pub mod events;
 pub mod keys;
