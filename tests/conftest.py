@@ -16,7 +16,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """On PostgreSQL the tests that are about the embedded store are left out."""
     if config.getoption("--backend") == "postgres":
-        left_out = [item for item in items if item.module.__name__ in EMBEDDED_ONLY or item.get_closest_marker("embedded")]
+        left_out = [item for item in items if item.module.__name__ in EMBEDDED_ONLY or item.get_closest_marker("embedded") or "operator" in item.fixturenames]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 

@@ -4,11 +4,11 @@ use crate::app::App;
 use crate::crypto::check_ed25519;
 use crate::errors::of_store;
 use crate::{Answer, Caller};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use engine::tree::{consistency, edge, grow, inclusion};
 use engine::verify::checkpoint_of;
 use kernel::id::{EventId, TenantId};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use kernel::merkle::{Hash, verify_inclusion};
 use kernel::note::{COSIGNATURE, Note, Signature, VerifierKey};
 use kernel::tile::{Edge, Tile, WIDTH};
@@ -226,7 +226,8 @@ impl App {
             (after, looked_at) = (found.position, looked_at + found.events.len());
         }
         let message = format!("There is no event '{id}' in this tenant.");
-        Err(Rejection::new(Kind::NotFound, "EVENT_NOT_FOUND", message, "List events with GET /api/v1/events.").with("searched_id", id))
+        Err(Rejection::new(Kind::NotFound, "EVENT_NOT_FOUND", message, "List events with GET /api/v1/events.")
+            .with("searched_id", id))
     }
 
     /// Keeps a witness's signature on a checkpoint, once it is seen to be good.

@@ -8,10 +8,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use engine::Env;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use kernel::id::{RequestId, SessionId, TenantId, UserId};
-use kernel::{BlindIndex, Timestamp, text};
-use serde::{Deserialize, Serialize};
 use kernel::merkle::Hash;
 use kernel::note::{self, Checkpoint, Note, VerifierKey};
+use kernel::{BlindIndex, Timestamp, text};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 const ISSUER: &str = "keiko";

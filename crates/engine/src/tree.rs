@@ -3,6 +3,7 @@
 use kernel::TenantId;
 use kernel::merkle::{self, Hash};
 use kernel::tile::{Edge, node_in, place};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use store::StoreError;
 use store::tree::{Growth, TreeStore};
@@ -95,11 +96,11 @@ async fn nodes(
     let mut found = BTreeMap::new();
     for (level, index) in wanted {
         let (tile_level, number, _) = place(level, index);
-        if !tiles.contains_key(&(tile_level, number)) {
-            tiles.insert((tile_level, number), trees.tile(tenant, tile_level, number).await?);
-        }
-        let tile = tiles.get(&(tile_level, number)).and_then(Option::as_ref);
-        found.extend(tile.and_then(|tile| node_in(tile, level, index)).map(|hash| ((level, index), hash)));
+        let tile = match tiles.entry((tile_level, number)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(trees.tile(tenant, tile_level, number).await?),
+        };
+        found.extend(tile.as_ref().and_then(|tile| node_in(tile, level, index)).map(|hash| ((level, index), hash)));
     }
     Ok(found)
 }

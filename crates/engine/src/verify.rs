@@ -118,7 +118,10 @@ impl Verifier {
         self.found.root = Some(root);
         let is_right = self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.root == root);
         if !is_right && self.found.wrong.is_none() {
-            let problem = format!("the first {} entries lead to another root than the signed one: the tree was rewritten", self.edge.size());
+            let problem = format!(
+                "the first {} entries lead to another root than the signed one: the tree was rewritten",
+                self.edge.size()
+            );
             self.found.wrong = Some(Wrong { position: None, id: None, problem });
         }
     }

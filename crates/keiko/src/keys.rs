@@ -40,7 +40,9 @@ pub fn load(folder: &Path, has_log: bool, env: &Env) -> anyhow::Result<KeyMateri
     }
     if !folder.join(CHECKPOINT).exists() {
         if has_log {
-            tracing::warn!("there was no key to seal the record with, so one is made; whoever knew another one will not trust it");
+            tracing::warn!(
+                "there was no key to seal the record with, so one is made; whoever knew another one will not trust it"
+            );
         }
         write(folder, CHECKPOINT, &app::fresh_pair().map_err(anyhow::Error::msg)?)?;
     }
@@ -51,13 +53,23 @@ pub fn load(folder: &Path, has_log: bool, env: &Env) -> anyhow::Result<KeyMateri
     let fixed = |name: &str| -> anyhow::Result<[u8; 32]> {
         read(name)?.try_into().map_err(|_| anyhow::anyhow!("the key file {name} must have 32 bytes"))
     };
-    Ok(KeyMaterial { signing_pkcs8: read(SIGNING)?, sealing: fixed(SEALING)?, index: fixed(INDEX)?, checkpoint_pkcs8: read(CHECKPOINT)? })
+    Ok(KeyMaterial {
+        signing_pkcs8: read(SIGNING)?,
+        sealing: fixed(SEALING)?,
+        index: fixed(INDEX)?,
+        checkpoint_pkcs8: read(CHECKPOINT)?,
+    })
 }
 
 fn make(folder: &Path, env: &Env) -> anyhow::Result<()> {
     let fresh = KeyMaterial::generate(env).map_err(anyhow::Error::msg)?;
     // A first start that was cut off may have left some: without a log they protect nothing yet.
-    for (name, bytes) in [(SIGNING, &fresh.signing_pkcs8[..]), (SEALING, &fresh.sealing), (INDEX, &fresh.index), (CHECKPOINT, &fresh.checkpoint_pkcs8)] {
+    for (name, bytes) in [
+        (SIGNING, &fresh.signing_pkcs8[..]),
+        (SEALING, &fresh.sealing),
+        (INDEX, &fresh.index),
+        (CHECKPOINT, &fresh.checkpoint_pkcs8),
+    ] {
         write(folder, name, bytes)?;
     }
     Ok(())

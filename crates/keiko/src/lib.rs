@@ -1,8 +1,8 @@
 //! Keiko, put together: settings, keys, store, application, server. The binary is a thin face of this library.
 
 pub mod admin;
-pub mod audit;
 pub mod assembly;
+pub mod audit;
 pub mod cli;
 pub mod doctor;
 pub mod keys;

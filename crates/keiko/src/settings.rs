@@ -68,7 +68,11 @@ pub const DECLARED: &[Declared] = &[
     declared("gateway.message_max", "16MiB", "Largest message of an MCP server"),
     declared("journal.tool_call_retention", "720h", "How long arguments and results of tool calls are kept"),
     declared("journal.security_retention", "61320h", "How long the content of security entries is kept"),
-    declared("audit.witnesses", "", "Public keys of witnesses (name+id+key, apart by commas) whose signatures on checkpoints are kept"),
+    declared(
+        "audit.witnesses",
+        "",
+        "Public keys of witnesses (name+id+key, apart by commas) whose signatures on checkpoints are kept",
+    ),
     declared("log.level", "info", "error, warn, info, debug or trace; also a filter such as app=debug"),
     declared("log.format", "auto", "text, json, or auto: text on a terminal"),
     Declared {

@@ -36,11 +36,13 @@ const JOURNAL_LOCKS: i32 = 0x4b45_0003;
 const CONNECTIONS: usize = 3;
 
 type Reply = oneshot::Sender<Result<u64, StoreError>>;
-type Batch = Vec<(NewEntry, Option<Reply>)>;
+/// An entry, and who waits for it.
+type Item = (NewEntry, Option<Reply>);
+type Batch = Vec<Item>;
 
 /// The journal beside the log of a [`PostgresStore`].
 pub struct PostgresJournal {
-    sender: std::sync::Mutex<Option<mpsc::UnboundedSender<(NewEntry, Option<Reply>)>>>,
+    sender: std::sync::Mutex<Option<mpsc::UnboundedSender<Item>>>,
     intake: Arc<Intake>,
     pool: Pool,
     is_done: tokio::sync::watch::Receiver<bool>,
@@ -210,7 +212,7 @@ struct Placed<'a> {
 }
 
 impl Worker {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<(NewEntry, Option<Reply>)>) {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Item>) {
         while let Some(first) = inbox.recv().await {
             let batch = gather(first, &mut inbox).await;
             self.intake.release(batch.len(), batch.iter().map(|(entry, _)| entry.bytes()).sum());
@@ -330,7 +332,7 @@ impl Worker {
 }
 
 /// Collects a batch: until somebody waits, until it is full, or until its first entry waited long enough.
-async fn gather(first: (NewEntry, Option<Reply>), inbox: &mut mpsc::UnboundedReceiver<(NewEntry, Option<Reply>)>) -> Batch {
+async fn gather(first: Item, inbox: &mut mpsc::UnboundedReceiver<Item>) -> Batch {
     let until = Instant::now() + Duration::from_millis(BATCH_MS_MAX);
     let mut is_urgent = first.1.is_some();
     let mut batch = vec![first];

@@ -500,9 +500,10 @@ fn entries(c: &Connection, tenant: TenantId, query: &JournalQuery) -> rusqlite::
     let Some(number) = number else { return Ok(vec![]) };
     let after = i64::try_from(query.after).unwrap_or(i64::MAX).min((1 << POSITION_BITS) - 1);
     // One filter is answered by its index; the other is checked row by row.
-    let mut sql = "SELECT id, entry, class, kind, at, actor_kind, actor_id, correlation, data, salt, data_hash, leaf FROM entries \
+    let mut sql =
+        "SELECT id, entry, class, kind, at, actor_kind, actor_id, correlation, data, salt, data_hash, leaf FROM entries \
                    WHERE id > ?1 AND id < ?2"
-        .to_owned();
+            .to_owned();
     sql.push_str(if query.class.is_some() { " AND class = ?3" } else { " AND ?3 IS NULL" });
     sql.push_str(if query.actor.is_some() { " AND actor_id = ?4" } else { " AND ?4 IS NULL" });
     sql.push_str(" ORDER BY id LIMIT ?5");

@@ -170,8 +170,13 @@ async fn online(client: &mut Client, given: Option<&VerifierKey>, memory: &Memor
             let entries = split_bundle(&bundle).ok_or_else(|| hinted("A bundle of entries is cut short.", "report this"))?;
             for (n, entry) in entries.iter().enumerate() {
                 let position = number * WIDTH + n as u64 + 1;
-                let unreadable =
-                    || Leaf { position, id: String::new(), hash: [0; 32], problem: Some("it is no entry".into()), is_erased: false };
+                let unreadable = || Leaf {
+                    position,
+                    id: String::new(),
+                    hash: [0; 32],
+                    problem: Some("it is no entry".into()),
+                    is_erased: false,
+                };
                 let leaf = published(entry, tree == Tree::Log).unwrap_or_else(unreadable);
                 verifier.push(leaf, tile.get(n * 32..n * 32 + 32));
             }
@@ -207,6 +212,9 @@ async fn prove(args: Prove, client: &mut Client, output: Output) -> anyhow::Resu
     let proof = app::CheckedProof::of(answer.attributes(), &trust.key)
         .map_err(|problem| hinted(format!("The server's proof proves nothing: {problem}."), "run: keiko audit verify"))?;
     output.one(answer.data())?;
-    print::note(&format!("The proof is right: the event is number {} of the {} under the signed root.", proof.position, proof.size));
+    print::note(&format!(
+        "The proof is right: the event is number {} of the {} under the signed root.",
+        proof.position, proof.size
+    ));
     Ok(())
 }
