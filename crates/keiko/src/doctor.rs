@@ -6,7 +6,8 @@ use serde::Serialize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Instant;
-use store::OpenError;
+use store::postgres::{PostgresSettings, PostgresStore, Promise};
+use store::{OpenError, Store};
 use store::sqlite::{Directory, SqliteStore};
 
 /// One thing that was looked at.
@@ -25,7 +26,33 @@ fn check(name: &'static str, is_ok: bool, finding: impl Into<String>) -> Check {
 }
 
 /// Looks at everything.
-pub fn examine(settings: &Settings) -> Vec<Check> {
+pub async fn examine(settings: &Settings) -> Vec<Check> {
+    match &settings.database {
+        Some(database) => examine_database(settings, database).await,
+        None => examine_directory(settings),
+    }
+}
+
+/// The database, what it promises, and the keys.
+async fn examine_database(settings: &Settings, database: &PostgresSettings) -> Vec<Check> {
+    let store = match PostgresStore::open(database).await {
+        Ok(store) => store,
+        Err(error) => return vec![check("database", false, error.to_string())],
+    };
+    let mut checks = vec![check("database", true, store.place())];
+    let is_kept = !matches!(store.promise(), Promise::Asynchronous(_));
+    checks.push(check("durability", is_kept, store.promise().to_string()));
+    checks.push(key_files(&settings.keys_dir));
+    let logs = store.logs().await;
+    checks.push(match logs {
+        Ok(logs) => check("record", true, format!("{} tenants; 'keiko audit verify --from database' looks at every event", logs.len())),
+        Err(error) => check("record", false, error.to_string()),
+    });
+    store.close().await;
+    checks
+}
+
+fn examine_directory(settings: &Settings) -> Vec<Check> {
     let path = settings.data_dir.as_path();
     if !path.join("FORMAT").exists() {
         let finding = format!("there is none at '{}'; 'keiko serve' makes it, or give another with --data-dir", path.display());
@@ -34,7 +61,7 @@ pub fn examine(settings: &Settings) -> Vec<Check> {
     let mut checks = vec![check("data directory", true, path.display().to_string())];
     checks.push(disk(path, settings.disk_free_min_bytes));
     checks.push(sync(path));
-    checks.push(key_files(&path.join("keys")));
+    checks.push(key_files(&settings.keys_dir));
     match Directory::open(path) {
         Ok(directory) => checks.push(record(&directory)),
         Err(OpenError::InUse(_)) => {

@@ -203,7 +203,7 @@ async fn reset_password(settings: Settings, tenant: &str, username: &str, from_s
 }
 
 fn examine(settings: &Settings, is_json: bool) -> anyhow::Result<ExitCode> {
-    let checks = doctor::examine(settings);
+    let checks = block_on(async { Ok(doctor::examine(settings).await) })?;
     if is_json {
         println!("{}", serde_json::to_string_pretty(&checks)?);
     } else {
