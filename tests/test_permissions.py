@@ -17,7 +17,7 @@ ROLES = {
     ],
     "analyst": ["tasks.read", "memory.read", "stats.read", "metrics.*", "observability.*"],
     "user": ["tasks.create", "tasks.read:own", "agents.query", "memory.read:own"],
-    "security-officer": ["audit.read", "transparency.*", "incidents.*"],
+    "security-officer": ["audit.read", "audit.verify", "transparency.*", "incidents.*"],
 }
 # What an agent may do is told in words in api.md; these are the words as permissions.
 AGENT = [
@@ -73,7 +73,7 @@ def things(keiko, admin, tmp_path_factory):
         # Registering the server wrote the journal's first entry.
         "mcp-servers": server, "tools": tool, "journal": "1",
         "agents": worker.id, "tasks": task["id"], "users": keiko.user(admin, []).id, "roles": role["id"], "api-keys": key["id"],
-        "queues": queue, "tenants": "default", "capability": capability,
+        "queues": queue, "tenants": "default", "capability": capability, "audit": "log",
     }
 
 
@@ -90,7 +90,9 @@ def filled(path, things):
         return path
     kind = path.removeprefix("/api/v1/").split("/")[0]
     assert kind in things, f"{path}: this test does not know how to make one of '{kind}'; teach it"
-    return path.replace(path[path.index("{"): path.index("}") + 1], things[kind])
+    path = path.replace(path[path.index("{"): path.index("}") + 1], things[kind])
+    needed = {"/inclusion": "?position=1", "/consistency": "?from=1"}
+    return path.replace("{path}", "0/000.p/1") + next((query for end, query in needed.items() if path.endswith(end)), "")
 
 
 def status(client, method, path):
