@@ -5,7 +5,7 @@
 //! followed files are recorded and not carried out: what is durable is for the record to say, and tests are faster.
 
 use crate::layer::Checksums;
-use crate::vfs::{self, Below, Kind, Layer, Unregistered};
+use crate::vfs::{self, Below, Kind, Layer};
 use rusqlite::ffi;
 use std::collections::BTreeMap;
 use std::ffi::c_int;
@@ -62,11 +62,17 @@ struct State {
     fault: Option<Fault>,
     /// How many operations there were when the fault happened.
     failed_at: Option<usize>,
+    /// What was asked for after that.
+    asked_after: usize,
 }
 
 impl State {
     fn record(&mut self, file: &str, what: What) {
         self.ops.push(Op { file: file.to_owned(), what });
+    }
+
+    fn ask(&mut self) {
+        self.asked_after += usize::from(self.failed_at.is_some());
     }
 
     fn fail(&mut self, code: c_int) -> c_int {
@@ -111,6 +117,11 @@ impl Disk {
         lock(&self.state).failed_at
     }
 
+    /// How many changes and syncs were asked for after the fault.
+    pub fn asked_after(&self) -> usize {
+        lock(&self.state).asked_after
+    }
+
     /// The record.
     pub fn record(&self) -> Vec<Op> {
         lock(&self.state).ops.clone()
@@ -124,7 +135,7 @@ impl Drop for Disk {
 }
 
 /// Makes the VFS known to SQLite.
-pub fn register() -> Result<(), Unregistered> {
+pub fn register() -> rusqlite::Result<()> {
     vfs::register(c"keiko-recorder", None, Recorder)?;
     vfs::register(c"keiko-faults", Some(c"keiko-recorder"), Checksums)
 }
@@ -154,6 +165,7 @@ impl Layer for Recorder {
 
     fn write(&self, file: &mut Recorded, below: &mut Below, bytes: &[u8], offset: u64) -> c_int {
         let mut state = lock(&file.state);
+        state.ask();
         state.writes += 1;
         let (done, code) = match state.fault {
             Some(Fault::Full(n)) if state.writes >= n => (0, state.fail(ffi::SQLITE_FULL)),
@@ -171,12 +183,15 @@ impl Layer for Recorder {
     }
 
     fn truncate(&self, file: &mut Recorded, below: &mut Below, bytes: u64) -> c_int {
-        lock(&file.state).record(&file.name, What::Truncate(bytes));
+        let mut state = lock(&file.state);
+        state.ask();
+        state.record(&file.name, What::Truncate(bytes));
         below.truncate(bytes)
     }
 
     fn sync(&self, file: &mut Recorded, _: &mut Below, _: c_int) -> c_int {
         let mut state = lock(&file.state);
+        state.ask();
         state.syncs += 1;
         if state.fault == Some(Fault::Sync(state.syncs)) {
             return state.fail(ffi::SQLITE_IOERR_FSYNC);
@@ -187,7 +202,9 @@ impl Layer for Recorder {
 
     fn delete(&self, path: &Path) -> c_int {
         if let Some((name, state)) = followed(path) {
-            lock(&state).record(&name, What::Delete);
+            let mut state = lock(&state);
+            state.ask();
+            state.record(&name, What::Delete);
         }
         ffi::SQLITE_OK
     }

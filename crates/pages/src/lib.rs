@@ -17,12 +17,12 @@ mod vfs;
 pub mod faults;
 
 pub use layer::{Corruption, last_corruption};
-pub use vfs::{Unregistered, reserve};
+pub use vfs::reserve;
 
 /// The name of the VFS, for `Connection::open_with_flags_and_vfs`.
 pub const NAME: &str = "keiko-pages";
 
 /// Makes the VFS known to SQLite, over the one that is the default now. Once is enough; again changes nothing.
-pub fn register() -> Result<(), Unregistered> {
+pub fn register() -> rusqlite::Result<()> {
     vfs::register(c"keiko-pages", None, layer::Checksums)
 }

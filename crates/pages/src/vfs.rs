@@ -6,7 +6,6 @@
 
 use rusqlite::{Connection, ffi};
 use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
-use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
@@ -116,18 +115,6 @@ fn length(bytes: &[u8]) -> c_int {
     c_int::try_from(bytes.len()).unwrap_or(c_int::MAX)
 }
 
-/// Why a VFS could not be made known to SQLite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unregistered(c_int);
-
-impl fmt::Display for Unregistered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SQLite did not take the VFS (code {})", self.0)
-    }
-}
-
-impl std::error::Error for Unregistered {}
-
 /// A registered layer. It lives as long as the process, as SQLite may use it any time.
 struct Shim<L: Layer> {
     vfs: ffi::sqlite3_vfs,
@@ -145,7 +132,7 @@ struct File<L: Layer> {
 }
 
 /// Registers a layer over the VFS named `below`, or over the default one.
-pub(crate) fn register<L: Layer>(name: &'static CStr, below: Option<&CStr>, layer: L) -> Result<(), Unregistered> {
+pub(crate) fn register<L: Layer>(name: &'static CStr, below: Option<&CStr>, layer: L) -> rusqlite::Result<()> {
     static ONE_BY_ONE: Mutex<()> = Mutex::new(());
     // SQLite gives 8-byte alignment, no more.
     const { assert!(align_of::<File<L>>() == 8) };
@@ -157,7 +144,7 @@ pub(crate) fn register<L: Layer>(name: &'static CStr, below: Option<&CStr>, laye
     // SAFETY: a null pointer asks for the default VFS, anything else is a name that ends with a zero byte.
     let below = unsafe { ffi::sqlite3_vfs_find(below.map_or(ptr::null(), CStr::as_ptr)) };
     if below.is_null() {
-        return Err(Unregistered(ffi::SQLITE_ERROR));
+        return outcome(ffi::SQLITE_ERROR);
     }
     // SAFETY: a VFS that SQLite found stays valid; nothing here unregisters one.
     let (bytes_below, path_max) = unsafe { ((*below).szOsFile, (*below).mxPathname) };
@@ -168,7 +155,7 @@ pub(crate) fn register<L: Layer>(name: &'static CStr, below: Option<&CStr>, laye
         (*shim).vfs.pAppData = shim.cast();
         ffi::sqlite3_vfs_register(&raw mut (*shim).vfs, 0)
     };
-    if code == ffi::SQLITE_OK { Ok(()) } else { Err(Unregistered(code)) }
+    outcome(code)
 }
 
 /// Asks that a new database leave 8 bytes free at the end of each page. It must be done before anything else: a database
@@ -180,6 +167,10 @@ pub fn reserve(connection: &Connection) -> rusqlite::Result<()> {
         let operation = ffi::SQLITE_FCNTL_RESERVE_BYTES;
         ffi::sqlite3_file_control(connection.handle(), c"main".as_ptr(), operation, (&raw mut bytes).cast())
     };
+    outcome(code)
+}
+
+fn outcome(code: c_int) -> rusqlite::Result<()> {
     if code == ffi::SQLITE_OK { Ok(()) } else { Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)) }
 }
 

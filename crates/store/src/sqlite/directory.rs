@@ -3,6 +3,7 @@
 //! `FORMAT` holds the number of the layout, `lock` is held by the one process that uses the directory, `keiko.db` is the
 //! database, `journal.db` the journal, `keys/` holds key files that only the owner can read.
 
+use super::connect::Database;
 use crate::OpenError;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ const FORMAT: u32 = 1;
 /// A data directory that this process has for itself.
 pub struct Directory {
     path: PathBuf,
+    /// The VFS through which its databases are reached.
+    vfs: &'static str,
     _lock: File,
 }
 
@@ -27,7 +30,7 @@ impl Directory {
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.display().to_string())),
             Err(TryLockError::Error(e)) => return Err(unusable(e)),
         }
-        let directory = Directory { path: path.to_owned(), _lock: lock };
+        let directory = Directory { path: path.to_owned(), vfs: pages::NAME, _lock: lock };
         directory.check_format(unusable)?;
         make_private(&directory.keys()).map_err(unusable)?;
         Ok(directory)
@@ -62,6 +65,14 @@ impl Directory {
     /// The journal's file.
     pub fn journal(&self) -> PathBuf {
         self.path.join("journal.db")
+    }
+
+    pub(super) fn open_database(&self) -> Database {
+        Database::new(self.database(), self.vfs)
+    }
+
+    pub(super) fn open_journal(&self) -> Database {
+        Database::new(self.journal(), self.vfs)
     }
 
     /// The folder of key files.

@@ -1,7 +1,7 @@
 //! The journal on SQLite: a file of its own with a writer of its own, so that observations never hold up the log.
 
 use super::directory::Directory;
-use super::{Readers, SqliteSettings, free_bytes, open_for_writing};
+use super::{Readers, SqliteSettings, connect, free_bytes};
 use crate::journal::*;
 use crate::{OpenError, StoreError};
 use async_trait::async_trait;
@@ -91,18 +91,19 @@ impl Status {
     }
 
     fn fail(&self, error: &rusqlite::Error) {
-        tracing::error!(%error, "a write to the journal failed: privileged actions are refused until the server is started again");
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.to_string());
+        let reason = connect::reason(error);
+        tracing::error!(error = %reason, "a write to the journal failed: privileged actions are refused until the server is started again");
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
     }
 }
 
 impl SqliteJournal {
     /// Opens the journal of a locked data directory, making it when it is new.
     pub fn open(directory: &Directory, settings: &SqliteSettings) -> Result<Self, OpenError> {
-        let path = directory.journal();
-        let shown = || path.display().to_string();
-        let unusable = |e: rusqlite::Error| OpenError::Unusable { path: shown(), reason: e.to_string() };
-        let connection = open_for_writing(&path).map_err(unusable)?;
+        let database = directory.open_journal();
+        let shown = || database.path().display().to_string();
+        let unusable = |e: rusqlite::Error| super::unusable(database.path(), &e);
+        let connection = database.writing().map_err(unusable)?;
         match connection.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).map_err(unusable)? {
             0 => connection
                 .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))
@@ -125,7 +126,7 @@ impl SqliteJournal {
             .name("journal-writer".into())
             .spawn(move || thread.run(&inbox))
             .map_err(|e| OpenError::Unusable { path: shown(), reason: format!("no thread for the journal's writer: {e}") })?;
-        Ok(SqliteJournal { jobs: Mutex::new(Some(jobs)), status, readers: Readers::new(path) })
+        Ok(SqliteJournal { jobs: Mutex::new(Some(jobs)), status, readers: Readers::new(database) })
     }
 
     fn send(&self, job: Job) -> Result<(), StoreError> {
@@ -199,6 +200,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn close(&self) {
+        self.readers.close();
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (reply, done) = oneshot::channel();
         if jobs.is_some_and(|jobs| jobs.send(Job::Close(reply)).is_ok()) {
@@ -236,9 +238,8 @@ impl Thread {
                     }
                 }
                 Ok(Job::Forget(before, reply)) => {
-                    let outcome = self.forget(&before).map_err(|e| StoreError::Io(e.to_string()));
                     // Whoever asked may have gone away.
-                    let _ = reply.send(outcome);
+                    let _ = reply.send(self.forget(&before));
                 }
                 Ok(Job::Close(closing)) => return self.close(closing),
                 Err(RecvTimeoutError::Timeout) => self.checkpoint(),
@@ -249,12 +250,18 @@ impl Thread {
 
     fn close(mut self, closing: oneshot::Sender<()>) {
         self.checkpoint();
-        drop(self.connection);
+        match self.status.broken() {
+            None => connect::let_go(self.connection),
+            Some(_) => drop(self.connection),
+        }
         // Nobody waits any more: that is fine.
         let _ = closing.send(());
     }
 
     fn checkpoint(&mut self) {
+        if self.status.broken().is_some() {
+            return;
+        }
         if !std::mem::replace(&mut self.is_clean, true)
             && let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         {
@@ -294,7 +301,7 @@ impl Thread {
         self.write(batch);
         if let Some((before, reply)) = forget {
             // Whoever asked may have gone away.
-            let _ = reply.send(self.forget(&before).map_err(|e| StoreError::Io(e.to_string())));
+            let _ = reply.send(self.forget(&before));
         }
         closing
     }
@@ -313,7 +320,7 @@ impl Thread {
                 self.status.fail(&error);
                 // Before the commit nothing was written; at the commit it is not known.
                 let _ = self.connection.execute_batch("ROLLBACK");
-                StoreError::Unknown(error.to_string())
+                StoreError::Unknown(connect::reason(&error))
             }),
         };
         match written {
@@ -371,7 +378,17 @@ impl Thread {
         Ok(positions)
     }
 
-    fn forget(&mut self, before: &BTreeMap<Class, Timestamp>) -> rusqlite::Result<u64> {
+    fn forget(&mut self, before: &BTreeMap<Class, Timestamp>) -> Result<u64, StoreError> {
+        if let Some(reason) = self.status.broken() {
+            return Err(StoreError::ReadOnly(reason));
+        }
+        self.remove(before).map_err(|error| {
+            self.status.fail(&error);
+            StoreError::Unknown(connect::reason(&error))
+        })
+    }
+
+    fn remove(&mut self, before: &BTreeMap<Class, Timestamp>) -> rusqlite::Result<u64> {
         let mut forgotten = 0;
         for (class, instant) in before {
             let sql = "UPDATE entries SET salt = NULL, data = NULL WHERE class = ?1 AND at < ?2 AND data IS NOT NULL";
@@ -470,6 +487,7 @@ fn entry_of(row: &Row<'_>, tenant: TenantId) -> rusqlite::Result<Entry> {
 mod tests {
     use super::*;
     use crate::journal::contract::{self, entry};
+    use crate::sqlite::tests::other;
     use tempfile::TempDir;
 
     fn open(path: &std::path::Path, disk_free_min_bytes: u64) -> SqliteJournal {
@@ -519,7 +537,7 @@ mod tests {
     async fn after_a_failed_write_nothing_is_acknowledged() {
         let home = TempDir::new().unwrap();
         let journal = open(home.path(), 0);
-        Connection::open(home.path().join("journal.db")).unwrap().execute_batch("DROP TABLE entries").unwrap();
+        other(&home.path().join("journal.db")).execute_batch("DROP TABLE entries").unwrap();
         assert!(matches!(journal.record(entry(1, Class::Security, "a", 1)).await, Err(StoreError::Unknown(_))));
         assert!(matches!(journal.record(entry(1, Class::Security, "a", 1)).await, Err(StoreError::ReadOnly(_))));
         assert!(!journal.offer(entry(1, Class::ToolCall, "a", 1)));
@@ -530,7 +548,7 @@ mod tests {
     async fn a_journal_of_a_newer_version_is_left_alone() {
         let home = TempDir::new().unwrap();
         open(home.path(), 0).close().await;
-        Connection::open(home.path().join("journal.db")).unwrap().execute_batch("PRAGMA user_version = 9").unwrap();
+        other(&home.path().join("journal.db")).execute_batch("PRAGMA user_version = 9").unwrap();
         let directory = Directory::open(home.path()).unwrap();
         let refused = SqliteJournal::open(&directory, &SqliteSettings { disk_free_min_bytes: 0 });
         assert!(matches!(refused.err(), Some(OpenError::Newer { .. })));
