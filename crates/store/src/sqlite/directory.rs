@@ -75,6 +75,12 @@ impl Directory {
         Database::new(self.journal(), self.vfs)
     }
 
+    /// The same directory, with its databases on a disk that records and fails.
+    #[cfg(test)]
+    pub(super) fn on_faults(self) -> Self {
+        Directory { vfs: pages::faults::NAME, ..self }
+    }
+
     /// The folder of key files.
     pub fn keys(&self) -> PathBuf {
         self.path.join("keys")

@@ -234,4 +234,6 @@ pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
 pub(crate) type LogNumbers = BTreeMap<TenantId, writer::LogState>;
 
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod tests;
