@@ -6,6 +6,7 @@
 use super::connect::Database;
 use crate::OpenError;
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The layout that this version writes.
@@ -39,6 +40,8 @@ impl Directory {
     fn check_format(&self, unusable: impl Fn(std::io::Error) -> OpenError) -> Result<(), OpenError> {
         let file = self.path.join("FORMAT");
         match fs::read_to_string(&file) {
+            // A crash right after the first start can leave it empty.
+            Ok(text) if text.is_empty() => self.write_format().map_err(unusable),
             Ok(text) => match text.trim().parse::<u32>() {
                 Ok(found) if found <= FORMAT => Ok(()),
                 _ => Err(OpenError::Newer {
@@ -47,8 +50,25 @@ impl Directory {
                     known: FORMAT,
                 }),
             },
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => fs::write(&file, format!("{FORMAT}\n")).map_err(unusable),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => self.write_format().map_err(unusable),
             Err(e) => Err(unusable(e)),
+        }
+    }
+
+    /// Writes the number whole or not at all, and makes durable that it and the directory are there: what lies in a
+    /// directory is only as durable as its own entry.
+    fn write_format(&self) -> std::io::Result<()> {
+        let new = self.path.join("FORMAT.new");
+        let mut file = File::create(&new)?;
+        file.write_all(format!("{FORMAT}\n").as_bytes())?;
+        file.sync_all()?;
+        fs::rename(new, self.path.join("FORMAT"))?;
+        File::open(&self.path)?.sync_all()?;
+        let whole = self.path.canonicalize()?;
+        match whole.parent().map(File::open) {
+            Some(Ok(parent)) => parent.sync_all(),
+            // At the root there is no parent, and one that this user may not read cannot be synced.
+            Some(Err(_)) | None => Ok(()),
         }
     }
 

@@ -89,6 +89,15 @@ fn a_newer_format_and_newer_tables_are_refused() {
     assert!(matches!(refused, Err(OpenError::Newer { .. })));
 }
 
+#[test]
+fn a_format_that_a_crash_left_empty_is_written_again() {
+    let home = TempDir::new().unwrap();
+    let format = home.path().join("FORMAT");
+    std::fs::write(&format, "").unwrap();
+    drop(Directory::open(home.path()).unwrap());
+    assert_eq!(std::fs::read_to_string(format).unwrap(), "1\n");
+}
+
 #[tokio::test]
 async fn a_nearly_full_disk_refuses_writes_and_still_reads() {
     let home = TempDir::new().unwrap();
