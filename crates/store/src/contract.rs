@@ -89,6 +89,11 @@ async fn reads_its_own_append(s: Subject) {
     assert_eq!(s.read(log(1), "thing_a", 2, 10).await.unwrap().len(), 1);
     assert_eq!(s.read(log(1), "thing_b", 1, 10).await.unwrap().len(), 0);
     assert_eq!(*s.tail(log(1)).borrow(), 2);
+    let mut apart = write("thing_c", 0, 2, 5);
+    apart.events[1].occurred_at = Timestamp(9);
+    s.append(append(1, vec![apart])).await.unwrap();
+    let row = s.entity(log(1), "thing_c").await.unwrap().unwrap();
+    assert_eq!((row.created_at, row.updated_at), (Timestamp(5), Timestamp(9)), "the first and the latest event");
 }
 
 async fn refuses_another_version(s: Subject) {

@@ -2,7 +2,7 @@
 
 use super::directory::Directory;
 use super::write::Failure;
-use super::{Readers, SqliteSettings, free_bytes, open_for_writing, tree};
+use super::{Readers, SqliteSettings, connect, free_bytes, tree};
 use crate::journal::*;
 use crate::tree::{Growth, Sealed, TreeStore};
 use crate::{OpenError, StoreError};
@@ -75,19 +75,20 @@ pub struct SqliteJournal {
 }
 
 fn fail(intake: &Intake, error: &rusqlite::Error) {
-    tracing::error!(%error, "a write to the journal failed: privileged actions are refused until the server is started again");
+    let reason = connect::reason(error);
+    tracing::error!(error = %reason, "a write to the journal failed: privileged actions are refused until the server is started again");
     if intake.broken().is_none() {
-        intake.set_broken(Some(error.to_string()));
+        intake.set_broken(Some(reason));
     }
 }
 
 impl SqliteJournal {
     /// Opens the journal of a locked data directory, making it when it is new.
     pub fn open(directory: &Directory, settings: &SqliteSettings) -> Result<Self, OpenError> {
-        let path = directory.journal();
-        let shown = || path.display().to_string();
-        let unusable = |e: rusqlite::Error| OpenError::Unusable { path: shown(), reason: e.to_string() };
-        let connection = open_for_writing(&path).map_err(unusable)?;
+        let database = directory.open_journal();
+        let shown = || database.path().display().to_string();
+        let unusable = |e: rusqlite::Error| super::unusable(database.path(), &e);
+        let connection = database.writing().map_err(unusable)?;
         match connection.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).map_err(unusable)? {
             VERSION => {}
             found if found < VERSION => {
@@ -113,7 +114,7 @@ impl SqliteJournal {
             .name("journal-writer".into())
             .spawn(move || thread.run(&inbox))
             .map_err(|e| OpenError::Unusable { path: shown(), reason: format!("no thread for the journal's writer: {e}") })?;
-        Ok(SqliteJournal { jobs: Mutex::new(Some(jobs)), intake, readers: Readers::new(path) })
+        Ok(SqliteJournal { jobs: Mutex::new(Some(jobs)), intake, readers: Readers::new(database) })
     }
 
     fn send(&self, job: Job) -> Result<(), StoreError> {
@@ -219,6 +220,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn close(&self) {
+        self.readers.close();
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (reply, done) = oneshot::channel();
         if jobs.is_some_and(|jobs| jobs.send(Job::Close(reply)).is_ok()) {
@@ -256,9 +258,8 @@ impl Thread {
                     }
                 }
                 Ok(Job::Forget(before, reply)) => {
-                    let outcome = self.forget(&before).map_err(|e| StoreError::Io(e.to_string()));
                     // Whoever asked may have gone away.
-                    let _ = reply.send(outcome);
+                    let _ = reply.send(self.forget(&before));
                 }
                 Ok(Job::Grow(tenant, growth, reply)) => self.grow(tenant, &growth, reply),
                 Ok(Job::Cosign(tenant, note, reply)) => self.cosign(tenant, &note, reply),
@@ -271,12 +272,18 @@ impl Thread {
 
     fn close(mut self, closing: oneshot::Sender<()>) {
         self.checkpoint();
-        drop(self.connection);
+        match self.intake.broken() {
+            None => connect::let_go(self.connection),
+            Some(_) => drop(self.connection),
+        }
         // Nobody waits any more: that is fine.
         let _ = closing.send(());
     }
 
     fn checkpoint(&mut self) {
+        if self.intake.broken().is_some() {
+            return;
+        }
         if !std::mem::replace(&mut self.is_clean, true)
             && let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         {
@@ -316,7 +323,7 @@ impl Thread {
         self.write(batch);
         match other {
             // Whoever asked may have gone away.
-            Some(Job::Forget(before, reply)) => drop(reply.send(self.forget(&before).map_err(|e| StoreError::Io(e.to_string())))),
+            Some(Job::Forget(before, reply)) => drop(reply.send(self.forget(&before))),
             Some(Job::Grow(tenant, growth, reply)) => self.grow(tenant, &growth, reply),
             Some(Job::Cosign(tenant, note, reply)) => self.cosign(tenant, &note, reply),
             _ => {}
@@ -378,7 +385,7 @@ impl Thread {
                 fail(&self.intake, &error);
                 // Before the commit nothing was written; at the commit it is not known.
                 let _ = self.connection.execute_batch("ROLLBACK");
-                StoreError::Unknown(error.to_string())
+                StoreError::Unknown(connect::reason(&error))
             }),
         };
         match written {
@@ -434,7 +441,17 @@ impl Thread {
         Ok(positions)
     }
 
-    fn forget(&mut self, before: &BTreeMap<Class, Timestamp>) -> rusqlite::Result<u64> {
+    fn forget(&mut self, before: &BTreeMap<Class, Timestamp>) -> Result<u64, StoreError> {
+        if let Some(reason) = self.intake.broken() {
+            return Err(StoreError::ReadOnly(reason));
+        }
+        self.remove(before).map_err(|error| {
+            fail(&self.intake, &error);
+            StoreError::Unknown(connect::reason(&error))
+        })
+    }
+
+    fn remove(&mut self, before: &BTreeMap<Class, Timestamp>) -> rusqlite::Result<u64> {
         let mut forgotten = 0;
         for (class, instant) in before {
             let sql = "UPDATE entries SET salt = NULL, data = NULL WHERE class = ?1 AND at < ?2 AND data IS NOT NULL";
@@ -535,6 +552,7 @@ mod tests {
     use super::*;
     use crate::journal::contract::{self, entry};
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use crate::sqlite::tests::other;
     use tempfile::TempDir;
 
     fn open(path: &std::path::Path, disk_free_min_bytes: u64) -> SqliteJournal {
@@ -584,7 +602,7 @@ mod tests {
     async fn after_a_failed_write_nothing_is_acknowledged() {
         let home = TempDir::new().unwrap();
         let journal = open(home.path(), 0);
-        Connection::open(home.path().join("journal.db")).unwrap().execute_batch("DROP TABLE entries").unwrap();
+        other(&home.path().join("journal.db")).execute_batch("DROP TABLE entries").unwrap();
         assert!(matches!(journal.record(entry(1, Class::Security, "a", 1)).await, Err(StoreError::Unknown(_))));
         assert!(matches!(journal.record(entry(1, Class::Security, "a", 1)).await, Err(StoreError::ReadOnly(_))));
         assert!(!journal.offer(entry(1, Class::ToolCall, "a", 1)));
@@ -595,7 +613,7 @@ mod tests {
     async fn a_journal_of_a_newer_version_is_left_alone() {
         let home = TempDir::new().unwrap();
         open(home.path(), 0).close().await;
-        Connection::open(home.path().join("journal.db")).unwrap().execute_batch("PRAGMA user_version = 9").unwrap();
+        other(&home.path().join("journal.db")).execute_batch("PRAGMA user_version = 9").unwrap();
         let directory = Directory::open(home.path()).unwrap();
         let refused = SqliteJournal::open(&directory, &SqliteSettings { disk_free_min_bytes: 0 });
         assert!(matches!(refused.err(), Some(OpenError::Newer { .. })));

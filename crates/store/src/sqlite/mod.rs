@@ -4,6 +4,7 @@
 //! fsync. There is no timer: the latency of an append is one fsync, and a busy time makes larger groups. After a failed
 //! write the store is read-only until it is opened again; an fsync is never retried.
 
+mod connect;
 mod directory;
 mod journal;
 mod read;
@@ -19,10 +20,11 @@ pub use verify::{Finding, Verified};
 
 use crate::tree::{Growth, Sealed};
 use crate::*;
+use connect::Database;
 use kernel::merkle::Hash;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
@@ -46,7 +48,7 @@ pub struct SqliteStore {
 }
 
 struct Readers {
-    path: PathBuf,
+    database: Database,
     idle: Mutex<Vec<Connection>>,
     places: Arc<Semaphore>,
 }
@@ -54,13 +56,18 @@ struct Readers {
 impl SqliteStore {
     /// Opens the database of a locked data directory, making it when it is new.
     pub fn open(directory: Directory, settings: &SqliteSettings) -> Result<Self, OpenError> {
-        let path = directory.database();
-        let unusable = |e: rusqlite::Error| OpenError::Unusable { path: path.display().to_string(), reason: e.to_string() };
-        let connection = open_for_writing(&path).map_err(unusable)?;
-        schema::prepare(&connection, &path)?;
-        let logs = crate::ring::Rings::new(read::tails(&connection).map_err(unusable)?);
-        let writer = writer::Writer::start(connection, logs.clone(), directory.path().to_owned(), settings.disk_free_min_bytes);
-        Ok(SqliteStore { writer, logs, readers: Readers::new(path.clone()), _directory: directory })
+        Self::open_at(directory, settings, writer::Pace::default())
+    }
+
+    fn open_at(directory: Directory, settings: &SqliteSettings, pace: writer::Pace) -> Result<Self, OpenError> {
+        let database = directory.open_database();
+        let connection = database.writing().map_err(|e| unusable(database.path(), &e))?;
+        schema::prepare(&connection, database.path())?;
+        let tails = read::tails(&connection).map_err(|e| unusable(database.path(), &e))?;
+        let logs = crate::ring::Rings::new(tails);
+        let disk = writer::Disk { directory: directory.path().to_owned(), free_min_bytes: settings.disk_free_min_bytes };
+        let writer = writer::Writer::start(connection, logs.clone(), disk, pace);
+        Ok(SqliteStore { writer, logs, readers: Readers::new(database), _directory: directory })
     }
 
     async fn reading<T: Send + 'static>(
@@ -72,8 +79,8 @@ impl SqliteStore {
 }
 
 impl Readers {
-    fn new(path: PathBuf) -> Arc<Self> {
-        Arc::new(Readers { path, idle: Mutex::new(vec![]), places: Arc::new(Semaphore::new(READERS)) })
+    fn new(database: Database) -> Arc<Self> {
+        Arc::new(Readers { database, idle: Mutex::new(vec![]), places: Arc::new(Semaphore::new(READERS)) })
     }
 
     /// Runs `read` on a connection of its own thread, inside one read transaction.
@@ -94,33 +101,21 @@ impl Readers {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => open_for_reading(&self.path).map_err(read::failed)?,
+            None => self.database.reading().map_err(read::failed)?,
         };
         let outcome = connection.unchecked_transaction().and_then(|transaction| read(&transaction)).map_err(read::failed);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         outcome
     }
+
+    /// Closes the connections that nobody uses.
+    fn close(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
-fn open_for_writing(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
-    connection.set_prepared_statement_cache_capacity(64);
-    connection.execute_batch(
-        "PRAGMA journal_mode = WAL;
-         PRAGMA synchronous = FULL;
-         PRAGMA fullfsync = ON;
-         PRAGMA wal_autocheckpoint = 0;
-         PRAGMA temp_store = MEMORY;
-         PRAGMA cache_size = -16000;",
-    )?;
-    Ok(connection)
-}
-
-fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.set_prepared_statement_cache_capacity(64);
-    connection.execute_batch("PRAGMA query_only = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -2000;")?;
-    Ok(connection)
+fn unusable(path: &Path, error: &rusqlite::Error) -> OpenError {
+    OpenError::Unusable { path: path.display().to_string(), reason: connect::reason(error) }
 }
 
 #[async_trait]
@@ -253,6 +248,7 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
+        self.readers.close();
         self.writer.close().await;
     }
 }
@@ -266,5 +262,7 @@ pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
 /// Numbers of logs by tenant, for the writer.
 pub(crate) type LogNumbers = BTreeMap<TenantId, writer::LogState>;
 
+#[cfg(test)]
+mod fault_tests;
 #[cfg(test)]
 mod tests;

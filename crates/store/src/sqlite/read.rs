@@ -1,5 +1,6 @@
 //! Every query. Each runs on a connection that only reads.
 
+use super::connect::{is_damaged, reason};
 use super::schema::POSITION_BITS;
 use crate::*;
 use kernel::event::actor_kind;
@@ -16,6 +17,7 @@ const ENTITY_COLUMNS: &str =
 
 pub(super) fn failed(error: rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
+        _ if is_damaged(&error) => StoreError::Corrupt(reason(&error)),
         Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => StoreError::Corrupt(error.to_string()),
         _ => StoreError::Io(error.to_string()),
     }

@@ -1,5 +1,6 @@
 //! The tables. A change here raises `VERSION` and adds a step to `STEPS`; old steps never change.
 
+use super::unusable;
 use crate::OpenError;
 use rusqlite::Connection;
 use std::path::Path;
@@ -112,7 +113,7 @@ CREATE TABLE view_rows (
 
 /// Brings the tables to the present version, or says why this program may not touch them.
 pub(super) fn prepare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let unusable = |e: rusqlite::Error| OpenError::Unusable { path: path.display().to_string(), reason: e.to_string() };
+    let unusable = |e: rusqlite::Error| unusable(path, &e);
     let found: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(unusable)?;
     if found > VERSION {
         return Err(OpenError::Newer { path: path.display().to_string(), found: found.to_string(), known: VERSION });

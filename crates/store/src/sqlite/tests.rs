@@ -3,6 +3,7 @@
 use super::*;
 use crate::contract::{self, Operation, Subject, append, log, write};
 use proptest::prelude::*;
+use rusqlite::OpenFlags;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 
@@ -10,6 +11,11 @@ const SETTINGS: SqliteSettings = SqliteSettings { disk_free_min_bytes: 0 };
 
 fn open(path: &Path) -> SqliteStore {
     SqliteStore::open(Directory::open(path).unwrap(), &SETTINGS).unwrap()
+}
+
+/// Another connection, as another program with the same VFS would have.
+pub(super) fn other(file: &Path) -> Connection {
+    Connection::open_with_flags_and_vfs(file, OpenFlags::default(), pages::NAME).unwrap()
 }
 
 #[tokio::test]
@@ -76,11 +82,20 @@ fn a_newer_format_and_newer_tables_are_refused() {
     std::fs::write(home.path().join("FORMAT"), "999\n").unwrap();
     assert!(matches!(Directory::open(home.path()), Err(OpenError::Newer { .. })));
     std::fs::write(home.path().join("FORMAT"), "1\n").unwrap();
-    let c = Connection::open(home.path().join("keiko.db")).unwrap();
+    let c = other(&home.path().join("keiko.db"));
     c.execute_batch("PRAGMA user_version = 999").unwrap();
     drop(c);
     let refused = SqliteStore::open(Directory::open(home.path()).unwrap(), &SETTINGS);
     assert!(matches!(refused, Err(OpenError::Newer { .. })));
+}
+
+#[test]
+fn a_format_that_a_crash_left_empty_is_written_again() {
+    let home = TempDir::new().unwrap();
+    let format = home.path().join("FORMAT");
+    std::fs::write(&format, "").unwrap();
+    drop(Directory::open(home.path()).unwrap());
+    assert_eq!(std::fs::read_to_string(format).unwrap(), "1\n");
 }
 
 #[tokio::test]
@@ -99,9 +114,9 @@ async fn a_failed_write_makes_the_store_read_only_and_nothing_is_acknowledged_af
     let store = open(home.path());
     store.append(append(1, vec![write("thing_a", 0, 1, 0)])).await.unwrap();
     // A table that vanishes under the writer is a failed write like any other.
-    Connection::open(home.path().join("keiko.db")).unwrap().execute_batch("ALTER TABLE stream_events RENAME TO gone").unwrap();
+    other(&home.path().join("keiko.db")).execute_batch("ALTER TABLE stream_events RENAME TO gone").unwrap();
     assert!(matches!(store.append(append(1, vec![write("thing_b", 0, 1, 0)])).await, Err(StoreError::ReadOnly(_))));
-    Connection::open(home.path().join("keiko.db")).unwrap().execute_batch("ALTER TABLE gone RENAME TO stream_events").unwrap();
+    other(&home.path().join("keiko.db")).execute_batch("ALTER TABLE gone RENAME TO stream_events").unwrap();
     assert!(matches!(store.append(append(1, vec![write("thing_c", 0, 1, 0)])).await, Err(StoreError::ReadOnly(_))));
     assert!(store.health().read_only.is_some());
     assert_eq!(store.entity(log(1), "thing_a").await.unwrap().unwrap().version, 1, "reading goes on");
@@ -121,10 +136,44 @@ async fn a_changed_event_is_found_by_its_position() {
     let directory = Directory::open(home.path()).unwrap();
     let whole = SqliteStore::verify(&directory).unwrap();
     assert_eq!((whole.logs, whole.events, whole.findings.len()), (1, 3, 0));
-    let c = Connection::open(directory.database()).unwrap();
+    let c = other(&directory.database());
     c.execute_batch("UPDATE events SET actor_id = 'somebody else' WHERE version = 2").unwrap();
     let found = SqliteStore::verify(&directory).unwrap().findings;
     assert_eq!(found.iter().map(|f| f.position).collect::<Vec<_>>(), [Some(2)]);
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_named_with_its_file() {
+    let home = TempDir::new().unwrap();
+    let file = home.path().canonicalize().unwrap().join("keiko.db");
+    let store = open(home.path());
+    store.append(append(1, vec![write("thing_a", 0, 3, 0)])).await.unwrap();
+    let root: usize =
+        other(&file).query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'events'", [], |r| r.get(0)).unwrap();
+    store.close().await;
+    drop(store);
+    assert!(!home.path().join("keiko.db-wal").exists(), "a clean close leaves no log");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[root * 4_096 - 100] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let named = format!("page {root} of {} does not match its checksum", file.display());
+    assert_eq!(SqliteStore::verify(&Directory::open(home.path()).unwrap()).err(), Some(StoreError::Corrupt(named.clone())));
+    let refused = SqliteStore::open(Directory::open(home.path()).unwrap(), &SETTINGS).err().unwrap();
+    assert!(refused.to_string().contains(&named), "{refused}");
+}
+
+#[tokio::test]
+async fn a_database_from_before_the_checksums_goes_on() {
+    let home = TempDir::new().unwrap();
+    let file = home.path().join("keiko.db");
+    Connection::open(&file).unwrap().execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE first (x)").unwrap();
+    let store = open(home.path());
+    store.append(append(1, vec![write("thing_a", 0, 3, 0)])).await.unwrap();
+    store.close().await;
+    drop(store);
+    assert_eq!(std::fs::read(&file).unwrap()[20], 0, "no bytes are reserved");
+    let store = open(home.path());
+    assert_eq!(store.read(log(1), "thing_a", 1, 10).await.unwrap().len(), 3);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Looks at everything that is stored, for `keiko doctor`: SQLite's own check, gapless positions, hashes of every event.
 
 use super::read;
-use super::{Directory, SqliteStore, open_for_reading};
+use super::{Directory, SqliteStore};
 use crate::*;
 
 /// What was looked at and what was found.
@@ -33,7 +33,7 @@ const PAGE: usize = 1_000;
 impl SqliteStore {
     /// Checks the database of a directory that this process holds. Reads only.
     pub fn verify(directory: &Directory) -> Result<Verified, StoreError> {
-        let c = open_for_reading(&directory.database()).map_err(read::failed)?;
+        let c = directory.open_database().reading().map_err(read::failed)?;
         let mut verified = Verified::default();
         let mut check = c.prepare("PRAGMA integrity_check(20)").map_err(read::failed)?;
         let lines = check.query_map([], |row| row.get::<_, String>(0)).map_err(read::failed)?;

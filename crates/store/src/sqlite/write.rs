@@ -188,6 +188,7 @@ fn write_stream(
     let mut version = before.as_ref().map_or(0, |b| b.version);
     let first_version = version + 1;
     let first_position = log.position + 1;
+    let created_at = events.first().map_or(log.recorded_at, |event| event.occurred_at);
     let mut updated_at = log.recorded_at;
     for event in events {
         version += 1;
@@ -204,7 +205,7 @@ fn write_stream(
             update_entity(c, before.id, version, log.position, updated_at, &row, &fields)?;
             before.id
         }
-        None => insert_entity(c, log.number, stream, version, log.position, updated_at, &row, &fields)?,
+        None => insert_entity(c, log.number, stream, version, log.position, [created_at, updated_at], &row, &fields)?,
     };
     let mut link = c.prepare_cached("INSERT INTO stream_events (entity, version, event) VALUES (?1, ?2, ?3)")?;
     for (version, position) in (first_version..=version).zip(first_position..) {
@@ -300,14 +301,14 @@ fn insert_entity(
     stream: &str,
     version: u64,
     position: u64,
-    at: Timestamp,
+    [created_at, updated_at]: [Timestamp; 2],
     row: &NewRow,
     fields: &str,
 ) -> rusqlite::Result<i64> {
     let state_version = if row.state.is_some() { version } else { 0 };
     c.prepare_cached(
         "INSERT INTO entities (log, stream, version, state, state_version, position, is_deleted, created_at, updated_at, fields) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?9)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
     )?
     .execute(params![
         log,
@@ -317,7 +318,8 @@ fn insert_entity(
         state_version,
         position,
         row.is_deleted,
-        at.0,
+        created_at.0,
+        updated_at.0,
         fields
     ])?;
     Ok(c.last_insert_rowid())

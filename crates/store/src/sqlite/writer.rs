@@ -1,6 +1,6 @@
 //! The one thread that writes: it groups what is queued, commits once, answers, and checkpoints.
 
-use super::{LogNumbers, free_bytes, read, tree, write};
+use super::{LogNumbers, connect, free_bytes, read, tree, write};
 use crate::ring::Rings;
 use crate::tree::Growth;
 use crate::*;
@@ -20,14 +20,31 @@ const QUEUE_MAX: usize = 65_536;
 const GROUP_MAX: usize = 1_024;
 /// Items that one log may add to a group before the others had their turn.
 const TURN_MAX: usize = 64;
-/// Pages in the write-ahead log from which on it is copied into the database: 64 MiB.
-const WAL_PAGES_MAX: i64 = 16 * 1024;
-/// Commits between two looks at the write-ahead log's length.
-const WAL_CHECK_EVERY: usize = 16;
-/// After this long without work the log file is emptied.
-const IDLE: Duration = Duration::from_secs(2);
 /// How often the disk is looked at.
 const DISK_CHECK: Duration = Duration::from_secs(1);
+
+/// When the write-ahead log is copied into the database.
+pub(super) struct Pace {
+    /// Pages in it from which on it is copied.
+    pub wal_pages_max: i64,
+    /// Commits between two looks at its length.
+    pub look_every: usize,
+    /// After this long without work it is emptied.
+    pub idle: Duration,
+}
+
+impl Default for Pace {
+    /// From 64 MiB on, looked at every 16 commits, and after two seconds without work.
+    fn default() -> Self {
+        Pace { wal_pages_max: 16 * 1024, look_every: 16, idle: Duration::from_secs(2) }
+    }
+}
+
+/// The disk, and how much of it must stay free.
+pub(super) struct Disk {
+    pub directory: PathBuf,
+    pub free_min_bytes: u64,
+}
 
 /// What the writer knows of a log.
 pub(crate) struct LogState {
@@ -77,14 +94,14 @@ impl Status {
 }
 
 impl Writer {
-    pub fn start(connection: Connection, rings: Rings, directory: PathBuf, disk_free_min_bytes: u64) -> Self {
+    pub fn start(connection: Connection, rings: Rings, disk: Disk, pace: Pace) -> Self {
         let (jobs, inbox) = channel();
         let status = Arc::new(Status::default());
         let thread = Thread {
             connection,
             rings,
-            directory,
-            disk_free_min_bytes,
+            disk,
+            pace,
             status: status.clone(),
             logs: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -148,8 +165,8 @@ impl Writer {
 struct Thread {
     connection: Connection,
     rings: Rings,
-    directory: PathBuf,
-    disk_free_min_bytes: u64,
+    disk: Disk,
+    pace: Pace,
     status: Arc<Status>,
     logs: LogNumbers,
     /// What is queued, by log, so that a busy one does not hold up the others.
@@ -181,7 +198,7 @@ impl Thread {
         }
         let mut closing = None;
         while closing.is_none() {
-            match inbox.recv_timeout(IDLE) {
+            match inbox.recv_timeout(self.pace.idle) {
                 Ok(job) => self.queue(job, &mut closing),
                 Err(RecvTimeoutError::Timeout) => self.checkpoint("TRUNCATE"),
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -198,7 +215,10 @@ impl Thread {
             }
         }
         self.checkpoint("TRUNCATE");
-        drop(self.connection);
+        match self.status.read_only() {
+            None => connect::let_go(self.connection),
+            Some(_) => drop(self.connection),
+        }
         if let Some(reply) = closing {
             // Nobody waits any more: that is fine.
             let _ = reply.send(());
@@ -242,7 +262,7 @@ impl Thread {
         }
         if let Err(e) = self.connection.execute_batch("BEGIN IMMEDIATE") {
             self.fail(&e);
-            let refusal = StoreError::ReadOnly(e.to_string());
+            let refusal = StoreError::ReadOnly(connect::reason(&e));
             return group.into_iter().for_each(|job| refuse(job, &refusal));
         }
         let mut done = Done::default();
@@ -276,7 +296,7 @@ impl Thread {
             }
             Err(e) => {
                 self.fail(&e);
-                Some(StoreError::Unknown(e.to_string()))
+                Some(StoreError::Unknown(connect::reason(&e)))
             }
         }
     }
@@ -290,7 +310,7 @@ impl Thread {
         done.appends.into_iter().for_each(|(reply, outcome)| drop(reply.send(outcome)));
         done.others.into_iter().for_each(|(reply, outcome)| drop(reply.send(outcome)));
         self.unchecked += usize::from(done.changes > 0);
-        if self.unchecked >= WAL_CHECK_EVERY && self.wal_pages() >= WAL_PAGES_MAX {
+        if self.unchecked >= self.pace.look_every && self.wal_pages() >= self.pace.wal_pages_max {
             self.checkpoint("PASSIVE");
         }
     }
@@ -305,7 +325,7 @@ impl Thread {
                 match settled(write::append(&self.connection, log, append, written)) {
                     Ok(outcome) => done.appends.push((reply, outcome)),
                     Err(e) => {
-                        drop(reply.send(Err(StoreError::ReadOnly(e.to_string()))));
+                        drop(reply.send(Err(StoreError::ReadOnly(connect::reason(&e)))));
                         return Err(e);
                     }
                 }
@@ -349,11 +369,11 @@ impl Thread {
     fn is_disk_low(&mut self) -> bool {
         if self.disk_checked_at.is_none_or(|at| at.elapsed() >= DISK_CHECK) {
             self.disk_checked_at = Some(Instant::now());
-            let is_low = free_bytes(&self.directory).is_some_and(|free| free < self.disk_free_min_bytes);
+            let is_low = free_bytes(&self.disk.directory).is_some_and(|free| free < self.disk.free_min_bytes);
             if is_low != self.status.is_disk_low.swap(is_low, Ordering::Relaxed) {
                 tracing::warn!(
                     is_low,
-                    disk_free_min_bytes = self.disk_free_min_bytes,
+                    disk_free_min_bytes = self.disk.free_min_bytes,
                     "free disk space crossed store.disk_free_min"
                 );
             }
@@ -362,8 +382,8 @@ impl Thread {
     }
 
     fn fail(&self, error: &rusqlite::Error) {
-        let reason = error.to_string();
-        tracing::error!(%error, "a write failed: the store is read-only until the server is started again");
+        let reason = connect::reason(error);
+        tracing::error!(error = %reason, "a write failed: the store is read-only until the server is started again");
         self.status.read_only.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
     }
 }

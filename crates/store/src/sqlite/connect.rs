@@ -1,0 +1,89 @@
+//! Connections to a database file: one kind that writes and one that reads, both through the VFS that checks pages.
+//!
+//! A connection that is closed writes nothing, so that no write follows a failed one. The writer's may at its end, when
+//! nothing failed ([`let_go`]).
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, Result, ffi};
+use std::path::{Path, PathBuf};
+
+/// A database file, and the VFS through which it is reached.
+#[derive(Clone)]
+pub(super) struct Database {
+    path: PathBuf,
+    vfs: &'static str,
+}
+
+impl Database {
+    pub fn new(path: PathBuf, vfs: &'static str) -> Self {
+        Database { path, vfs }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The one connection that writes. A new database gets checksums on its pages; an older one stays as it is.
+    pub fn writing(&self) -> Result<Connection> {
+        let connection = self.open(OpenFlags::default())?;
+        pages::reserve(&connection)?;
+        turn_on_log(&connection)?;
+        connection.execute_batch(
+            "PRAGMA synchronous = FULL;
+             PRAGMA fullfsync = ON;
+             PRAGMA wal_autocheckpoint = 0;
+             PRAGMA temp_store = MEMORY;
+             PRAGMA cache_size = -16000;",
+        )?;
+        Ok(connection)
+    }
+
+    /// A connection that only reads.
+    pub fn reading(&self) -> Result<Connection> {
+        let connection = self.open(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.execute_batch("PRAGMA query_only = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -2000;")?;
+        Ok(connection)
+    }
+
+    fn open(&self, flags: OpenFlags) -> Result<Connection> {
+        pages::register()?;
+        let connection = Connection::open_with_flags_and_vfs(&self.path, flags, self.vfs)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        Ok(connection)
+    }
+}
+
+/// Turns on the write-ahead log. SQLite answers with the mode and then changes it, so the answer alone says nothing:
+/// whether it could is known at the statement's end. Without the log a commit would not be durable with one sync.
+fn turn_on_log(connection: &Connection) -> Result<()> {
+    let mut statement = connection.prepare("PRAGMA journal_mode = WAL")?;
+    let modes = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>>>()?;
+    match modes.as_slice() {
+        [mode] if mode == "wal" => Ok(()),
+        _ => Err(rusqlite::Error::SqliteFailure(
+            ffi::Error::new(ffi::SQLITE_IOERR),
+            Some("the write-ahead log could not be turned on".to_owned()),
+        )),
+    }
+}
+
+/// Closes a connection that wrote and never failed; the last one empties the write-ahead log and removes it.
+pub(super) fn let_go(connection: Connection) {
+    // When it cannot be set, the log stays, and the next start reads it.
+    let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+    drop(connection);
+}
+
+/// Whether a page did not match its checksum.
+pub(super) fn is_damaged(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_IOERR_DATA)
+}
+
+/// What went wrong, with file and page where a page is damaged. To be asked on the thread that met the error.
+pub(super) fn reason(error: &rusqlite::Error) -> String {
+    match pages::last_corruption() {
+        Some(corruption) if is_damaged(error) => corruption.to_string(),
+        _ => error.to_string(),
+    }
+}
