@@ -19,6 +19,8 @@ use tokio::sync::{mpsc, watch};
 const LETTERS_MAX: usize = 1_000;
 /// How often leadership is looked at, in case that taking it over failed.
 const LOOK_AGAIN_MS: u64 = 1_000;
+/// How long a request at another replica is believed to wait. It asks every second.
+const SIGN_OF_LIFE_MS_MAX: u64 = 3_000;
 
 /// How this process belongs to others.
 pub struct Membership {
@@ -140,10 +142,14 @@ impl App {
         let Some(lead) = runtime.lead() else { return };
         match signal {
             Signal::Ask { replica, waiter, agent, max, wait_ms, min_position } => {
-                let own = self.0.replicas.as_ref().is_none_or(|replicas| replicas.name == replica);
-                let waiter = if own { Some(waiter) } else { runtime.waiters.open_for(&replica, waiter, agent) };
-                // One that is known already asked again because it waits.
-                let Some(waiter) = waiter else { return };
+                let is_own = self.0.replicas.as_ref().is_none_or(|replicas| replicas.name == replica);
+                let (waiter, wait_ms) = match is_own {
+                    // It may have been answered since it asked by a letter.
+                    true if runtime.waiters.waits_until(waiter).is_none() => return,
+                    true => (waiter, wait_ms),
+                    // One at another replica says again and again that it waits; when it does not, its replica is gone.
+                    false => (runtime.waiters.open_for(&replica, waiter, agent), wait_ms.min(SIGN_OF_LIFE_MS_MAX)),
+                };
                 let until = self.env().now().plus_ms(wait_ms);
                 lead.dispatch.tell(DispatchSignal::Ask(Ask { waiter, agent, max, until, min_position }));
             }

@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Instant;
 use store::postgres::{PostgresSettings, PostgresStore, Promise};
-use store::{OpenError, Store};
 use store::sqlite::{Directory, SqliteStore};
+use store::{OpenError, Store};
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -45,7 +45,9 @@ async fn examine_database(settings: &Settings, database: &PostgresSettings) -> V
     checks.push(key_files(&settings.keys_dir));
     let logs = store.logs().await;
     checks.push(match logs {
-        Ok(logs) => check("record", true, format!("{} tenants; 'keiko audit verify --from database' looks at every event", logs.len())),
+        Ok(logs) => {
+            check("record", true, format!("{} tenants; 'keiko audit verify --from database' looks at every event", logs.len()))
+        }
         Err(error) => check("record", false, error.to_string()),
     });
     store.close().await;

@@ -484,6 +484,13 @@ impl Dispatch {
 
     fn ask(&mut self, ask: Ask) {
         self.timers.insert((ask.until, Timer::Waiter(ask.agent, ask.waiter)));
+        if let Some(known) = self.waiters.get_mut(&ask.agent).and_then(|waiters| waiters.get_mut(&ask.waiter)) {
+            // It says again that it waits.
+            self.timers.remove(&(known.until, Timer::Waiter(ask.agent, ask.waiter)));
+            known.until = ask.until;
+            self.timers.insert((ask.until, Timer::Waiter(ask.agent, ask.waiter)));
+            return;
+        }
         let waiter = Waiter { max: ask.max, until: ask.until, min_position: ask.min_position, is_busy: false };
         self.waiters.entry(ask.agent).or_default().insert(ask.waiter, waiter);
         if let Some(agent) = self.agents.get(&ask.agent) {

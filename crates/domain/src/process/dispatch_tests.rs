@@ -374,3 +374,14 @@ fn given_a_drain_then_nothing_more_is_given_out() {
     ask(&mut dispatch, 1, 7, 0, 0);
     assert_eq!(granted(&dispatch.decide(Timestamp(0), 0)), []);
 }
+
+#[test]
+fn given_a_request_that_says_again_that_it_waits_then_it_waits_on_and_gets_one_answer() {
+    let mut dispatch = with_agents(1);
+    ask(&mut dispatch, 1, 7, 0, 1_000);
+    assert_eq!(dispatch.decide(Timestamp(0), 0), []);
+    ask(&mut dispatch, 1, 7, 800, 1_000);
+    assert_eq!(dispatch.decide(Timestamp(1_000), 0), [], "its first time is over, its second is not");
+    assert_eq!(dispatch.decide(Timestamp(1_800), 0), [DispatchCommand::Deliver { agent: agent(1), waiter: 7, tasks: vec![] }]);
+    assert_eq!(dispatch.decide(Timestamp(9_000), 0), []);
+}

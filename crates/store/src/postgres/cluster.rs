@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio_postgres::Error;
 use tokio_postgres::types::ToSql;
 
-/// Letters that nobody took after this long are thrown away.
-const LETTERS_KEPT: &str = "60 seconds";
+/// Letters that nobody took after this long are thrown away: whoever wrote them is gone, or has written again.
+const LETTERS_KEPT: &str = "3 seconds";
 
 impl PostgresStore {
     async fn do_one(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<tokio_postgres::Row>, StoreError> {
@@ -91,8 +91,12 @@ impl Cluster for PostgresStore {
     }
 
     async fn collect(&self, recipients: &[String]) -> Result<Vec<Letter>, StoreError> {
-        let sql = "DELETE FROM letters WHERE recipient = ANY($1) RETURNING number, recipient, body";
-        let mut rows = self.do_one(sql, &[&recipients]).await?;
+        let sql = format!(
+            "DELETE FROM letters WHERE recipient = ANY($1) \
+             RETURNING number, recipient, body, posted_at > clock_timestamp() - interval '{LETTERS_KEPT}'"
+        );
+        let mut rows = self.do_one(&sql, &[&recipients]).await?;
+        rows.retain(|row| row.get::<_, bool>(3));
         rows.sort_by_key(|row| row.get::<_, i64>(0));
         Ok(rows.iter().map(|row| Letter { recipient: row.get(1), body: row.get(2) }).collect())
     }

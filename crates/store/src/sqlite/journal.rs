@@ -551,8 +551,8 @@ fn entry_of(row: &Row<'_>, tenant: TenantId) -> rusqlite::Result<Entry> {
 mod tests {
     use super::*;
     use crate::journal::contract::{self, entry};
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use crate::sqlite::tests::other;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use tempfile::TempDir;
 
     fn open(path: &std::path::Path, disk_free_min_bytes: u64) -> SqliteJournal {
