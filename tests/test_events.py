@@ -5,6 +5,8 @@ import json
 import re
 import threading
 
+import cloudevents.core.bindings.http as ce
+import cloudevents.core.formats.json as ce_json
 import pytest
 
 from harness import done, opened, refused, submit, unique
@@ -181,3 +183,77 @@ def test_should_end_a_stream_when_its_session_ends(keiko, admin):
         make(admin)
         remaining = list(events)  # The server closes the stream; otherwise this read times out.
     assert len(remaining) <= 3
+
+
+# CloudEvents, read by their own SDK
+
+
+def cloud_of(native):
+    """What a native event must be as a CloudEvent."""
+    meta = native["metadata"]
+    expected = {
+        "id": native["id"], "type": native["type"], "source": "/" + native["source"], "subject": native["stream"],
+        "sequence": f"{native['position']:020}", "partitionkey": native["stream"], "correlationid": meta["correlation_id"],
+        "causationid": meta["causation_id"], "traceparent": meta["trace_parent"], "authid": meta["user_id"],
+    }
+    return {name: value for name, value in expected.items() if value}
+
+
+def same(event, native):
+    attributes = event.get_attributes()
+    assert {name: attributes.get(name) for name in cloud_of(native)} == cloud_of(native)
+    assert event.get_data() == native["data"] and event.get_datacontenttype() == "application/json"
+    assert event.get_time().isoformat(timespec="milliseconds").replace("+00:00", "Z") == native["timestamp"]
+
+
+def test_should_show_an_event_as_cloudevents_in_both_modes(admin, capability):
+    task = submit(admin, capability, "wörk with \"quotes\" and %")
+    native = done(admin.get("/events", stream=task["id"]))[0]
+    for handle in (native["id"], native["position"]):
+        assert done(admin.get(f"/events/{handle}")) == native
+        for mode, read in (("cloudevents", ce.from_structured_event), ("cloudevents-binary", ce.from_binary_event)):
+            answer = admin.get(f"/events/{handle}", format=mode)
+            assert answer.status_code == 200
+            same(read(ce.HTTPMessage(dict(answer.headers), answer.content), ce_json.JSONFormat()), native)
+    refused(admin.get(f"/events/{native['id']}", format="avro"), 400)
+    refused(admin.get("/events", format="cloudevents-binary"), 400)
+    for absent_one in ("0", "99999999", "evt_01h455vb4pex5vsknk084sn02q", "nothing"):
+        refused(admin.get(f"/events/{absent_one}"), 404, "EVENT_NOT_FOUND")
+
+
+def test_should_give_a_batch_and_a_stream_of_cloudevents(admin, capability):
+    before = head(admin)
+    for _ in range(3):
+        make(admin)
+    natives = done(admin.get("/events", after=before))
+    answer = admin.get("/events", after=before, format="cloudevents")
+    assert answer.headers["content-type"] == "application/cloudevents-batch+json" and int(answer.headers["keiko-position"]) == head(admin)
+    for raw, native in zip(answer.json(), natives, strict=True):
+        same(ce.from_structured_event(ce.HTTPMessage({"content-type": "application/cloudevents+json"}, json.dumps(raw).encode()), ce_json.JSONFormat()), native)
+    with admin.stream("/events/stream", after=before, format="cloudevents") as live:
+        first = next(blocks(live.iter_lines()))
+    assert json.loads(dict(first)["data"]) == answer.json()[0]
+
+
+def test_should_filter_by_category(admin):
+    assert done(admin.get("/events", category="domain", limit=5))
+    assert done(admin.get("/events", category="integration")) == []
+    refused(admin.get("/events", category="other"), 400)
+
+
+def test_should_say_when_a_subscriber_has_caught_up(admin, capability):
+    before = head(admin)
+    make(admin)
+    with admin.stream("/events/stream", after=before, status="true") as live:
+        found = blocks(live.iter_lines())
+        assert dict(next(found))["id"] == str(before + 1)
+        told = dict(next(found))
+        assert told["event"] == "caught_up" and "id" not in told and json.loads(told["data"]) == {"position": before + 1, "behind": 0}
+        make(admin)
+        assert dict(next(found))["id"] == str(before + 2), "it is said once, not after each event"
+
+
+def test_should_refuse_a_subscription_from_the_future(admin):
+    error = refused(admin.get("/events/stream", after=head(admin) + 1000), 422, "POSITION_AHEAD")
+    assert error["details"]["position"] >= 1
+    refused(admin.get("/events/stream", headers={"Last-Event-ID": "99999999"}), 422, "POSITION_AHEAD")

@@ -280,7 +280,8 @@ def neighbours(keiko, admin, tmp_path_factory):
     boss = keiko.tenant(admin)
     server, tool = tool_server(admin, tmp_path_factory.mktemp("odd"))
     tool = done(admin.get(f"/tools/{tool}"))["id"]
-    ids = {"mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
+    event = done(admin.get("/events", stream=worker.id))[0]["id"]
+    ids = {"events": event, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
     return {"ids": ids, "boss": boss, "agent": keiko.agent(boss, capability), "token": task["attributes"]["claim"]["token"]}
 
 

@@ -73,7 +73,7 @@ def things(keiko, admin, tmp_path_factory):
         # Registering the server wrote the journal's first entry.
         "mcp-servers": server, "tools": tool, "journal": "1",
         "agents": worker.id, "tasks": task["id"], "users": keiko.user(admin, []).id, "roles": role["id"], "api-keys": key["id"],
-        "queues": queue, "tenants": "default", "capability": capability, "audit": "log",
+        "queues": queue, "tenants": "default", "capability": capability, "audit": "log", "events": "1",
     }
 
 

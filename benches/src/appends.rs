@@ -116,12 +116,12 @@ async fn store_run(place: &Place, producers: usize, appends: usize) -> anyhow::R
 }
 
 /// Numbers of a producer's appends: all producers together make `appends`.
-fn share_of(producer: usize, producers: usize, appends: usize) -> std::ops::Range<usize> {
+pub(crate) fn share_of(producer: usize, producers: usize, appends: usize) -> std::ops::Range<usize> {
     0..appends / producers + usize::from(producer < appends % producers)
 }
 
 /// The append number `n` of a producer, with ids as the server makes them: entities sort by time, keys are random.
-fn sample(producer: usize, n: usize) -> Append {
+pub(crate) fn sample(producer: usize, n: usize) -> Append {
     let now = Timestamp(1_767_225_600_000 + n as i64);
     let random = random(producer, n);
     let stream = TaskId::from_parts(now.0, random[..10].try_into().unwrap_or_default()).to_string();

@@ -11,6 +11,7 @@ mod fleet;
 mod grpc;
 mod http;
 mod machine;
+mod postgres;
 mod report;
 mod server;
 mod sse;
@@ -36,7 +37,7 @@ const USAGE: &str = "usage: keiko-bench [--quick] [--only NAME]... [--dir DIR] [
 KEIKO_BIN names the server under test (default: target/release/keiko).";
 
 /// The groups of figures, in the order of the report.
-const GROUPS: &[&str] = &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "appends"];
+const GROUPS: &[&str] = &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "appends", "postgres"];
 
 /// How much is measured.
 pub(crate) struct Scale {
@@ -173,6 +174,7 @@ async fn measure(group: &str, place: &Place, scale: &Scale) -> anyhow::Result<Se
         "discovery" => discovery::measure(place, scale).await,
         "sse" => sse::measure(place, scale).await,
         "appends" => appends::measure(place, scale).await,
+        "postgres" => postgres::measure(scale).await,
         other => bail!("there is no group '{other}'"),
     }
 }

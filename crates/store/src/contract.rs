@@ -206,7 +206,7 @@ async fn scans_by_type_and_stream(s: Subject) {
     other.events[0].kind = "test.other.seen";
     s.append(append(1, vec![other])).await.unwrap();
     let scan = async |after, kind: Option<&str>, stream: Option<&str>, limit| {
-        let filter = ScanFilter { kind: kind.map(Into::into), stream: stream.map(Into::into) };
+        let filter = ScanFilter { kind: kind.map(Into::into), stream: stream.map(Into::into), category: None };
         let found = s.scan(log(1), after, filter, limit).await.unwrap();
         (found.events.iter().map(|e| e.header.position).collect::<Vec<_>>(), found.position)
     };
@@ -217,6 +217,10 @@ async fn scans_by_type_and_stream(s: Subject) {
     assert_eq!(scan(0, Some("test.other"), None, 10).await.0, Vec::<u64>::new());
     assert_eq!(scan(0, None, Some("thing_b"), 10).await.0, [3]);
     assert_eq!(scan(4, None, None, 10).await, (vec![], 4));
+    let of = |category| ScanFilter { category: Some(category), ..ScanFilter::default() };
+    assert_eq!(s.scan(log(1), 0, of(Category::Domain), 10).await.unwrap().events.len(), 4);
+    let none = s.scan(log(1), 0, of(Category::System), 10).await.unwrap();
+    assert_eq!((none.events.len(), none.position), (0, 4));
 }
 
 async fn finds_positions_by_time(s: Subject) {

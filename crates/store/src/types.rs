@@ -1,6 +1,6 @@
 //! What goes into a store and what comes out.
 
-use kernel::{IndexField, NewEvent, Recorded, Timestamp, UniqueChange, ViewRow};
+use kernel::{Category, IndexField, NewEvent, Recorded, Timestamp, UniqueChange, ViewRow};
 use kernel::{TenantId, limits};
 use std::sync::Arc;
 
@@ -155,6 +155,8 @@ pub struct ScanFilter {
     pub kind: Option<String>,
     /// Only this stream.
     pub stream: Option<String>,
+    /// Only this category.
+    pub category: Option<Category>,
 }
 
 impl ScanFilter {
@@ -164,7 +166,8 @@ impl ScanFilter {
             Some(prefix) => event.header.kind.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')),
             None => event.header.kind == kind,
         });
-        kind_ok && self.stream.as_deref().is_none_or(|stream| event.header.stream == stream)
+        let category_ok = self.category.is_none_or(|category| category == event.header.category);
+        kind_ok && category_ok && self.stream.as_deref().is_none_or(|stream| event.header.stream == stream)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod body;
+mod cloudevents;
 mod console;
 mod docs;
 mod drain;

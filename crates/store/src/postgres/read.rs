@@ -132,13 +132,16 @@ impl Reader {
         let sql = format!(
             "SELECT {EVENT_COLUMNS} FROM events WHERE log = {LOG} AND position > $2 AND position <= $3 \
              AND ($4::text IS NULL OR kind = $4) AND ($5::text IS NULL OR starts_with(kind, $5)) \
-             AND ($6::text IS NULL OR stream = $6) ORDER BY position LIMIT $7"
+             AND ($6::text IS NULL OR stream = $6) AND ($8::int IS NULL OR category = $8) ORDER BY position LIMIT $7"
         );
         let prefix = filter.kind.as_deref().and_then(|kind| kind.strip_suffix('*')).map(clean);
         let exact = filter.kind.as_deref().filter(|_| prefix.is_none()).map(clean);
         let stream = filter.stream.as_deref().map(clean);
+        let category = filter.category.map(|category| i32::from(category.code()));
         let tenant = &log.bytes()[..];
-        let rows = self.rows(&sql, &[&tenant, &number(after), &number(head), &exact, &prefix, &stream, &count(limit)]).await?;
+        let rows = self
+            .rows(&sql, &[&tenant, &number(after), &number(head), &exact, &prefix, &stream, &count(limit), &category])
+            .await?;
         let events: Vec<Arc<Recorded>> = rows.iter().map(|row| event(row, log)).collect::<Result<_, _>>()?;
         let position = match events.last().filter(|_| events.len() == limit) {
             Some(last) => last.header.position,

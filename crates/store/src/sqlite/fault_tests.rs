@@ -163,7 +163,7 @@ async fn answers(s: &dyn Store, l: TenantId, jobs: &[Vec<Job>]) -> Result<Answer
     for stream in (0..8).map(|n| format!("thing_{n}")) {
         a.rows.push(s.entity(l, &stream).await?);
         a.events.push(s.read(l, &stream, 1, 1_000).await?);
-        let filter = ScanFilter { kind: Some("test.*".into()), stream: Some(stream) };
+        let filter = ScanFilter { kind: Some("test.*".into()), stream: Some(stream), category: None };
         a.events.push(s.scan(l, 0, filter, 1_000).await?.events);
     }
     for append in jobs.iter().flatten().filter_map(Job::append).filter(|append| append.log == l) {

@@ -3,15 +3,18 @@
 use super::tasks::EventList;
 use crate::http::access::By;
 use crate::http::body::{Params, limit};
-use crate::http::envelope::{Failure, Outcome, Reply};
+use crate::http::cloudevents;
+use crate::http::envelope::{Failure, One, Reply};
 use crate::http::state::EdgeState;
 use app::{App, EventFilter};
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream, StreamExt};
 use kernel::id::TenantId;
-use kernel::{Actor, Category, Kind, Recorded, Rejection};
+use kernel::{Actor, Category, Kind, Problem, Recorded, Rejection};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -24,7 +27,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(follow))
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(follow)).routes(routes!(get))
 }
 
 /// Who caused an event.
@@ -128,6 +131,10 @@ struct EventParams {
     kind: Option<String>,
     /// Only of this entity, by id.
     stream: Option<String>,
+    /// `domain`, `integration` or `system`
+    category: Option<String>,
+    /// `native`, or `cloudevents` for a CloudEvents batch.
+    format: Option<String>,
     /// How many; 50 when nothing is said.
     #[param(minimum = 1, maximum = 500)]
     limit: Option<u32>,
@@ -147,16 +154,97 @@ struct FollowParams {
     kind: Option<String>,
     /// Only of this entity, by id.
     stream: Option<String>,
+    /// `domain`, `integration` or `system`
+    category: Option<String>,
+    /// `native`, or `cloudevents` for structured CloudEvents.
+    format: Option<String>,
+    /// Whether to be told when the end of the log is reached (`caught_up`) and when it is far away (`fell_behind`).
+    #[serde(default)]
+    status: bool,
+}
+
+/// How one event is shown.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct OneParams {
+    /// `native`, `cloudevents` (structured) or `cloudevents-binary`.
+    format: Option<String>,
+}
+
+/// The form of events in an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Native,
+    Structured,
+    Binary,
+}
+
+fn wrong(pointer: &str, message: &str) -> Failure {
+    Rejection::invalid(&[Problem { pointer: pointer.into(), message: message.into() }]).into()
+}
+
+fn format(word: Option<&str>, takes_binary: bool) -> Result<Format, Failure> {
+    match (word, takes_binary) {
+        (None | Some("native"), _) => Ok(Format::Native),
+        (Some("cloudevents"), _) => Ok(Format::Structured),
+        (Some("cloudevents-binary"), true) => Ok(Format::Binary),
+        (Some(_), true) => Err(wrong("/format", "is none of native, cloudevents, cloudevents-binary")),
+        (Some(_), false) => Err(wrong("/format", "is none of native, cloudevents")),
+    }
+}
+
+fn category(word: Option<&str>) -> Result<Option<Category>, Failure> {
+    match word {
+        None => Ok(None),
+        Some("domain") => Ok(Some(Category::Domain)),
+        Some("integration") => Ok(Some(Category::Integration)),
+        Some("system") => Ok(Some(Category::System)),
+        Some(_) => Err(wrong("/category", "is none of domain, integration, system")),
+    }
 }
 
 /// Read events in order; `meta.position` is where to go on with `after`
 #[utoipa::path(get, path = "/api/v1/events", tag = "events", extensions(("x-permission" = json!("events.read"))),
     params(EventParams), responses((status = 200, body = EventList)))]
-async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<EventParams>) -> Outcome {
-    let filter = EventFilter { kind: params.kind, stream: params.stream };
+async fn list(
+    State(state): State<Arc<EdgeState>>,
+    By(caller): By,
+    Params(params): Params<EventParams>,
+) -> Result<Response, Failure> {
+    let format = format(params.format.as_deref(), false)?;
+    let filter = EventFilter { kind: params.kind, stream: params.stream, category: category(params.category.as_deref())? };
     let scanned = state.app.events(&caller, params.after.unwrap_or(0), filter, limit(params.limit)?).await?;
+    if format == Format::Structured {
+        let batch: Vec<Value> = scanned.events.iter().map(|event| cloudevents::structured(event)).collect();
+        let headers = [("content-type", cloudevents::BATCH.to_owned()), ("keiko-position", scanned.position.to_string())];
+        return Ok((headers, Value::from(batch).to_string()).into_response());
+    }
     let items: Vec<_> = scanned.events.iter().map(|e| event_body(e)).collect();
-    Ok(Reply::data(StatusCode::OK, &items)?.at(scanned.position))
+    Ok(Reply::data(StatusCode::OK, &items)?.at(scanned.position).into_response())
+}
+
+/// Read one event, by id or position
+///
+/// Native, or as a CloudEvent: structured, or binary with its attributes in `ce-` headers.
+#[utoipa::path(get, path = "/api/v1/events/{event}", tag = "events", extensions(("x-permission" = json!("events.read"))),
+    params(("event" = String, Path, description = "`evt_…`, or its position"), OneParams),
+    responses((status = 200, body = One<EventBody>)))]
+async fn get(
+    State(state): State<Arc<EdgeState>>,
+    By(caller): By,
+    Path(handle): Path<String>,
+    Params(params): Params<OneParams>,
+) -> Result<Response, Failure> {
+    let format = format(params.format.as_deref(), true)?;
+    let event = state.app.event(&caller, &handle).await?;
+    match format {
+        Format::Native => Ok(Reply::data(StatusCode::OK, &event_body(&event))?.at(event.header.position).into_response()),
+        Format::Structured => {
+            Ok(([(CONTENT_TYPE, cloudevents::ONE)], cloudevents::structured(&event).to_string()).into_response())
+        }
+        Format::Binary => Ok(cloudevents::binary(&event).into_response()),
+    }
 }
 
 /// Follow events live
@@ -183,14 +271,21 @@ async fn follow(
         })?),
     };
     let tenant = caller.actor.tenant;
-    let after = resumed.or(params.after).unwrap_or_else(|| state.app.position(tenant));
+    let is_structured = format(params.format.as_deref(), false)? == Format::Structured;
+    let category = category(params.category.as_deref())?;
+    let after = match resumed.or(params.after) {
+        Some(after) => state.app.not_ahead(tenant, after).await?,
+        None => state.app.position(tenant),
+    };
     let follower = Follower {
         actor: caller.actor,
         tail: state.app.tail(tenant),
         app: state.app.clone(),
         tenant,
         after,
-        filter: EventFilter { kind: params.kind, stream: params.stream },
+        filter: EventFilter { kind: params.kind, stream: params.stream, category },
+        is_structured,
+        status: params.status.then_some(Standing::Unknown),
     };
     let pages = stream::unfold(follower, Follower::next);
     Ok(Sse::new(pages.flat_map(stream::iter)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
@@ -207,7 +302,21 @@ struct Follower {
     after: u64,
     filter: EventFilter,
     tail: watch::Receiver<u64>,
+    is_structured: bool,
+    /// What the subscriber was told of its place, if it wants to be told.
+    status: Option<Standing>,
 }
+
+/// Where a subscriber stands, as it was told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Unknown,
+    CaughtUp,
+    FellBehind,
+}
+
+/// Events between a subscriber and the end of the log from which on it has fallen behind.
+const BEHIND_EVENTS: u64 = 5_000;
 
 impl Follower {
     /// The next events; ends when the server drains, the log cannot be read, or the reader may not read any more.
@@ -224,8 +333,10 @@ impl Follower {
             let scanned = self.app.scan(self.tenant, self.after, self.filter.clone(), PAGE).await.ok()?;
             let is_progress = scanned.position > self.after;
             self.after = scanned.position.max(self.after);
-            if !scanned.events.is_empty() {
-                return Some((scanned.events.iter().map(|e| Ok(line(e))).collect(), self));
+            let mut lines: Vec<_> = scanned.events.iter().map(|e| Ok(line(e, self.is_structured))).collect();
+            lines.extend(self.standing(is_progress).map(Ok));
+            if !lines.is_empty() {
+                return Some((lines, self));
             }
             if is_progress {
                 continue;
@@ -241,7 +352,32 @@ impl Follower {
     }
 }
 
-fn line(event: &Recorded) -> Event {
-    let data = serde_json::to_string(&event_body(event)).unwrap_or_else(|_| Value::Null.to_string());
+impl Follower {
+    /// What is to be said of the place, if that has changed.
+    fn standing(&mut self, is_progress: bool) -> Option<Event> {
+        let known = self.status?;
+        let behind = self.tail.borrow().saturating_sub(self.after);
+        let now = match (behind, is_progress) {
+            (0, _) | (_, false) => Standing::CaughtUp,
+            (BEHIND_EVENTS.., true) => Standing::FellBehind,
+            _ => known,
+        };
+        self.status = Some(now);
+        let name = match now {
+            _ if now == known => return None,
+            Standing::CaughtUp => "caught_up",
+            Standing::FellBehind => "fell_behind",
+            Standing::Unknown => return None,
+        };
+        let data = serde_json::json!({ "position": self.after, "behind": behind });
+        Some(Event::default().event(name).data(data.to_string()))
+    }
+}
+
+fn line(event: &Recorded, is_structured: bool) -> Event {
+    let data = match is_structured {
+        true => cloudevents::structured(event).to_string(),
+        false => serde_json::to_string(&event_body(event)).unwrap_or_else(|_| Value::Null.to_string()),
+    };
     Event::default().id(event.header.position.to_string()).data(data)
 }
