@@ -41,7 +41,7 @@ impl App {
             Err(_) => self.holder(caller.actor.tenant, &name_key(id_or_name)).await?,
         };
         let found = match stream.filter(|stream| caller.reach == Reach::All || *stream == caller.actor.who.id) {
-            Some(stream) => self.entity::<Agent>(caller.actor.tenant, &stream).await?,
+            Some(stream) => self.read::<Agent>(caller, &stream).await?,
             None => None,
         };
         found.ok_or_else(|| not_found(id_or_name))

@@ -15,7 +15,7 @@ use engine::{BUCKET_OF_ALL, Context, Engine, Env, Extras, HandleError, Handled, 
 use gateway::{Gateway, Report};
 use kernel::id::{KeyId, TenantId};
 use kernel::note::VerifierKey;
-use kernel::{Actor, Decider, IndexField, Kind, Personal, Problem, Rejection};
+use kernel::{Actor, Decider, IndexField, Kind, Personal, Problem, Rejection, Timestamp};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use store::journal::Journal;
@@ -305,6 +305,28 @@ impl App {
     pub(crate) async fn entity<D: Decider>(&self, tenant: TenantId, stream: &str) -> Answer<Option<Handled<D::State>>> {
         let found = self.0.engine.entity::<D>(tenant, stream).await.map_err(of_store)?;
         Ok(found.filter(|entity| !D::is_deleted(&entity.state)))
+    }
+
+    /// An entity of the caller's tenant as of the caller's position; one that was deleted then is not found.
+    pub(crate) async fn read<D: Decider>(&self, caller: &Caller, stream: &str) -> Answer<Option<Handled<D::State>>> {
+        let Some(at) = caller.at else { return self.entity::<D>(caller.actor.tenant, stream).await };
+        let found = self.0.engine.entity_at::<D>(caller.actor.tenant, stream, at).await.map_err(of_store)?;
+        Ok(found.filter(|entity| !D::is_deleted(&entity.state)))
+    }
+
+    /// The position that a position or an instant stands for.
+    pub async fn as_of(&self, caller: &Caller, text: &str) -> Answer<u64> {
+        let tenant = caller.actor.tenant;
+        if let Ok(position) = text.parse::<u64>() {
+            return self.not_ahead(tenant, position).await;
+        }
+        match text.parse::<Timestamp>().ok() {
+            Some(instant) => self.0.engine.store().position_at(tenant, instant).await.map_err(of_store),
+            None => {
+                let message = "is no position, such as 4711, and no instant, such as 2026-01-01T00:00:00Z".to_owned();
+                Err(Rejection::invalid(&[Problem { pointer: "/at".into(), message }]))
+            }
+        }
     }
 
     /// The stream that holds a unique key.

@@ -23,6 +23,8 @@ pub struct Caller {
     pub idempotency: Option<(String, [u8; 32])>,
     /// `If-Match`.
     pub if_match: Option<u64>,
+    /// The position as of which entities are read; now when there is none.
+    pub at: Option<u64>,
 }
 
 impl Caller {

@@ -109,7 +109,7 @@ impl App {
             Err(_) => self.holder(tenant, &name_key(&self.0.crypto.sealer.blind(tenant, "username", id_or_name))).await?,
         };
         let found = match stream {
-            Some(stream) => self.entity::<User>(tenant, &stream).await?,
+            Some(stream) => self.read::<User>(caller, &stream).await?,
             None => None,
         };
         found.ok_or_else(|| user_not_found(id_or_name))
@@ -213,7 +213,7 @@ impl App {
             Err(_) => self.holder(caller.actor.tenant, &role_key(id_or_name)).await?,
         };
         let found = match stream {
-            Some(stream) => self.entity::<Role>(caller.actor.tenant, &stream).await?,
+            Some(stream) => self.read::<Role>(caller, &stream).await?,
             None => None,
         };
         found.ok_or_else(|| role_not_found(id_or_name))

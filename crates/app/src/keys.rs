@@ -114,7 +114,7 @@ impl App {
     /// One key.
     pub async fn key(&self, caller: &Caller, id: &str) -> Answer<Handled<Key>> {
         let found = match id.parse::<KeyId>() {
-            Ok(id) => self.entity::<Key>(caller.actor.tenant, &id.to_string()).await?,
+            Ok(id) => self.read::<Key>(caller, &id.to_string()).await?,
             Err(_) => None,
         };
         found.ok_or_else(|| not_found(id))

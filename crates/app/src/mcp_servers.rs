@@ -108,7 +108,7 @@ impl App {
             Err(_) => self.holder(caller.actor.tenant, &name_key(id_or_name)).await?,
         };
         let found = match stream {
-            Some(stream) => self.entity::<McpServer>(caller.actor.tenant, &stream).await?,
+            Some(stream) => self.read::<McpServer>(caller, &stream).await?,
             None => None,
         };
         found.ok_or_else(|| not_found(id_or_name))

@@ -195,7 +195,7 @@ impl App {
     }
 
     async fn visible(&self, caller: &Caller, id: TaskId) -> Answer<Handled<Task>> {
-        let task = self.entity::<Task>(caller.actor.tenant, &id.to_string()).await?;
+        let task = self.read::<Task>(caller, &id.to_string()).await?;
         let task = task.ok_or_else(|| not_found(&id.to_string()))?;
         let who = &caller.actor.who;
         let is_own = task.state.submitted_by == *who || task.state.attempts.iter().any(|a| a.agent_id.to_string() == who.id);

@@ -89,7 +89,7 @@ impl App {
             Err(_) => self.holder(self.0.root, &domain::identity::tenant::slug_key(id_or_slug)).await?,
         };
         let found = match stream {
-            Some(stream) => self.entity::<Tenant>(self.0.root, &stream).await?,
+            Some(stream) => self.read::<Tenant>(caller, &stream).await?,
             None => None,
         };
         found.ok_or_else(|| {

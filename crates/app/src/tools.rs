@@ -96,7 +96,7 @@ impl App {
     /// One tool, by id or full name.
     pub async fn tool(&self, caller: &Caller, id_or_name: &str) -> Answer<ListedTool> {
         let tool = self.tool_record(caller, id_or_name).await?;
-        let server = self.entity::<McpServer>(caller.actor.tenant, &tool.state.server_id.to_string()).await?;
+        let server = self.read::<McpServer>(caller, &tool.state.server_id.to_string()).await?;
         let status = status(&tool.state, server.as_ref().map(|server| server.state.status));
         Ok(ListedTool { tool, status })
     }
@@ -107,7 +107,7 @@ impl App {
             Err(_) => self.holder(caller.actor.tenant, &name_key(id_or_name)).await?,
         };
         let found = match stream {
-            Some(stream) => self.entity::<Tool>(caller.actor.tenant, &stream).await?,
+            Some(stream) => self.read::<Tool>(caller, &stream).await?,
             None => None,
         };
         found.ok_or_else(|| not_found(id_or_name))

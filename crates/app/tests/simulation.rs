@@ -32,6 +32,7 @@ fn caller(actor: Actor, idempotency: Option<String>) -> Caller {
         trace_parent: None,
         idempotency: idempotency.map(|key| (key, [0; 32])),
         if_match: None,
+        at: None,
     }
 }
 

@@ -9,6 +9,7 @@ mod env;
 mod handle;
 mod lanes;
 mod lead;
+mod past;
 mod plan;
 mod project;
 pub mod tree;

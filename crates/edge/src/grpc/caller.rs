@@ -33,6 +33,7 @@ pub(super) async fn caller(
         trace_parent,
         idempotency: None,
         if_match: None,
+        at: None,
     })
 }
 

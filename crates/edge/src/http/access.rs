@@ -175,6 +175,7 @@ fn caller(actor: Actor, reach: Reach, request: &Parts) -> Result<Caller, Failure
         trace_parent: names.and_then(|n| n.trace_parent),
         idempotency: None,
         if_match: conditional(&request.headers)?,
+        at: None,
     })
 }
 

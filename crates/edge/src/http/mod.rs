@@ -1,6 +1,7 @@
 //! The HTTP interface: one router, one accept loop.
 
 mod access;
+mod asof;
 mod body;
 mod cloudevents;
 mod console;

@@ -4,6 +4,7 @@ use super::api_keys::{self, KeyAttributes};
 use super::auth::Empty;
 use super::tasks::{TaskAttributes, task_attributes};
 use crate::http::access::By;
+use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params, Sort, whole};
 use crate::http::envelope::{Failure, Many, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Name, strings};
@@ -278,8 +279,8 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<AgentBody>) ->
 
 /// Read an agent by id or name
 #[utoipa::path(get, path = "/api/v1/agents/{id}", tag = "agents", extensions(("x-permission" = json!("agents.read"))),
-    params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = One<AgentAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    params(("id" = String, Path, description = "Id or name"), AtParams), responses((status = 200, body = One<AgentAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
     shown(StatusCode::OK, &state.app.agent(&caller, &id).await?)
 }
 

@@ -1,6 +1,7 @@
 //! `/api/v1/api-keys`: credentials for programs.
 
 use crate::http::access::By;
+use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Name, Permission, permissions};
@@ -112,8 +113,8 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateKey>) ->
 
 /// Read a key's record
 #[utoipa::path(get, path = "/api/v1/api-keys/{id}", tag = "identity", extensions(("x-permission" = json!("keys.read"))),
-    params(("id" = String, Path, description = "Id")), responses((status = 200, body = One<KeyAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    params(("id" = String, Path, description = "Id"), AtParams), responses((status = 200, body = One<KeyAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
     let key = state.app.key(&caller, &id).await?;
     Reply::entity(StatusCode::OK, "api_key", &key, attributes(&key, None))
 }

@@ -2,6 +2,7 @@
 
 use super::auth::Empty;
 use crate::http::access::By;
+use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
 use crate::http::names::Handle;
@@ -176,8 +177,8 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<McpServerBody>
 
 /// Read an MCP server
 #[utoipa::path(get, path = "/api/v1/mcp-servers/{id}", tag = "tools", extensions(("x-permission" = json!("mcp-servers.read"))),
-    params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = One<McpServerAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    params(("id" = String, Path, description = "Id or name"), AtParams), responses((status = 200, body = One<McpServerAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
     entity(StatusCode::OK, &state.app.mcp_server(&caller, &id).await?)
 }
 

@@ -1,6 +1,7 @@
 //! `/api/v1/roles`: the built-in roles, and those that a tenant made for itself.
 
 use crate::http::access::By;
+use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Name, Permission, permissions};
@@ -107,8 +108,8 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateRole>) -
 
 /// Read a role by id or name
 #[utoipa::path(get, path = "/api/v1/roles/{id}", tag = "identity", extensions(("x-permission" = json!("roles.read"))),
-    params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = One<RoleAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    params(("id" = String, Path, description = "Id or name"), AtParams), responses((status = 200, body = One<RoleAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
     if let Some(shipped) = builtin().find(|role| role.id == id) {
         return Reply::data(StatusCode::OK, &shipped);
     }

@@ -4,6 +4,7 @@ use super::agents::word;
 use super::auth::Empty;
 use super::events::{EventBody, event_body};
 use crate::http::access::By;
+use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params, Sort, whole};
 use crate::http::envelope::{Failure, Many, Meta, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Name, Text};
@@ -300,8 +301,8 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateTask>) -
 
 /// Read a task
 #[utoipa::path(get, path = "/api/v1/tasks/{id}", tag = "tasks", extensions(("x-permission" = json!("tasks.read"))),
-    params(("id" = String, Path, description = "Id")), responses((status = 200, body = One<TaskAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    params(("id" = String, Path, description = "Id"), AtParams), responses((status = 200, body = One<TaskAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
     let task = state.app.task(&caller, task_id(&id)?).await?.entity;
     Reply::entity(StatusCode::OK, "task", &task, task_attributes(&task, None))
 }

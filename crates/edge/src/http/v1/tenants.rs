@@ -1,6 +1,7 @@
 //! `/api/v1/tenants`: owners of everything else. For administrators of the default tenant.
 
 use crate::http::access::By;
+use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Name, Slug};
@@ -98,8 +99,8 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateTenant>)
 
 /// Read a tenant by id or slug
 #[utoipa::path(get, path = "/api/v1/tenants/{id}", tag = "identity", extensions(("x-permission" = json!("tenants.read"))),
-    params(("id" = String, Path, description = "Id or slug")), responses((status = 200, body = One<TenantAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    params(("id" = String, Path, description = "Id or slug"), AtParams), responses((status = 200, body = One<TenantAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
     let tenant = state.app.tenant_record(&caller, &id).await?;
     Reply::entity(StatusCode::OK, "tenant", &tenant, attributes(&tenant))
 }

@@ -2,6 +2,7 @@
 
 use super::auth::Empty;
 use crate::http::access::By;
+use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, Params, limit, open_cursor, whole};
 use crate::http::envelope::{Failure, Many, One, Outcome, Reply, Resource};
 use crate::http::names::Handle;
@@ -109,8 +110,8 @@ async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params
 
 /// Read a tool
 #[utoipa::path(get, path = "/api/v1/tools/{id}", tag = "tools", extensions(("x-permission" = json!("discovery.read"))),
-    params(("id" = String, Path, description = "Id or full name")), responses((status = 200, body = One<ToolAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    params(("id" = String, Path, description = "Id or full name"), AtParams), responses((status = 200, body = One<ToolAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
     entity(&state.app.tool(&caller, &id).await?)
 }
 

@@ -1,6 +1,7 @@
 //! `/api/v1/users`: people and services.
 
 use crate::http::access::By;
+use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Name, strings};
@@ -121,8 +122,8 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateUser>) -
 
 /// Read a user by id or name
 #[utoipa::path(get, path = "/api/v1/users/{id}", tag = "identity", extensions(("x-permission" = json!("users.read"))),
-    params(("id" = String, Path, description = "Id or user name")), responses((status = 200, body = One<UserAttributes>)))]
-async fn get(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    params(("id" = String, Path, description = "Id or user name"), AtParams), responses((status = 200, body = One<UserAttributes>)))]
+async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
     let user = state.app.user(&caller, &id).await?;
     Reply::entity(StatusCode::OK, "user", &user, attributes(&user))
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns the command's arguments and columns. Never does an agent's work.
 
-use super::{Paging, Target, show_list, show_one, show_secret};
+use super::{Paging, Past, Target, show_list, show_one, show_past, show_secret};
 use crate::cli::Output;
 use crate::cli::call::{Call, Fields, path};
 use crate::cli::client::Client;
@@ -55,7 +55,7 @@ pub enum AgentsCommand {
         paging: Paging,
     },
     /// Show one agent
-    Get(Target),
+    Get(Past),
     /// Register an agent
     Register(Register),
     /// Replace an agent's description and capabilities by those in a file
@@ -141,7 +141,7 @@ pub async fn run(command: AgentsCommand, client: &mut Client, output: Output) ->
             let call = Call::get("agents").query("filter[status]", status).query("filter[capability]", capability);
             show_list(client, call, &paging, &COLUMNS, output).await
         }
-        AgentsCommand::Get(agent) => show_one(client, Call::get(path(&["agents", &agent.id])), output).await,
+        AgentsCommand::Get(agent) => show_past(client, "agents", &agent, output).await,
         AgentsCommand::Register(args) => show_one(client, Call::append("agents", args.body()?), output).await,
         AgentsCommand::Update { agent, file } => {
             let body = input::json_file(&file)?;

@@ -2,7 +2,7 @@
 //!
 //! Owns the command's arguments and columns. Never stores a key: it is shown once.
 
-use super::{Paging, Target, show_list, show_one, show_secret};
+use super::{Paging, Past, Target, show_list, show_past, show_secret};
 use crate::cli::Output;
 use crate::cli::call::{Call, Fields, path};
 use crate::cli::client::Client;
@@ -31,7 +31,7 @@ pub enum KeysCommand {
     /// List keys; never the keys themselves
     List(Paging),
     /// Show one key's name and permissions; never the key itself
-    Get(Target),
+    Get(Past),
     /// Create a key; it is shown once
     Create(Create),
     /// Revoke a key
@@ -56,7 +56,7 @@ pub struct Create {
 pub async fn run(command: KeysCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
     match command {
         KeysCommand::List(paging) => show_list(client, Call::get("api-keys"), &paging, &COLUMNS, output).await,
-        KeysCommand::Get(key) => show_one(client, Call::get(path(&["api-keys", &key.id])), output).await,
+        KeysCommand::Get(key) => show_past(client, "api-keys", &key, output).await,
         KeysCommand::Create(args) => {
             let body = Fields::default()
                 .with("name", Some(args.name))

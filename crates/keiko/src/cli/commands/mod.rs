@@ -19,7 +19,7 @@ mod sse;
 mod submit;
 
 use crate::cli::Output;
-use crate::cli::call::Call;
+use crate::cli::call::{Call, path};
 use crate::cli::client::Client;
 use crate::cli::error::hinted;
 use crate::cli::input;
@@ -37,6 +37,17 @@ pub struct Target {
     /// Its id, or its name where names are unique
     #[arg(value_name = "ID", value_parser = input::handle)]
     id: String,
+}
+
+/// The resource that a command is about, as it is or as it was.
+#[derive(Args)]
+pub struct Past {
+    /// Its id, or its name where names are unique
+    #[arg(value_name = "ID", value_parser = input::handle)]
+    id: String,
+    /// How it was: a position of the log, or an instant such as 2026-01-01T00:00:00Z
+    #[arg(long, value_name = "POSITION|TIME")]
+    at: Option<String>,
 }
 
 /// How much of a list.
@@ -79,6 +90,11 @@ async fn collect(client: &mut Client, call: Call) -> anyhow::Result<Vec<Value>> 
         }
         cursor = next;
     }
+}
+
+/// Shows a resource as it is, or as it was.
+async fn show_past(client: &mut Client, kind: &str, what: &Past, output: Output) -> anyhow::Result<()> {
+    show_one(client, Call::get(path(&[kind, &what.id])).query("at", what.at.as_ref()), output).await
 }
 
 /// Sends a call about one resource and shows the answer.

@@ -3,7 +3,7 @@
 //! Owns the command's arguments and columns. Never does the work: agents do.
 
 use super::submit::{self, Submit};
-use super::{Paging, Target, decision, events, show_list, show_one};
+use super::{Paging, Past, Target, decision, events, show_list, show_one, show_past};
 use crate::cli::Output;
 use crate::cli::call::{Call, path};
 use crate::cli::client::Client;
@@ -48,7 +48,7 @@ pub enum TasksCommand {
         paging: Paging,
     },
     /// Show one task
-    Get(Target),
+    Get(Past),
     /// Submit a task
     Submit(Submit),
     /// Show how the agent for a task was chosen: every candidate with its scores
@@ -75,7 +75,7 @@ pub async fn run(command: TasksCommand, client: &mut Client, output: Output) -> 
             let call = Call::get("tasks").query("filter[status]", status).query("filter[capability]", capability);
             show_list(client, call, &paging, &COLUMNS, output).await
         }
-        TasksCommand::Get(task) => show_one(client, Call::get(path(&["tasks", &task.id])), output).await,
+        TasksCommand::Get(task) => show_past(client, "tasks", &task, output).await,
         TasksCommand::Submit(args) => submit::run(args, client, output).await,
         TasksCommand::Decision(task) => decision::show(&task.id, client, output).await,
         TasksCommand::Events { task, paging } => {

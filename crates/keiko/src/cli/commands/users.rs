@@ -2,7 +2,7 @@
 //!
 //! Owns the command's arguments and columns. Never takes a password as an argument.
 
-use super::{Paging, Target, show_list, show_one};
+use super::{Paging, Past, Target, show_list, show_one, show_past};
 use crate::cli::call::{Call, Fields, path};
 use crate::cli::client::Client;
 use crate::cli::table::Column;
@@ -32,7 +32,7 @@ pub enum UsersCommand {
     /// List users
     List(Paging),
     /// Show one user
-    Get(Target),
+    Get(Past),
     /// Create a user; the password is asked for
     Create(Create),
     /// Give a user a new password; it is asked for
@@ -75,7 +75,7 @@ pub struct Create {
 pub async fn run(command: UsersCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
     match command {
         UsersCommand::List(paging) => show_list(client, Call::get("users"), &paging, &COLUMNS, output).await,
-        UsersCommand::Get(user) => show_one(client, Call::get(path(&["users", &user.id])), output).await,
+        UsersCommand::Get(user) => show_past(client, "users", &user, output).await,
         UsersCommand::Create(args) => create(args, client, output).await,
         UsersCommand::SetPassword { user, password_stdin } => set_password(&user.id, password_stdin, client, output).await,
         UsersCommand::SetRoles { user, roles } => {
