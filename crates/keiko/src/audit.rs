@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use app::{SealingKey, Tree, VerifierKey, check_ed25519, origin};
 use engine::verify::{Trust, Verified, verify_journal, verify_log};
 use serde::Serialize;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use store::journal::Journal;
 use store::sqlite::{Directory, SqliteJournal, SqliteSettings, SqliteStore};
@@ -111,9 +112,20 @@ pub async fn verify_directory(path: &Path, given: Option<&VerifierKey>, memory: 
 /// Verifies every tree of the database in the settings. Servers may be running.
 pub async fn verify_database(settings: &Settings, given: Option<&VerifierKey>, memory: &Memory) -> anyhow::Result<Vec<Found>> {
     let Some(database) = &settings.database else { bail!("KEIKO_DATABASE_URL is not set") };
-    let store = store::postgres::PostgresStore::open(database).await?;
+    let store = store::postgres::PostgresStore::open_as_is(database).await?;
     let journal = store::postgres::PostgresJournal::open(database, &store)?;
     verify_all(&store, &journal, &settings.keys_dir, given, memory).await
+}
+
+/// Says on a terminal how far a long verification has come.
+fn progress(tree: &str) -> impl FnMut(u64) + Send + use<> {
+    const EVERY: u64 = 100_000;
+    let (tree, is_shown) = (tree.to_owned(), std::io::stderr().is_terminal());
+    move |position| {
+        if is_shown && position % EVERY == 0 {
+            eprintln!("{tree}: {position} entries were looked at");
+        }
+    }
 }
 
 async fn verify_all(
@@ -135,8 +147,8 @@ async fn verify_all(
             // Read before the entries: what is written meanwhile is not sealed by it.
             let sealed = trees.sealed(tenant).await?;
             let verified = match tree {
-                Tree::Log => verify_log(store, tenant, &trust, |_| {}).await?,
-                Tree::Journal => verify_journal(journal, tenant, &trust, |_| {}).await?,
+                Tree::Log => verify_log(store, tenant, &trust, progress(&name)).await?,
+                Tree::Journal => verify_journal(journal, tenant, &trust, progress(&name)).await?,
             };
             if let (None, Some(sealed)) = (&verified.wrong, sealed) {
                 memory.keep(&name, &trust.key, &sealed.note)?;

@@ -35,7 +35,7 @@ pub async fn examine(settings: &Settings) -> Vec<Check> {
 
 /// The database, what it promises, and the keys.
 async fn examine_database(settings: &Settings, database: &PostgresSettings) -> Vec<Check> {
-    let store = match PostgresStore::open(database).await {
+    let store = match PostgresStore::open_as_is(database).await {
         Ok(store) => store,
         Err(error) => return vec![check("database", false, error.to_string())],
     };

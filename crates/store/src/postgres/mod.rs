@@ -45,6 +45,15 @@ pub struct PostgresStore {
 impl PostgresStore {
     /// Connects, brings the tables up to date and starts to follow the logs.
     pub async fn open(settings: &PostgresSettings) -> Result<Self, OpenError> {
+        Self::connect(settings, true).await
+    }
+
+    /// The same for looking only: tables that are not those of this version are refused, not made.
+    pub async fn open_as_is(settings: &PostgresSettings) -> Result<Self, OpenError> {
+        Self::connect(settings, false).await
+    }
+
+    async fn connect(settings: &PostgresSettings, makes_tables: bool) -> Result<Self, OpenError> {
         let target = Target::new(settings)?;
         let place = target.place();
         let failed = |e: tokio_postgres::Error| {
@@ -53,7 +62,10 @@ impl PostgresStore {
         let (heard, _hears) = tokio::sync::mpsc::unbounded_channel();
         let session = target.session(heard).await.map_err(failed)?;
         let promise = connect::examine(&session).await?;
-        schema::prepare(&session).await?;
+        match makes_tables {
+            true => schema::prepare(&session).await?,
+            false => schema::check(&session).await?,
+        }
         let heads = read::heads(&session).await.map_err(failed)?;
         drop(session);
         let writes = (settings.connections_max / 2).clamp(1, 8);

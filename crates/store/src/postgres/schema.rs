@@ -182,6 +182,24 @@ pub(super) async fn prepare(session: &Session) -> Result<(), OpenError> {
     outcome
 }
 
+/// Whether the tables are those of this version.
+pub(super) async fn check(session: &Session) -> Result<(), OpenError> {
+    let failed = |e: tokio_postgres::Error| OpenError::Database(describe(&e));
+    let known = "SELECT to_regclass('keiko_migrations') IS NOT NULL";
+    if !session.query_one(known, &[]).await.map_err(failed)?.get::<_, bool>(0) {
+        return Err(OpenError::Database("the database has no tables of Keiko; 'keiko serve' makes them".into()));
+    }
+    let found: i32 =
+        session.query_one("SELECT coalesce(max(version), 0) FROM keiko_migrations", &[]).await.map_err(failed)?.get(0);
+    match usize::try_from(found) {
+        Ok(found) if found == STEPS.len() => Ok(()),
+        _ => Err(OpenError::Database(format!(
+            "the database has tables of version {found}, this keiko works with {}; 'keiko serve' brings older ones up to date",
+            STEPS.len()
+        ))),
+    }
+}
+
 async fn migrate(session: &Session) -> Result<(), OpenError> {
     let failed = |e: tokio_postgres::Error| OpenError::Database(describe(&e));
     session

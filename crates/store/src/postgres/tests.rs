@@ -338,6 +338,10 @@ async fn a_database_that_does_not_fit_is_refused_with_what_to_do() {
     drop(open(server, &newer).await);
     server.sql(&newer, "INSERT INTO keiko_migrations (version) VALUES (99)");
     assert!(refused(&newer, None).await.contains("version 99"));
+    let empty = server.database();
+    let looked = PostgresStore::open_as_is(&settings(server, &empty)).await.err().expect("refused").to_string();
+    assert!(looked.contains("no tables of Keiko"), "{looked}");
+    assert_eq!(server.sql(&empty, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0", "looking makes nothing");
     let bare = server.database();
     server.sql(&bare, "REVOKE ALL ON SCHEMA public FROM PUBLIC; CREATE USER nobody_much");
     let url = server.url(&bare).replace("postgres@", "nobody_much@");

@@ -55,6 +55,8 @@ struct Shared {
     is_closed: AtomicBool,
     is_full: AtomicBool,
     queued: AtomicUsize,
+    /// Groups that are being written.
+    running: AtomicUsize,
     commits: AtomicU64,
     events: AtomicU64,
 }
@@ -86,6 +88,7 @@ impl Writer {
             is_closed: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             queued: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
             commits: AtomicU64::new(0),
             events: AtomicU64::new(0),
         };
@@ -152,10 +155,12 @@ impl Writer {
         }
     }
 
-    /// Takes nothing more, and waits for what was taken.
+    /// Takes nothing more, and waits for what was taken, but not for ever.
     pub async fn close(&self) {
         self.shared.is_closed.store(true, Ordering::Relaxed);
-        while self.shared.queued.load(Ordering::Relaxed) > 0 {
+        let late = Instant::now() + 2 * PATIENCE;
+        let is_busy = || self.shared.queued.load(Ordering::Relaxed) + self.shared.running.load(Ordering::Relaxed) > 0;
+        while is_busy() && Instant::now() < late {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -166,11 +171,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A log whose queue is being emptied. Whatever ends that, the next append begins it anew.
+struct Running(Arc<Shared>, TenantId);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Those who wait in it learn that nothing is known of their appends.
+            let left = lock(&self.0.queues).remove(&self.1).map_or(0, |queue| queue.waiting.len());
+            self.0.queued.fetch_sub(left, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Writes groups of one log until its queue is empty.
 async fn run(shared: Arc<Shared>, log: TenantId) {
-    // The semaphore is never closed, so there is always a place in the end.
-    let _place = shared.places.acquire().await;
+    let _running = Running(shared.clone(), log);
     loop {
+        // One group at a time, so that busy logs take turns with the others. The semaphore is never closed.
+        let _place = shared.places.acquire().await;
         let (group, replies) = {
             let mut queues = lock(&shared.queues);
             let Some(queue) = queues.get_mut(&log) else { return };
@@ -180,8 +199,11 @@ async fn run(shared: Arc<Shared>, log: TenantId) {
             }
             next_group(queue)
         };
-        let outcomes = shared.write(log, &group).await;
+        // Not counted as waiting any more, whatever becomes of it.
         shared.queued.fetch_sub(group.len(), Ordering::Relaxed);
+        shared.running.fetch_add(1, Ordering::Relaxed);
+        let outcomes = shared.write(log, &group).await;
+        shared.running.fetch_sub(1, Ordering::Relaxed);
         for (reply, outcome) in replies.into_iter().zip(outcomes) {
             // Whoever asked may have gone away; the change stands all the same.
             drop(reply.send(outcome));
