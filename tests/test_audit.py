@@ -198,6 +198,20 @@ def test_should_seal_the_journal_too(keiko, admin, tmp_path):
     assert root_from_proof(b64(proof["leaf"]), 1, note.size, [b64(h) for h in proof["hashes"]]) == note.root
 
 
+def restamp(path):
+    """Gives every page of a database the checksum of its content again, as whoever changes one on purpose would."""
+    data = bytearray(path.read_bytes())
+    size = struct.unpack(">H", data[16:18])[0]
+    for start in range(0, len(data), size):
+        words = struct.unpack(f"<{(size - 8) // 4}I", data[start : start + size - 8])
+        first = second = 0
+        for a, b in zip(words[::2], words[1::2], strict=True):
+            first = (first + a + second) & 0xFFFFFFFF
+            second = (second + b + first) & 0xFFFFFFFF
+        data[start + size - 8 : start + size] = struct.pack("<II", first, second)
+    path.write_bytes(data)
+
+
 class Operator:
     """Somebody with the data directory in their hands. A user `home` has verified the record before."""
 
@@ -217,7 +231,9 @@ class Operator:
         with sqlite3.connect(self.keiko.data_dir / file) as db:
             for statement in statements:
                 db.execute(*statement) if isinstance(statement, tuple) else db.execute(statement)
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.close()
+        restamp(self.keiko.data_dir / file)
 
     def row(self, position):
         with sqlite3.connect(self.keiko.data_dir / "keiko.db") as db:
@@ -317,7 +333,9 @@ def test_should_name_an_event_that_was_rewritten_with_right_hashes(operator):
 
 def test_should_see_that_a_whole_tree_was_rewritten(operator):
     _, leaf = rewrite(operator, 9)
-    tile = sqlite3.connect(operator.keiko.data_dir / "keiko.db").execute("SELECT hashes FROM tiles WHERE level = 0").fetchone()[0]
+    with sqlite3.connect(operator.keiko.data_dir / "keiko.db") as db:
+        tile = db.execute("SELECT hashes FROM tiles WHERE level = 0").fetchone()[0]
+    db.close()
     operator.sql(("UPDATE tiles SET hashes = ? WHERE level = 0", (tile[: 8 * 32] + leaf + tile[9 * 32 :],)))
     assert "another root than the signed one" in operator.found_bad()
 
@@ -331,6 +349,13 @@ def test_should_see_that_entries_were_cut_off(operator):
 def test_should_see_that_an_entry_was_taken_out(operator):
     operator.sql(("DELETE FROM events WHERE id = ?", ((1 << 40) + 5,)))
     assert "position 5 is missing" in operator.found_bad()
+
+
+def test_should_name_the_page_when_even_that_was_not_thought_of(operator):
+    with sqlite3.connect(operator.keiko.data_dir / "keiko.db") as db:
+        db.execute("UPDATE events SET kind = 'tasks.task.completed' WHERE id = ?", ((1 << 40) + 7,))
+    db.close()
+    assert "does not match its checksum" in operator.found_bad()
 
 
 def test_should_see_that_the_seal_was_taken_off(operator):

@@ -13,6 +13,7 @@ mod http;
 mod machine;
 mod postgres;
 mod report;
+mod sealing;
 mod server;
 mod sse;
 mod startup;
@@ -37,7 +38,7 @@ const USAGE: &str = "usage: keiko-bench [--quick] [--only NAME]... [--dir DIR] [
 KEIKO_BIN names the server under test (default: target/release/keiko).";
 
 /// The groups of figures, in the order of the report.
-const GROUPS: &[&str] = &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "appends", "postgres"];
+const GROUPS: &[&str] = &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "appends", "sealing", "postgres"];
 
 /// How much is measured.
 pub(crate) struct Scale {
@@ -174,6 +175,7 @@ async fn measure(group: &str, place: &Place, scale: &Scale) -> anyhow::Result<Se
         "discovery" => discovery::measure(place, scale).await,
         "sse" => sse::measure(place, scale).await,
         "appends" => appends::measure(place, scale).await,
+        "sealing" => sealing::measure(place, scale).await,
         "postgres" => postgres::measure(scale).await,
         other => bail!("there is no group '{other}'"),
     }
