@@ -38,7 +38,8 @@ const USAGE: &str = "usage: keiko-bench [--quick] [--only NAME]... [--dir DIR] [
 KEIKO_BIN names the server under test (default: target/release/keiko).";
 
 /// The groups of figures, in the order of the report.
-const GROUPS: &[&str] = &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "appends", "sealing", "postgres"];
+const GROUPS: &[&str] =
+    &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "appends", "sealing", "postgres"];
 
 /// How much is measured.
 pub(crate) struct Scale {
