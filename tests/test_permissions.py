@@ -87,7 +87,7 @@ def callers(keiko, admin, things):
 def filled(path, things):
     """The path with the id of a thing that exists."""
     if "{" not in path:
-        return path
+        return path + ("?from=1" if path.endswith("/diff") else "")
     kind = path.removeprefix("/api/v1/").split("/")[0]
     assert kind in things, f"{path}: this test does not know how to make one of '{kind}'; teach it"
     path = path.replace(path[path.index("{"): path.index("}") + 1], things[kind])

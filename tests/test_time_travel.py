@@ -1,10 +1,11 @@
 """How things were: `?at=` a position or an instant."""
 
+import json
 import time
 
 import pytest
 
-from harness import done, opened, refused, submit, unique
+from harness import ADMIN_PASSWORD, command, done, opened, refused, submit, unique
 
 KEIKO_ENV = {"KEIKO_AGENT_LEASE": "10m"}
 
@@ -73,3 +74,48 @@ def test_should_keep_to_what_the_reader_may_see(keiko, admin):
     stranger, boss = keiko.user(admin, ["user"]), keiko.tenant(admin)
     refused(stranger.get(f"/tasks/{task['id']}", at=position(admin)), 404)
     refused(boss.get(f"/tasks/{task['id']}", at=1), 404)
+
+
+def test_should_say_what_changed_between_two_moments(keiko, admin):
+    before = position(admin)
+    capability = unique("cap")
+    agent = keiko.agent(admin, capability)
+    middle = position(admin)
+    task = submit(admin, capability)
+    agent.complete(agent.take())
+    after = position(admin)
+    whole = done(admin.get("/timeline/diff", **{"from": before, "to": after}))
+    assert (whole["from"], whole["to"], whole["events"], whole["complete"]) == (before, after, after - before, True)
+    by_id = {entity["id"]: entity for entity in whole["entities"]}
+    assert by_id[task["id"]] == {
+        "id": task["id"], "change": "created", "version_before": 0, "version_after": 3,
+        "events": {"tasks.task.submitted": 1, "tasks.task.claimed": 1, "tasks.task.completed": 1},
+    }
+    later = done(admin.get("/timeline/diff", **{"from": middle}))
+    assert {e["id"]: e["change"] for e in later["entities"]}[task["id"]] == "created"
+    assert agent.id not in {e["id"] for e in later["entities"] if e["change"] == "created"}
+    assert done(admin.get("/timeline/diff", **{"from": after, "to": after}))["entities"] == []
+    refused(admin.get("/timeline/diff", **{"from": after, "to": before}), 400)
+    refused(admin.get("/timeline/diff"), 400)
+    refused(admin.get("/timeline/diff", **{"from": 10**9}), 422, "POSITION_AHEAD")
+    boss = keiko.tenant(admin)
+    assert task["id"] not in boss.get("/timeline/diff", **{"from": 0}).text
+
+
+def test_should_replay_a_story_step_by_step(keiko, admin, tmp_path):
+    capability = unique("cap")
+    agent = keiko.agent(admin, capability)
+    task = submit(admin, capability)
+    agent.complete(agent.take(), {"answer": 42})
+    login = command(tmp_path, "login", "--server", keiko.url, "admin", "--password-stdin", stdin=ADMIN_PASSWORD)
+    assert login.returncode == 0, login.stderr
+    told = command(tmp_path, "events", "replay", task["id"])
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    assert [line.split()[3] for line in lines if "  by " in line] == ["tasks.task.submitted", "tasks.task.claimed", "tasks.task.completed"]
+    assert '        status: "claimed"' in lines and '        status: "completed"' in lines
+    steps = json.loads(command(tmp_path, "events", "replay", task["id"], "--output", "json").stdout)
+    assert [step["changed"]["status"] for step in steps] == ["pending", "claimed", "completed"]
+    assert command(tmp_path, "events", "replay", "nothing").returncode == 1
+    shown = command(tmp_path, "tasks", "get", task["id"], "--at", steps[0]["event"]["position"])
+    assert "pending" in shown.stdout

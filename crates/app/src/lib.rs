@@ -27,6 +27,7 @@ mod schema;
 mod tasks;
 mod tenants;
 mod throttle;
+mod timeline;
 mod tools;
 mod workers;
 
@@ -45,6 +46,7 @@ pub use mcp_servers::{NewServer, NewTransport};
 pub use replicas::Membership;
 pub use tasks::{HistoryEntry, NewTask, TaskView};
 pub use tenants::NewTenant;
+pub use timeline::{Change, Changes};
 pub use tools::{ListedTool, ToolCall, ToolStatus};
 
 pub use kernel::note::VerifierKey;

@@ -53,6 +53,7 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::tools::routes())
         .merge(v1::journal::routes())
         .merge(v1::audit::routes())
+        .merge(v1::timeline::routes())
         .merge(mcp::routes())
 }
 

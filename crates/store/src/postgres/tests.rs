@@ -261,8 +261,14 @@ async fn survives(
     for stream in &refused {
         assert!(!streams.contains(stream), "{stream} was refused and is there");
     }
-    for replica in &replicas {
-        replica.append(one(999_999_999 + u64::from(Arc::ptr_eq(replica, &replicas[0])))).await.unwrap();
+    for (n, replica) in (999_999_000..).zip(&replicas) {
+        // It goes on by itself as soon as it has found the database again.
+        let went_on = async {
+            while replica.append(one(n)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), went_on).await.expect("it goes on");
     }
     (acknowledged.len(), refused.len())
 }

@@ -12,6 +12,7 @@ pub(super) mod queues;
 pub(super) mod roles;
 pub(super) mod tasks;
 pub(super) mod tenants;
+pub(super) mod timeline;
 pub(super) mod tools;
 pub(super) mod users;
 pub(super) mod work;

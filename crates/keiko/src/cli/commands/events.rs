@@ -2,6 +2,7 @@
 //!
 //! Owns where a follower goes on after a lost connection: behind the last event that it showed. Never writes.
 
+use super::replay;
 use super::sse::{Message, Parser};
 use crate::cli::Output;
 use crate::cli::call::Call;
@@ -19,6 +20,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   keiko events list --type tasks.task.completed
   keiko events list --after 4711 --limit 100
+  keiko events replay task_01h...                 one task, step by step
   keiko events tail                               what happens from now on
   keiko events tail --after 0 --output json       everything, one JSON event on each line";
 
@@ -56,6 +58,12 @@ pub enum EventsCommand {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: Option<u32>,
     },
+    /// Tell one entity's story: each event, and what it changed
+    Replay {
+        /// Its id
+        #[arg(value_name = "ID", value_parser = input::handle)]
+        id: String,
+    },
     /// Follow the log until interrupted, through lost connections
     Tail {
         /// Start behind this log position; 0 is the beginning [default: the end]
@@ -72,6 +80,7 @@ pub async fn run(command: EventsCommand, client: &mut Client, output: Output) ->
             let answer = client.send(call.query("stream", stream).query("limit", limit)).await?;
             output.list(answer.items(), &COLUMNS)
         }
+        EventsCommand::Replay { id } => replay::run(&id, client, output).await,
         EventsCommand::Tail { after } => tail(after, client, output).await,
     }
 }

@@ -15,6 +15,7 @@ pub mod tenants;
 pub mod users;
 
 mod decision;
+mod replay;
 mod sse;
 mod submit;
 
