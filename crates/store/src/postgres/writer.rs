@@ -345,6 +345,14 @@ async fn discard(client: Object) {
     }
 }
 
+// One look-up in the index for each name: `= ANY` may be planned as a filter over the whole log while a table is small.
+const LOOK_ENTITIES: &str = "SELECT e.stream, e.version, e.fields FROM unnest($2::text[]) AS w(stream) \
+     CROSS JOIN LATERAL (SELECT * FROM entities x WHERE x.log = $1 AND x.stream = w.stream LIMIT 1) e";
+const LOOK_HOLDERS: &str = "SELECT k.key, k.stream FROM unnest($2::text[]) AS w(key) \
+     CROSS JOIN LATERAL (SELECT * FROM unique_keys x WHERE x.log = $1 AND x.key = w.key LIMIT 1) k";
+const LOOK_REPEATS: &str = "SELECT i.key, i.request_hash, i.stream, i.position FROM unnest($2::text[]) AS w(key) \
+     CROSS JOIN LATERAL (SELECT * FROM idempotency x WHERE x.log = $1 AND x.key = w.key LIMIT 1) i";
+
 type Params<'a> = [&'a (dyn ToSql + Sync)];
 
 /// Takes the log's lock and reads what the group needs to know: one round trip.
@@ -358,12 +366,9 @@ async fn look(client: &Object, log: i32, wanted: &Wanted) -> Result<Known, tokio
     let share = client.prepare_cached("SELECT pg_advisory_xact_lock_shared($1, b) FROM unnest($2::int[]) b").await?;
     let head =
         client.prepare_cached("SELECT position, recorded_at FROM events WHERE log = $1 ORDER BY position DESC LIMIT 1").await?;
-    let entities =
-        client.prepare_cached("SELECT stream, version, fields FROM entities WHERE log = $1 AND stream = ANY($2)").await?;
-    let holders = client.prepare_cached("SELECT key, stream FROM unique_keys WHERE log = $1 AND key = ANY($2)").await?;
-    let repeats = client
-        .prepare_cached("SELECT key, request_hash, stream, position FROM idempotency WHERE log = $1 AND key = ANY($2)")
-        .await?;
+    let entities = client.prepare_cached(LOOK_ENTITIES).await?;
+    let holders = client.prepare_cached(LOOK_HOLDERS).await?;
+    let repeats = client.prepare_cached(LOOK_REPEATS).await?;
     let leases = client.prepare_cached("SELECT bucket, token FROM leases WHERE bucket = ANY($1)").await?;
     let none = || futures_util::future::ready(Ok::<Vec<Row>, tokio_postgres::Error>(vec![]));
     let head_params: &Params<'_> = &[&log];
@@ -434,7 +439,7 @@ const DELETE_FIELDS: &str = "DELETE FROM entity_fields f USING unnest($2::text[]
      WHERE f.log = $1 AND f.field = g.field AND f.value = g.value AND f.stream = g.stream";
 const INSERT_FIELDS: &str = "INSERT INTO entity_fields (log, field, value, stream) \
      SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING";
-const DELETE_UNIQUE: &str = "DELETE FROM unique_keys WHERE log = $1 AND key = ANY($2)";
+const DELETE_UNIQUE: &str = "DELETE FROM unique_keys k USING unnest($2::text[]) AS g(key) WHERE k.log = $1 AND k.key = g.key";
 const UPSERT_UNIQUE: &str = "INSERT INTO unique_keys (log, key, stream) SELECT $1, * FROM unnest($2::text[], $3::text[]) \
      ON CONFLICT (log, key) DO UPDATE SET stream = excluded.stream";
 const INSERT_IDEMPOTENCY: &str = "INSERT INTO idempotency (log, key, request_hash, stream, position) \
