@@ -100,4 +100,4 @@ browser:
 toolchain:
 	@scripts/toolchain.sh
 
-.PHONY: help run test check build bench bless deny toolchain console-test browser
+.PHONY: help run test test-faults check build bench bless deny toolchain console-test browser
