@@ -50,6 +50,7 @@ pub use timeline::{Change, Changes};
 pub use tools::{ListedTool, ToolCall, ToolStatus};
 
 pub use kernel::note::VerifierKey;
+pub use kernel::tile::{Tile, WIDTH as TILE_WIDTH};
 pub use store::journal::{Entry as JournalEntry, JournalQuery};
 pub use store::{ScanFilter as EventFilter, Scanned as ScannedEvents};
 

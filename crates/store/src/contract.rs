@@ -378,6 +378,21 @@ pub enum Operation {
     Apply(u8, u8, bool),
 }
 
+/// Random operations for [`model`].
+#[cfg(test)]
+pub fn operations() -> impl proptest::strategy::Strategy<Value = Vec<Operation>> {
+    use proptest::prelude::*;
+    let unique = prop::option::weighted(0.3, (any::<bool>(), 0u8..4));
+    let writes = prop::collection::vec((0u8..5, 0u8..6, any::<u8>(), unique), 1..4);
+    let append = (1u8..3, writes, prop::option::weighted(0.2, 0u8..4)).prop_map(|(log, writes, key)| Operation::Append {
+        log,
+        writes,
+        key,
+    });
+    let apply = (1u8..3, any::<u8>(), any::<bool>()).prop_map(|(log, row, activate)| Operation::Apply(log, row, activate));
+    prop::collection::vec(prop_oneof![6 => append, 1 => apply], 1..60)
+}
+
 /// Does the same on the subject and on the memory store, and compares every answer and everything that can be read.
 pub async fn model(subject: Subject, operations: &[Operation]) {
     let model: Subject = Arc::new(MemoryStore::new());

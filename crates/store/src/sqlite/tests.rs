@@ -1,7 +1,7 @@
 //! The contract on SQLite, and what only a store on a disk can show.
 
 use super::*;
-use crate::contract::{self, Operation, Subject, append, log, write};
+use crate::contract::{self, Subject, append, log, write};
 use proptest::prelude::*;
 use rusqlite::OpenFlags;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,23 +29,11 @@ async fn the_contract_holds() {
     .await;
 }
 
-fn operations() -> impl Strategy<Value = Vec<Operation>> {
-    let unique = prop::option::weighted(0.3, (any::<bool>(), 0u8..4));
-    let writes = prop::collection::vec((0u8..5, 0u8..6, any::<u8>(), unique), 1..4);
-    let append = (1u8..3, writes, prop::option::weighted(0.2, 0u8..4)).prop_map(|(log, writes, key)| Operation::Append {
-        log,
-        writes,
-        key,
-    });
-    let apply = (1u8..3, any::<u8>(), any::<bool>()).prop_map(|(log, row, activate)| Operation::Apply(log, row, activate));
-    prop::collection::vec(prop_oneof![6 => append, 1 => apply], 1..60)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_operations_give_what_the_model_gives(operations in operations()) {
+    fn random_operations_give_what_the_model_gives(operations in contract::operations()) {
         let home = TempDir::new().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

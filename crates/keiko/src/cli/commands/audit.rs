@@ -11,7 +11,7 @@ use crate::cli::error::hinted;
 use crate::cli::table::Column;
 use crate::cli::{Connection, Output, print};
 use crate::settings::Layers;
-use app::{Tree, VerifierKey};
+use app::{TILE_WIDTH, Tile, Tree, VerifierKey};
 use clap::{Args, Subcommand};
 use engine::verify::{Leaf, published, split_bundle};
 use std::collections::BTreeMap;
@@ -33,9 +33,6 @@ const COLUMNS: [Column; 6] = [
     Column::text("WHOLE", "/is_whole"),
     Column::id("ROOT", "/root"),
 ];
-
-/// Entries of a bundle.
-const WIDTH: u64 = 256;
 
 /// What `keiko audit` can do.
 #[derive(Subcommand)]
@@ -163,13 +160,13 @@ async fn online(client: &mut Client, given: Option<&VerifierKey>, memory: &Memor
         };
         let mut verifier = trust.verifier(note.as_deref());
         let size = verifier.sealed();
-        for number in 0..size.div_ceil(WIDTH) {
-            let width = (size - number * WIDTH).min(WIDTH);
-            let place = |level: &str| tile_path(level, number, width);
-            let (bundle, tile) = (bytes(client, word, &place("entries")).await?, bytes(client, word, &place("0")).await?);
+        for number in 0..size.div_ceil(TILE_WIDTH) {
+            let width = (size - number * TILE_WIDTH).min(TILE_WIDTH);
+            let place = |level| Tile { level, index: number, width: width as u16 }.path();
+            let (bundle, tile) = (bytes(client, word, &place(None)).await?, bytes(client, word, &place(Some(0))).await?);
             let entries = split_bundle(&bundle).ok_or_else(|| hinted("A bundle of entries is cut short.", "report this"))?;
             for (n, entry) in entries.iter().enumerate() {
-                let position = number * WIDTH + n as u64 + 1;
+                let position = number * TILE_WIDTH + n as u64 + 1;
                 let unreadable = || Leaf {
                     position,
                     id: String::new(),
@@ -188,19 +185,6 @@ async fn online(client: &mut Client, given: Option<&VerifierKey>, memory: &Memor
         found.push(Found::of(&trust.key, verified));
     }
     Ok(found)
-}
-
-/// The path of a tile, as in C2SP tlog-tiles.
-fn tile_path(level: &str, number: u64, width: u64) -> String {
-    let mut parts = vec![format!("{:03}", number % 1_000)];
-    let mut rest = number / 1_000;
-    while rest > 0 {
-        parts.push(format!("x{:03}", rest % 1_000));
-        rest /= 1_000;
-    }
-    parts.reverse();
-    let partial = if width < WIDTH { format!(".p/{width}") } else { String::new() };
-    format!("{level}/{}{partial}", parts.join("/"))
 }
 
 async fn prove(args: Prove, client: &mut Client, output: Output) -> anyhow::Result<()> {
