@@ -4,6 +4,7 @@ use crate::Scale;
 use crate::machine::Place;
 use crate::report::{Figure, Goal, Section, number};
 use anyhow::Context;
+use kernel::event::Content;
 use kernel::{ActorRef, Category, EventId, IndexField, NewEvent, TaskId, TenantId, Timestamp};
 use std::fs::File;
 use std::io::Write;
@@ -136,8 +137,7 @@ pub(crate) fn sample(producer: usize, n: usize) -> Append {
         correlation: format!("req-{producer}-{n}"),
         causation: None,
         trace_parent: None,
-        salt: random,
-        payload: json_of(&stream, PAYLOAD_BYTES),
+        content: Content::Whole { salt: random, bytes: json_of(&stream, PAYLOAD_BYTES) },
     };
     let row = NewRow {
         kind: "bench",
@@ -146,7 +146,7 @@ pub(crate) fn sample(producer: usize, n: usize) -> Append {
         is_deleted: false,
     };
     let key = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let write = StreamWrite { stream, expected_version: 0, events: vec![event], unique: vec![], row: Some(row) };
+    let write = StreamWrite { stream, expected_version: 0, events: vec![event], unique: vec![], row: Some(row), erases: false };
     Append {
         log: TenantId::from_bytes([1; 16]),
         writes: vec![write],
@@ -190,8 +190,8 @@ fn raw_bytes(append: &Append) -> Vec<u8> {
             out.extend(event.occurred_at.0.to_be_bytes());
             out.extend(event.actor.id.as_bytes());
             out.extend(event.correlation.as_bytes());
-            out.extend(event.salt);
-            out.extend(&event.payload);
+            out.extend(event.content.salt().unwrap_or_default());
+            out.extend(event.content.bytes().unwrap_or_default());
         }
         if let Some(row) = &write.row {
             out.extend(row.kind.as_bytes());

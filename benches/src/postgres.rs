@@ -119,7 +119,7 @@ fn row(n: usize) -> Row {
     let append = sample(0, n);
     let write = append.writes.into_iter().next();
     let (stream, event) = write.map(|w| (w.stream, w.events.into_iter().next())).unwrap_or_default();
-    let (correlation, payload) = event.map(|e| (e.correlation, e.payload)).unwrap_or_default();
+    let (correlation, payload) = event.map(|e| (e.correlation, e.content.parts().1.unwrap_or_default())).unwrap_or_default();
     Row { position: n as i64 + 1, id: format!("{n:032x}"), stream, correlation, payload }
 }
 

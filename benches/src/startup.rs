@@ -5,6 +5,7 @@ use crate::machine::Place;
 use crate::report::{Figure, Goal, Section, number};
 use crate::server::Server;
 use anyhow::Context;
+use kernel::event::Content;
 use kernel::{ActorRef, Category, EventId, IndexField, NewEvent, TenantId, Timestamp};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -129,8 +130,10 @@ fn stream_of(log: TenantId, stream: u64) -> Append {
         correlation: format!("bench-{stream}"),
         causation: None,
         trace_parent: None,
-        salt: [n as u8; 16],
-        payload: format!("{{\"data\":{{\"step\":{n},\"text\":\"{}\"}}}}", "e".repeat(260)).into_bytes(),
+        content: Content::Whole {
+            salt: [n as u8; 16],
+            bytes: format!("{{\"data\":{{\"step\":{n},\"text\":\"{}\"}}}}", "e".repeat(260)).into_bytes(),
+        },
     };
     let row = NewRow {
         kind: "bench",
@@ -144,6 +147,7 @@ fn stream_of(log: TenantId, stream: u64) -> Append {
         events: (1..=STREAM_EVENTS).map(event).collect(),
         unique: vec![],
         row: Some(row),
+        erases: false,
     };
     Append { log, writes: vec![write], idempotency: None, values: vec![], secrets: vec![], authority: None, now }
 }

@@ -115,6 +115,13 @@ impl App {
         found.ok_or_else(|| user_not_found(id_or_name))
     }
 
+    /// One user, also one that was removed, if it is named by its id.
+    pub(crate) async fn known_user(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<User>> {
+        let Ok(id) = id_or_name.parse::<UserId>() else { return self.user(caller, id_or_name).await };
+        let found = self.0.engine.entity::<User>(caller.actor.tenant, &id.to_string()).await.map_err(crate::errors::of_store)?;
+        found.ok_or_else(|| user_not_found(id_or_name))
+    }
+
     /// All users.
     pub async fn users(&self, caller: &Caller, order: &ListOrder) -> Answer<Page<User>> {
         self.list::<User>(caller, order, vec![]).await

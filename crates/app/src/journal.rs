@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::errors::of_store;
 use crate::{Answer, Caller};
+use kernel::event::Content;
 use kernel::journal::Class;
 use kernel::{Json, Kind, Rejection, limits};
 use serde::Serialize;
@@ -65,12 +66,11 @@ impl App {
             id: self.env().id(),
             tenant: caller.actor.tenant,
             class,
-            kind,
+            kind: kind.into(),
             at: self.env().now(),
             actor: caller.actor.who.clone(),
             correlation: caller.correlation.clone(),
-            salt: self.env().bytes(),
-            data: serde_json::to_vec(data).ok()?,
+            content: Content::Whole { salt: self.env().bytes(), bytes: serde_json::to_vec(data).ok()? },
             values: values.0,
         })
     }

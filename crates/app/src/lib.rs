@@ -13,6 +13,7 @@ mod caller;
 mod claims;
 mod crypto;
 mod discovery;
+mod erasures;
 mod errors;
 mod events;
 mod fleet;

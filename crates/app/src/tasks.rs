@@ -317,7 +317,7 @@ pub(crate) fn offload(value: Json, extras: &mut Extras) -> Json {
     match value.offload(limits::VALUE_INLINE_BYTES_MAX) {
         None => value,
         Some((reference, hash)) => {
-            extras.values.push((hash, value.text().as_bytes().to_vec()));
+            extras.values.push((hash, Some(value.text().as_bytes().to_vec())));
             reference
         }
     }

@@ -7,10 +7,10 @@ use crate::{Answer, Caller, ListOrder, Page, passwords};
 use async_trait::async_trait;
 use domain::identity::tenant::{Created, Tenant, TenantCommand};
 use domain::identity::user::{Registered, User, UserCommand, UserKind, password_secret};
-use domain::process::provision::Provision;
+use domain::process::outstanding::{Effect, Outstanding, Provision};
 use engine::{Context, Executor, Extras, HandleError, Handled, Step};
 use kernel::id::{TenantId, UserId};
-use kernel::{Kind, Personal, Process, Rejection, limits, text};
+use kernel::{Kind, Personal, Rejection, limits, text};
 use std::sync::Weak;
 
 /// A tenant to be founded.
@@ -118,8 +118,8 @@ pub(crate) struct ProvisionWorker {
 }
 
 #[async_trait]
-impl Executor<Provision> for ProvisionWorker {
-    async fn execute(&self, tenant: TenantId) -> Option<<Provision as Process>::Signal> {
+impl Executor<Outstanding<Provision>> for ProvisionWorker {
+    async fn execute(&self, tenant: TenantId) -> Option<()> {
         let app = App(Weak::upgrade(&self.app)?);
         if let Err(error) = provision(&app, tenant).await {
             tracing::warn!(%tenant, %error, "the tenant could not be opened; trying again");

@@ -3,15 +3,17 @@
 
 use crate::app::{App, Inner};
 use crate::claims::{ClaimWorker, Waiters};
+use crate::erasures::EraseWorker;
 use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
 use crate::tenants::ProvisionWorker;
 use crate::{audit, journal, mcp_servers, replicas};
 use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
+use domain::erasure::Erasure;
 use domain::identity::tenant::Tenant;
 use domain::process::dispatch::{Dispatch, DispatchSettings, LoadedTask};
 use domain::process::liveness::{Liveness, LivenessCommand};
-use domain::process::provision::Provision;
+use domain::process::outstanding::{Erase, Outstanding, Provision};
 use domain::queue::Queue;
 use domain::task::{Status, Task};
 use domain::view::stats::{AgentStats, AgentStatsView};
@@ -183,6 +185,7 @@ pub(crate) async fn start_lead(
     if id == app.0.root {
         start_provisioner(app, engine, tail).await?;
     }
+    start_eraser(app, engine, id, tail).await?;
     let worker = ClaimWorker {
         engine: engine.clone(),
         runtime: runtime.clone(),
@@ -201,13 +204,25 @@ pub(crate) async fn start_lead(
 }
 
 async fn start_provisioner(app: &App, engine: &Engine, position: u64) -> Result<(), StoreError> {
-    let mut provision = Provision::default();
+    let mut provision = Outstanding::<Provision>::default();
     for tenant in each::<Tenant>(engine, app.0.root, &[]).await? {
         if let (false, Ok(id)) = (tenant.state.is_ready, tenant.stream.parse()) {
             provision.put(id);
         }
     }
     drive(engine, app.0.root, provision, position, Arc::new(ProvisionWorker { app: Arc::downgrade(&app.0) }));
+    Ok(())
+}
+
+async fn start_eraser(app: &App, engine: &Engine, tenant: TenantId, position: u64) -> Result<(), StoreError> {
+    let mut erase = Outstanding::<Erase>::default();
+    for erasure in each::<Erasure>(engine, tenant, &[IndexField::new("status", "running")]).await? {
+        if let Ok(id) = erasure.stream.parse() {
+            erase.put(id);
+        }
+    }
+    let worker = EraseWorker { app: Arc::downgrade(&app.0), engine: engine.clone(), tenant, turn: tokio::sync::Mutex::default() };
+    drive(engine, tenant, erase, position, Arc::new(worker));
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod agent;
+pub mod erasure;
 pub mod identity;
 pub mod mcp_server;
 pub mod policy;

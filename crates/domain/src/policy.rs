@@ -38,7 +38,15 @@ pub const ROLES: &[(&str, &[&str])] = &[
     ("user", &["tasks.create", "tasks.read:own", "agents.query", "memory.read:own"]),
     (
         "security-officer",
-        &["audit.read", "audit.verify", "transparency.feed.*", "transparency.users.*", "transparency.security.*", "incidents.*"],
+        &[
+            "audit.read",
+            "audit.verify",
+            "erasures.*",
+            "transparency.feed.*",
+            "transparency.users.*",
+            "transparency.security.*",
+            "incidents.*",
+        ],
     ),
     ("agent", AGENT),
 ];

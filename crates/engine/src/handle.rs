@@ -3,6 +3,7 @@
 use crate::lanes::{Cell, Lane, Lanes};
 use crate::plan::{AnyState, Plan, Rules, Step, decode};
 use crate::{Env, plan};
+use kernel::event::Content;
 use kernel::id::{EventId, TenantId, UserId};
 use kernel::{ActorRef, Decider, EventSet, Facts, Kind, NewEvent, Origin, Recorded, Rejection, Timestamp};
 use std::sync::Arc;
@@ -70,8 +71,7 @@ impl Context {
             correlation: self.correlation.clone(),
             causation: self.causation,
             trace_parent: self.trace_parent.clone(),
-            salt: env.bytes(),
-            payload: event.payload(&self.origin).map_err(|e| unwritable(&e))?,
+            content: Content::Whole { salt: env.bytes(), bytes: event.payload(&self.origin).map_err(|e| unwritable(&e))? },
         })
     }
 }
@@ -99,8 +99,8 @@ fn changed(wanted: u64, actual: u64) -> Rejection {
 /// What is stored in the same transaction beside the events.
 #[derive(Default)]
 pub struct Extras {
-    /// Large values by hash.
-    pub values: Vec<([u8; 32], Vec<u8>)>,
+    /// Large values by hash; `None` removes one.
+    pub values: Vec<([u8; 32], Option<Vec<u8>>)>,
     /// Sealed secrets by name.
     pub secrets: Vec<(String, Option<Vec<u8>>)>,
 }
@@ -245,7 +245,7 @@ impl Engine {
 
     /// The entity in a row, with the events folded in that its stored state lacks.
     pub async fn folded<D: Decider>(&self, log: TenantId, row: EntityRow) -> Result<Option<Handled<D::State>>, StoreError> {
-        let later = self.later(log, &row).await?;
+        let later = later(self.store.as_ref(), log, &row).await?;
         let state = decode::<D>(&row, &later)?;
         Ok(state.map(|state| Handled {
             stream: row.stream,
@@ -257,12 +257,12 @@ impl Engine {
         }))
     }
 
-    async fn later(&self, log: TenantId, row: &EntityRow) -> Result<Vec<Arc<Recorded>>, StoreError> {
-        if row.state_version == row.version {
-            return Ok(vec![]);
-        }
-        let count = usize::try_from(row.version - row.state_version).unwrap_or(usize::MAX);
-        self.store.read(log, &row.stream, row.state_version + 1, count).await
+    /// Changes what lies beside the events of a log, without an event.
+    pub async fn put_aside(&self, log: TenantId, extras: Extras) -> Result<(), StoreError> {
+        let Extras { values, secrets } = extras;
+        let (authority, now) = (self.authority, self.env.now());
+        let append = Append { log, writes: vec![], idempotency: None, values, secrets, authority, now };
+        self.store.append(append).await.map(|_| ())
     }
 
     async fn run(
@@ -341,7 +341,7 @@ impl Engine {
         // Put together first and taken over at the end: a reading that fails or is given up must leave nothing behind.
         let mut loaded = Lane { is_loaded: true, ..Lane::default() };
         if let Some(row) = self.store.entity(log, rules.stream()).await? {
-            let later = self.later(log, &row).await?;
+            let later = later(self.store.as_ref(), log, &row).await?;
             loaded.state = rules.load(&row, &later)?;
             loaded.version = row.version;
             loaded.state_version = row.state_version;
@@ -391,7 +391,8 @@ impl Engine {
                 }
             }
             let stream = step.0.stream().to_owned();
-            writes.push(StreamWrite { stream, expected_version, events: plan.events, unique: plan.unique, row: plan.row });
+            let Plan { events, unique, row, erases, .. } = plan;
+            writes.push(StreamWrite { stream, expected_version, events, unique, row, erases });
         }
         let (values, secrets) = (extras.values.clone(), extras.secrets.clone());
         Append { log, writes, idempotency: context.idempotency.clone(), values, secrets, authority: self.authority, now }
@@ -411,6 +412,7 @@ impl Engine {
             events: vec![],
             unique: vec![],
             row: None,
+            erases: false,
         });
         let now = self.env.now();
         let check =
@@ -425,6 +427,15 @@ impl Engine {
             }
         }
     }
+}
+
+/// The events that the state in a row lacks.
+pub(crate) async fn later(store: &dyn Store, log: TenantId, row: &EntityRow) -> Result<Vec<Arc<Recorded>>, StoreError> {
+    if row.state_version == row.version {
+        return Ok(vec![]);
+    }
+    let count = usize::try_from(row.version - row.state_version).unwrap_or(usize::MAX);
+    store.read(log, &row.stream, row.state_version + 1, count).await
 }
 
 async fn forget(cells: &[Arc<Cell>]) {

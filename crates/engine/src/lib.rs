@@ -12,6 +12,7 @@ mod lead;
 mod past;
 mod plan;
 mod project;
+mod replay;
 pub mod tree;
 pub mod verify;
 
@@ -21,3 +22,4 @@ pub use handle::{Context, Engine, Extras, HandleError, Handled};
 pub use lead::{BUCKET_OF_ALL, Held, bucket_of, lead};
 pub use plan::{Step, decode};
 pub use project::{Projection, project};
+pub use replay::{Folds, Kinds, replay};

@@ -1,8 +1,8 @@
 //! How an entity was: folded from its stream up to a position.
 
+use crate::plan::fold;
 use crate::{Engine, Handled};
-use kernel::rules::Meta;
-use kernel::{Decider, EventSet, TenantId, Timestamp};
+use kernel::{Decider, TenantId, Timestamp};
 use std::sync::Arc;
 use store::StoreError;
 
@@ -26,10 +26,7 @@ impl Engine {
             let then: Vec<_> = page.into_iter().take_while(|event| event.header.position <= position).collect();
             for event in &then {
                 let header = &event.header;
-                if let Some(data) = D::Event::read(event).map_err(StoreError::Corrupt)? {
-                    let meta = Meta { version: header.version, at: header.occurred_at, actor: header.actor.clone() };
-                    state = D::evolve(state, &data, &meta);
-                }
+                state = fold::<D>(state, event).map_err(StoreError::Corrupt)?;
                 created_at = if version == 0 { header.occurred_at } else { created_at };
                 (version, updated_at) = (header.version, header.occurred_at);
             }

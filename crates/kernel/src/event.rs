@@ -69,11 +69,60 @@ pub struct NewEvent {
     pub causation: Option<EventId>,
     /// W3C `traceparent` of the request.
     pub trace_parent: Option<String>,
-    /// 16 random bytes that make erased payloads unguessable.
-    pub salt: [u8; 16],
-    /// The exact bytes: see [`payload`].
-    pub payload: Vec<u8>,
+    /// What it says.
+    pub content: Content,
 }
+
+/// What an event or an entry says, as far as it is still there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// All of it.
+    Whole {
+        /// 16 random bytes that make erased content unguessable.
+        salt: [u8; 16],
+        /// The exact bytes; of an event see [`payload`].
+        bytes: Vec<u8>,
+    },
+    /// It was erased; its hash is left. Only what is put back from a backup comes like this.
+    Erased([u8; 32]),
+}
+
+impl Content {
+    /// `H(salt ‖ bytes)`.
+    pub fn hash(&self) -> [u8; 32] {
+        match self {
+            Content::Whole { salt, bytes } => payload_hash(salt, bytes),
+            Content::Erased(hash) => *hash,
+        }
+    }
+
+    /// The salt, if it is there.
+    pub fn salt(&self) -> Option<&[u8]> {
+        match self {
+            Content::Whole { salt, .. } => Some(salt),
+            Content::Erased(_) => None,
+        }
+    }
+
+    /// The bytes, if they are there.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Content::Whole { bytes, .. } => Some(bytes),
+            Content::Erased(_) => None,
+        }
+    }
+
+    /// Salt and bytes, if they are there.
+    pub fn parts(self) -> (Option<[u8; 16]>, Option<Vec<u8>>) {
+        match self {
+            Content::Whole { salt, bytes } => (Some(salt), Some(bytes)),
+            Content::Erased(_) => (None, None),
+        }
+    }
+}
+
+/// The type of the event that says that the content of its stream was erased. It belongs to any entity.
+pub const ERASED: &str = "audit.payload.erased";
 
 /// An event's header as stored.
 #[derive(Clone, Debug, PartialEq)]

@@ -192,6 +192,8 @@ ids! {
     CallId = CallTag "call";
     /// An entry of the journal.
     JournalId = JournalTag "jrn";
+    /// The erasure of a person.
+    ErasureId = ErasureTag "erasure";
     /// An event.
     EventId = EventTag "evt";
     /// One request at the edge.

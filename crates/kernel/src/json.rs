@@ -14,6 +14,19 @@ pub struct Json(Arc<RawValue>);
 /// The one member of an object that stands for a large value stored by its hash, `{"$value": "<sha-256 in hex>"}`.
 const REFERENCE: &str = "$value";
 
+/// The hashes of all values that a JSON text refers to. May name some that it only seems to refer to.
+pub fn references(text: &[u8]) -> Vec<[u8; 32]> {
+    const BEGIN: &[u8] = b"\"$value\":\"";
+    let mut found = vec![];
+    let mut rest = text;
+    while let Some(at) = rest.windows(BEGIN.len()).position(|window| window == BEGIN) {
+        rest = &rest[at + BEGIN.len()..];
+        let hex = rest.get(..64).and_then(|hex| std::str::from_utf8(hex).ok());
+        found.extend(hex.and_then(crate::text::unhex).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok()));
+    }
+    found
+}
+
 impl Json {
     /// `{}`
     pub fn empty_object() -> Self {

@@ -2,6 +2,7 @@
 
 use crate::memory::MemoryStore;
 use crate::*;
+use kernel::event::Content;
 use kernel::{ActorRef, Category, EventId, IndexField, NewEvent, UniqueChange};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -27,8 +28,7 @@ pub fn event(kind: &'static str, data: &str, now: i64) -> NewEvent {
         correlation: "c".into(),
         causation: None,
         trace_parent: None,
-        salt: [1; 16],
-        payload: format!("{{\"data\":{{\"d\":\"{data}\"}}}}").into_bytes(),
+        content: Content::Whole { salt: [1; 16], bytes: format!("{{\"data\":{{\"d\":\"{data}\"}}}}").into_bytes() },
     }
 }
 
@@ -46,6 +46,7 @@ pub fn write(stream: &str, expected: u64, events: usize, now: i64) -> StreamWrit
             index: vec![IndexField::new("status", status), IndexField::new("owner", "o")],
             is_deleted: false,
         }),
+        erases: false,
     }
 }
 
@@ -75,6 +76,8 @@ where
     keeps_a_large_state_of_an_earlier_version(open().await).await;
     grows_its_tree(open().await).await;
     orders_concurrent_appends(open().await).await;
+    erases_what_a_stream_said(open().await).await;
+    puts_back_what_lay_beside(open().await).await;
 }
 
 async fn reads_its_own_append(s: Subject) {
@@ -143,6 +146,82 @@ async fn keeps_keys_unique(s: Subject) {
         with_unique(write("thing_d", 0, 1, 0), vec![UniqueChange::Take("y".into())]),
     ];
     assert!(matches!(s.append(append(1, both)).await, Err(StoreError::Taken { .. })));
+}
+
+/// The write that erases a stream.
+pub fn erasure(stream: &str, expected: u64) -> StreamWrite {
+    let mut erasing = write(stream, expected, 1, 0);
+    erasing.events[0].kind = kernel::event::ERASED;
+    erasing.erases = true;
+    if let Some(row) = &mut erasing.row {
+        (row.state, row.index, row.is_deleted) = (Some(b"null".to_vec()), vec![], true);
+    }
+    erasing
+}
+
+async fn erases_what_a_stream_said(s: Subject) {
+    let mut first = append(1, vec![with_unique(write("thing_a", 0, 2, 0), vec![UniqueChange::Take("name:a".into())])]);
+    first.idempotency = Some(IdempotencyKey { key: "k".into(), request_hash: [3; 32] });
+    first.values = vec![([9; 32], Some(b"large".to_vec())), ([8; 32], Some(b"other".to_vec()))];
+    s.append(first).await.unwrap();
+    s.append(append(1, vec![with_unique(write("thing_b", 0, 2, 0), vec![UniqueChange::Take("name:b".into())])])).await.unwrap();
+    let before = s.scan(log(1), 0, ScanFilter::default(), 10).await.unwrap().events;
+    let mut erasing = append(1, vec![erasure("thing_a", 2)]);
+    erasing.values = vec![([9; 32], None)];
+    s.append(erasing).await.unwrap();
+    s.scrub().await.unwrap();
+    let after = s.scan(log(1), 0, ScanFilter::default(), 10).await.unwrap().events;
+    let said: Vec<bool> = after.iter().map(|event| event.payload.is_some() && event.salt.is_some()).collect();
+    assert_eq!(said, [false, false, true, true, true], "the erasure itself is there");
+    assert!(after.iter().all(|event| event.is_intact()));
+    assert!(after.iter().zip(&before).all(|(a, b)| a.leaf == b.leaf && a.header == b.header));
+    let read = s.read(log(1), "thing_a", 1, 10).await.unwrap();
+    assert_eq!(read.iter().map(|event| event.payload.is_some()).collect::<Vec<_>>(), [false, false, true]);
+    let row = s.entity(log(1), "thing_a").await.unwrap().unwrap();
+    assert_eq!((row.version, &row.state[..], row.is_deleted), (3, &b"null"[..], true));
+    assert_eq!(s.index_values(log(1), "thing", "owner", "", 10).await.unwrap(), ["o"], "of the other one");
+    assert_eq!(s.holder(log(1), "name:a").await.unwrap(), None);
+    assert_eq!(s.holder(log(1), "name:b").await.unwrap().as_deref(), Some("thing_b"));
+    assert_eq!(s.idempotent(log(1), "k").await.unwrap(), None);
+    assert_eq!(s.value(log(1), &[9; 32]).await.unwrap(), None);
+    assert!(s.value(log(1), &[8; 32]).await.unwrap().is_some());
+}
+
+async fn puts_back_what_lay_beside(s: Subject) {
+    s.append(append(1, vec![write("thing_a", 0, 1, 0)])).await.unwrap();
+    let known = Idempotent { request_hash: [3; 32], stream: "thing_a".into(), position: 1 };
+    let things = vec![
+        Beside::Idempotent("k1".into(), known.clone()),
+        Beside::Idempotent("k2".into(), known.clone()),
+        Beside::Value([9; 32], b"large".to_vec()),
+        Beside::Secret("s".into(), vec![1, 2]),
+    ];
+    s.put_beside(log(1), things.clone()).await.unwrap();
+    let mut found = vec![];
+    for kind in [BesideKind::Idempotent, BesideKind::Value, BesideKind::Secret] {
+        found.extend(all_beside(&s, kind).await);
+    }
+    assert_eq!(found, things);
+    assert_eq!(s.idempotent(log(1), "k2").await.unwrap(), Some(known));
+    assert_eq!(s.beside(log(2), BesideKind::Secret, vec![], 9).await.unwrap(), [], "logs are apart");
+    // An event whose content was erased before comes back as that.
+    let mut erased = write("thing_b", 0, 1, 0);
+    erased.events[0].content = Content::Erased([4; 32]);
+    s.append(append(1, vec![erased])).await.unwrap();
+    let event = s.read(log(1), "thing_b", 1, 1).await.unwrap().remove(0);
+    assert_eq!((event.payload.as_ref(), event.salt, event.payload_hash, event.is_intact()), (None, None, [4; 32], true));
+}
+
+async fn all_beside(s: &Subject, kind: BesideKind) -> Vec<Beside> {
+    let mut found: Vec<Beside> = vec![];
+    loop {
+        let after = found.last().map(Beside::place).unwrap_or_default();
+        let page = s.beside(log(1), kind, after, 1).await.unwrap();
+        if page.is_empty() {
+            return found;
+        }
+        found.extend(page);
+    }
 }
 
 async fn remembers_idempotency_keys(s: Subject) {
@@ -238,7 +317,7 @@ async fn finds_positions_by_time(s: Subject) {
 
 async fn keeps_values_and_secrets(s: Subject) {
     let mut a = append(1, vec![write("thing_a", 0, 1, 0)]);
-    a.values = vec![([9; 32], b"large".to_vec())];
+    a.values = vec![([9; 32], Some(b"large".to_vec()))];
     a.secrets = vec![("pw".into(), Some(b"sealed".to_vec()))];
     s.append(a).await.unwrap();
     assert_eq!(s.value(log(1), &[9; 32]).await.unwrap().as_deref(), Some(&b"large"[..]));

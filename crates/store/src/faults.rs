@@ -158,6 +158,22 @@ impl<S: Store> Store for FaultyStore<S> {
         self.inner.view_list(log, view, version, prefix, after, limit).await
     }
 
+    async fn views(&self, log: TenantId) -> Result<Vec<(String, ViewState)>, StoreError> {
+        self.inner.views(log).await
+    }
+
+    async fn beside(&self, log: TenantId, kind: BesideKind, after: Vec<u8>, limit: usize) -> Result<Vec<Beside>, StoreError> {
+        self.inner.beside(log, kind, after, limit).await
+    }
+
+    async fn put_beside(&self, log: TenantId, things: Vec<Beside>) -> Result<(), StoreError> {
+        self.inner.put_beside(log, things).await
+    }
+
+    async fn scrub(&self) -> Result<(), StoreError> {
+        self.inner.scrub().await
+    }
+
     async fn logs(&self) -> Result<Vec<TenantId>, StoreError> {
         self.inner.logs().await
     }

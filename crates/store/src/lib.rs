@@ -107,6 +107,18 @@ pub trait Store: tree::TreeStore + Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<ViewRow>, StoreError>;
 
+    /// Every view of a log, with where it stands.
+    async fn views(&self, log: TenantId) -> Result<Vec<(String, ViewState)>, StoreError>;
+
+    /// What lies beside the events of a log, after a place, in order of places.
+    async fn beside(&self, log: TenantId, kind: BesideKind, after: Vec<u8>, limit: usize) -> Result<Vec<Beside>, StoreError>;
+
+    /// Puts back what lay beside the events of a log.
+    async fn put_beside(&self, log: TenantId, things: Vec<Beside>) -> Result<(), StoreError>;
+
+    /// Rewrites what the store keeps, so that nothing of what was removed is left in its free space.
+    async fn scrub(&self) -> Result<(), StoreError>;
+
     /// Every log that holds an event, in the order of creation.
     async fn logs(&self) -> Result<Vec<TenantId>, StoreError>;
 

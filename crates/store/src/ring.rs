@@ -1,6 +1,7 @@
 //! The latest events of each log in memory, so that subscribers at the tail need no disk, and the tail itself.
 
 use crate::{ScanFilter, Scanned};
+use kernel::event::ERASED;
 use kernel::{Recorded, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,6 +59,10 @@ impl Ring {
                 }
                 if event.header.position > recent.tail + 1 {
                     // Somebody else wrote what is between: readers find that in the store.
+                    recent.clear();
+                }
+                if event.header.kind == ERASED {
+                    // What is kept here of its stream is no more in the store.
                     recent.clear();
                 }
                 recent.bytes += size(&event);

@@ -13,8 +13,8 @@ pub struct Append {
     pub writes: Vec<StreamWrite>,
     /// The same key with the same request hash stands for the same change.
     pub idempotency: Option<IdempotencyKey>,
-    /// Large values by hash.
-    pub values: Vec<([u8; 32], Vec<u8>)>,
+    /// Large values by hash; `None` removes one.
+    pub values: Vec<([u8; 32], Option<Vec<u8>>)>,
     /// Sealed secrets by name; `None` removes one.
     pub secrets: Vec<(String, Option<Vec<u8>>)>,
     /// Leadership that the append rests on; it is refused when somebody else has it.
@@ -45,6 +45,9 @@ pub struct StreamWrite {
     pub unique: Vec<UniqueChange>,
     /// The entity's row after these events. Absent only when there are no events.
     pub row: Option<NewRow>,
+    /// Whether the content of all earlier events of the stream goes for ever, with the keys that stand for it. Headers,
+    /// hashes and places stay.
+    pub erases: bool,
 }
 
 /// What is kept of an entity beside its version.
@@ -206,6 +209,39 @@ pub struct ViewApply {
     pub rows: Vec<Result<ViewRow, String>>,
     /// Makes this the version that readers use and removes the others.
     pub activate: bool,
+}
+
+/// What lies beside a log's events and cannot be folded from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BesideKind {
+    /// Idempotency keys.
+    Idempotent,
+    /// Large values.
+    Value,
+    /// Sealed secrets.
+    Secret,
+}
+
+/// One thing that lies beside a log's events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// An idempotency key and what it stands for.
+    Idempotent(String, Idempotent),
+    /// A large value by its hash.
+    Value([u8; 32], Vec<u8>),
+    /// A sealed secret by its name.
+    Secret(String, Vec<u8>),
+}
+
+impl Beside {
+    /// Its place among its kind, to go on from.
+    pub fn place(&self) -> Vec<u8> {
+        match self {
+            Beside::Idempotent(key, _) => key.clone().into_bytes(),
+            Beside::Value(hash, _) => hash.to_vec(),
+            Beside::Secret(name, _) => name.clone().into_bytes(),
+        }
+    }
 }
 
 /// How a store is.

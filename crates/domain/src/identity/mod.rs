@@ -8,7 +8,7 @@ pub mod user;
 
 use kernel::{Kind, Rejection};
 
-fn already(what: &str) -> Rejection {
+pub(crate) fn already(what: &str) -> Rejection {
     Rejection::new(
         Kind::Conflict,
         "ALREADY_EXISTS",

@@ -3,5 +3,5 @@
 pub mod dispatch;
 pub mod liveness;
 mod matching;
-pub mod provision;
+pub mod outstanding;
 mod slots;

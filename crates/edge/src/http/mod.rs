@@ -54,6 +54,7 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::journal::routes())
         .merge(v1::audit::routes())
         .merge(v1::timeline::routes())
+        .merge(v1::erasures::routes())
         .merge(mcp::routes())
 }
 

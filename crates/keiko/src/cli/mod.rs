@@ -16,7 +16,7 @@ mod table;
 
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
-use commands::{agents, audit, discover, events, keys, login, queues, tasks, tenants, users};
+use commands::{agents, audit, discover, erasures, events, keys, login, queues, tasks, tenants, users};
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
 // No `Debug`: an API key must not end up in a log.
@@ -116,6 +116,13 @@ pub enum ClientCommand {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Erase what is kept of a person
+    #[command(after_help = erasures::EXAMPLES)]
+    Erasures {
+        /// What to do
+        #[command(subcommand)]
+        command: erasures::ErasuresCommand,
+    },
     /// Find agents by what they can do
     #[command(after_help = discover::EXAMPLES)]
     Discover(discover::Discover),
@@ -147,6 +154,7 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Tenants { command } => tenants::run(command, client, output).await,
         ClientCommand::Queues { command } => queues::run(command, client, output).await,
         ClientCommand::Audit { command } => audit::run(command, client, &connection).await,
+        ClientCommand::Erasures { command } => erasures::run(command, client, output).await,
         ClientCommand::Discover(args) => discover::run(args, client, output).await,
     }
 }

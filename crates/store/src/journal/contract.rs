@@ -15,12 +15,11 @@ pub fn entry(n: u8, class: Class, actor: &str, at: i64) -> NewEntry {
         id: JournalId::from_bytes([n; 16]),
         tenant: tenant(n),
         class,
-        kind: "test.thing.seen",
+        kind: "test.thing.seen".into(),
         at: Timestamp(at),
         actor: ActorRef::system(actor),
         correlation: "c".into(),
-        salt: [3; 16],
-        data: format!("{{\"at\":{at}}}").into_bytes(),
+        content: Content::Whole { salt: [3; 16], bytes: format!("{{\"at\":{at}}}").into_bytes() },
         values: vec![],
     }
 }
@@ -36,13 +35,14 @@ where
     content_is_forgotten(open().await).await;
     values_are_kept_once(open().await).await;
     the_tree_grows(open().await).await;
+    content_is_erased(open().await).await;
 }
 
 async fn the_tree_grows(journal: Arc<dyn Journal>) {
     let mut leaves = vec![];
     for at in 1..=3 {
         let entry = entry(1, Class::ToolCall, "a", at);
-        leaves.push(entry.header(at as u64).leaf(&kernel::event::payload_hash(&entry.salt, &entry.data)));
+        leaves.push(entry.header(at as u64).leaf(&entry.content.hash()));
         journal.record(entry).await.unwrap();
     }
     crate::contract::check_tree(journal.as_ref(), &leaves).await;
@@ -86,6 +86,33 @@ async fn content_is_forgotten(journal: Arc<dyn Journal>) {
     let kept: Vec<bool> = all(&journal, 1).await.iter().map(|e| e.data.is_some()).collect();
     assert_eq!(kept, [false, false, true, true]);
     assert_eq!(journal.forget(BTreeMap::from([(Class::ToolCall, Timestamp(3))])).await, Ok(0));
+}
+
+async fn content_is_erased(journal: Arc<dyn Journal>) {
+    let with_value = NewEntry { values: vec![([5; 32], b"large".to_vec())], ..entry(1, Class::ToolCall, "a", 1) };
+    journal.record(with_value).await.unwrap();
+    journal.record(entry(1, Class::Security, "a", 2)).await.unwrap();
+    journal.record(entry(2, Class::ToolCall, "a", 1)).await.unwrap();
+    assert_eq!(journal.values(tenant(1), [0; 32], 9).await.unwrap(), [([5; 32], b"large".to_vec())]);
+    journal.erase(tenant(1), vec![1], vec![[5; 32]]).await.unwrap();
+    journal.scrub().await.unwrap();
+    let found = all(&journal, 1).await;
+    assert_eq!(found.iter().map(|e| e.data.is_some()).collect::<Vec<_>>(), [false, true]);
+    assert!(found.iter().all(Entry::is_intact));
+    assert_eq!(journal.value(tenant(1), &[5; 32]).await, Ok(None));
+    assert!(all(&journal, 2).await[0].data.is_some(), "other tenants keep theirs");
+    // What was erased before comes back as that.
+    let erased = NewEntry { content: Content::Erased([9; 32]), ..entry(2, Class::ToolCall, "a", 2) };
+    journal.record(erased).await.unwrap();
+    let last = all(&journal, 2).await.pop().unwrap();
+    assert_eq!((last.data.is_none(), last.data_hash, last.is_intact()), (true, [9; 32], true));
+    // A value that is named again without its bytes keeps them, for as long as the later entry.
+    for (at, bytes) in [(10, &b"large"[..]), (20, b"")] {
+        let naming = NewEntry { values: vec![([6; 32], bytes.to_vec())], ..entry(3, Class::ToolCall, "a", at) };
+        journal.record(naming).await.unwrap();
+    }
+    journal.forget(BTreeMap::from([(Class::ToolCall, Timestamp(15))])).await.unwrap();
+    assert_eq!(journal.value(tenant(3), &[6; 32]).await.unwrap().as_deref(), Some(&b"large"[..]));
 }
 
 async fn values_are_kept_once(journal: Arc<dyn Journal>) {

@@ -3,7 +3,6 @@
 use super::*;
 use crate::memory::tree::Trees;
 use crate::tree::{Growth, Sealed, TreeStore};
-use kernel::event::payload_hash;
 use kernel::merkle::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -28,14 +27,16 @@ impl MemoryJournal {
     fn put(&self, entry: NewEntry) -> u64 {
         let mut inner = self.inner();
         for (hash, bytes) in &entry.values {
-            inner.values.insert((entry.tenant, *hash), (entry.at, bytes.clone()));
+            let known = inner.values.entry((entry.tenant, *hash)).or_insert_with(|| (entry.at, bytes.clone()));
+            known.0 = entry.at;
         }
         let entries = inner.entries.entry(entry.tenant).or_default();
         let position = entries.len() as u64 + 1;
         let header = entry.header(position);
-        let data_hash = payload_hash(&entry.salt, &entry.data);
+        let data_hash = entry.content.hash();
         let leaf = header.leaf(&data_hash);
-        entries.push(Entry { header, data: Some(entry.data), salt: Some(entry.salt), data_hash, leaf });
+        let (salt, data) = entry.content.parts();
+        entries.push(Entry { header, data, salt, data_hash, leaf });
         inner.leaves.entry(entry.tenant).or_default().push(leaf);
         position
     }
@@ -89,6 +90,26 @@ impl Journal for MemoryJournal {
 
     async fn value(&self, tenant: TenantId, hash: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self.inner().values.get(&(tenant, *hash)).map(|(_, bytes)| bytes.clone()))
+    }
+
+    async fn values(&self, tenant: TenantId, after: [u8; 32], limit: usize) -> Result<Vec<([u8; 32], Vec<u8>)>, StoreError> {
+        let inner = self.inner();
+        let found = inner.values.iter().filter(|((of, hash), _)| *of == tenant && *hash > after);
+        Ok(found.take(limit).map(|((_, hash), (_, bytes))| (*hash, bytes.clone())).collect())
+    }
+
+    async fn erase(&self, tenant: TenantId, positions: Vec<u64>, values: Vec<[u8; 32]>) -> Result<(), StoreError> {
+        let mut inner = self.inner();
+        let entries = inner.entries.entry(tenant).or_default();
+        for entry in entries.iter_mut().filter(|entry| positions.contains(&entry.header.position)) {
+            (entry.salt, entry.data) = (None, None);
+        }
+        inner.values.retain(|(of, hash), _| *of != tenant || !values.contains(hash));
+        Ok(())
+    }
+
+    async fn scrub(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn forget(&self, before: BTreeMap<Class, Timestamp>) -> Result<u64, StoreError> {

@@ -11,9 +11,10 @@ pub use memory::MemoryJournal;
 
 use crate::StoreError;
 use async_trait::async_trait;
-use kernel::event::payload_hash;
+use kernel::event::{Content, payload_hash};
 use kernel::journal::{Class, JournalHeader};
 use kernel::{ActorRef, TenantId, Timestamp, id::JournalId};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Entries that may wait to be written.
@@ -33,25 +34,23 @@ pub struct NewEntry {
     /// What it is about.
     pub class: Class,
     /// `area.thing.happened`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// When.
     pub at: Timestamp,
     /// Who.
     pub actor: ActorRef,
     /// What belongs together.
     pub correlation: String,
-    /// 16 random bytes that make erased content unguessable.
-    pub salt: [u8; 16],
     /// JSON.
-    pub data: Vec<u8>,
-    /// Large values by hash; kept once.
+    pub content: Content,
+    /// Large values by hash; kept once. An empty one only says that the value is still referred to.
     pub values: Vec<([u8; 32], Vec<u8>)>,
 }
 
 impl NewEntry {
     /// What it takes while it waits.
     pub(crate) fn bytes(&self) -> usize {
-        256 + self.data.len() + self.values.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+        256 + self.content.bytes().map_or(0, <[u8]>::len) + self.values.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
     }
 
     pub(crate) fn header(&self, position: u64) -> JournalHeader {
@@ -60,7 +59,7 @@ impl NewEntry {
             tenant: self.tenant,
             position,
             class: self.class,
-            kind: self.kind.to_owned(),
+            kind: self.kind.clone().into_owned(),
             at: self.at,
             actor: self.actor.clone(),
             correlation: self.correlation.clone(),
@@ -73,11 +72,10 @@ impl NewEntry {
         NewEntry {
             id,
             class: Class::Gap,
-            kind: "journal.entries.lost",
+            kind: "journal.entries.lost".into(),
             actor: ActorRef::system("journal"),
             correlation: String::new(),
-            salt: id.bytes(),
-            data: format!("{{\"lost\":{lost}}}").into_bytes(),
+            content: Content::Whole { salt: id.bytes(), bytes: format!("{{\"lost\":{lost}}}").into_bytes() },
             values: vec![],
             tenant: last.tenant,
             at: last.at,
@@ -163,6 +161,15 @@ pub trait Journal: crate::tree::TreeStore + Send + Sync + 'static {
 
     /// A large value by its hash, while an entry refers to it.
     async fn value(&self, tenant: TenantId, hash: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Large values after a hash, in order of hashes.
+    async fn values(&self, tenant: TenantId, after: [u8; 32], limit: usize) -> Result<Vec<([u8; 32], Vec<u8>)>, StoreError>;
+
+    /// Removes the content of the entries at these positions, and these values, for ever.
+    async fn erase(&self, tenant: TenantId, positions: Vec<u64>, values: Vec<[u8; 32]>) -> Result<(), StoreError>;
+
+    /// Rewrites what the journal keeps, so that nothing of what was removed is left in its free space.
+    async fn scrub(&self) -> Result<(), StoreError>;
 
     /// Removes the content of entries of each class from before an instant; headers and hashes stay.
     async fn forget(&self, before: BTreeMap<Class, Timestamp>) -> Result<u64, StoreError>;

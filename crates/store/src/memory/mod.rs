@@ -5,7 +5,6 @@ pub(crate) mod tree;
 
 use crate::tree::{Growth, Sealed};
 use crate::*;
-use kernel::event::payload_hash;
 use kernel::merkle::Hash;
 use kernel::{EventHeader, IndexField, NewEvent, UniqueChange};
 use std::collections::BTreeMap;
@@ -78,6 +77,9 @@ impl Log {
     fn write(&mut self, append: Append) -> u64 {
         for write in append.writes {
             let Some(row) = write.row else { continue };
+            if write.erases {
+                self.erase(&write.stream);
+            }
             self.change_unique(&write.stream, &write.unique);
             self.write_stream(append.log, append.now, &write.stream, write.expected_version, write.events, row);
             if let Some(key) = append.idempotency.as_ref().filter(|i| !self.idempotent.contains_key(&i.key)) {
@@ -89,7 +91,12 @@ impl Log {
         if let Some(known) = append.idempotency.and_then(|i| self.idempotent.get_mut(&i.key)) {
             known.position = position;
         }
-        self.values.extend(append.values);
+        for (hash, value) in append.values {
+            match value {
+                Some(bytes) => self.values.insert(hash, bytes),
+                None => self.values.remove(&hash),
+            };
+        }
         for (name, secret) in append.secrets {
             match secret {
                 Some(sealed) => self.secrets.insert(name, sealed),
@@ -97,6 +104,16 @@ impl Log {
             };
         }
         position
+    }
+
+    /// Removes the content of a stream, and the keys that stand for it.
+    fn erase(&mut self, stream: &str) {
+        for position in self.streams.get(stream).into_iter().flatten() {
+            let event = Arc::make_mut(&mut self.events[*position as usize - 1]);
+            (event.salt, event.payload) = (None, None);
+        }
+        self.unique.retain(|_, holder| holder != stream);
+        self.idempotent.retain(|_, known| known.stream != stream);
     }
 
     fn change_unique(&mut self, stream: &str, changes: &[UniqueChange]) {
@@ -148,7 +165,7 @@ pub(crate) fn record(
     position: u64,
     recorded_at: Timestamp,
 ) -> Recorded {
-    let payload_hash = payload_hash(&event.salt, &event.payload);
+    let payload_hash = event.content.hash();
     let header = EventHeader {
         id: event.id,
         kind: event.kind.to_owned(),
@@ -167,7 +184,8 @@ pub(crate) fn record(
         trace_parent: event.trace_parent,
     };
     let leaf = header.leaf(&payload_hash);
-    Recorded { header, salt: Some(event.salt), payload: Some(event.payload), payload_hash, leaf }
+    let (salt, payload) = event.content.parts();
+    Recorded { header, salt, payload, payload_hash, leaf }
 }
 
 impl MemoryStore {
@@ -395,6 +413,38 @@ impl Store for MemoryStore {
             let found = rows.iter().filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after);
             found.take(limit).map(|(key, row)| ViewRow { key: key.clone(), row: row.clone() }).collect()
         }))
+    }
+
+    async fn views(&self, log: TenantId) -> Result<Vec<(String, ViewState)>, StoreError> {
+        Ok(self.with(log, |l| l.views.iter().map(|((name, _), (state, _))| (name.clone(), *state)).collect()))
+    }
+
+    async fn beside(&self, log: TenantId, kind: BesideKind, after: Vec<u8>, limit: usize) -> Result<Vec<Beside>, StoreError> {
+        let all: Vec<Beside> = self.with(log, |l| match kind {
+            BesideKind::Idempotent => {
+                l.idempotent.iter().map(|(key, known)| Beside::Idempotent(key.clone(), known.clone())).collect()
+            }
+            BesideKind::Value => l.values.iter().map(|(hash, bytes)| Beside::Value(*hash, bytes.clone())).collect(),
+            BesideKind::Secret => l.secrets.iter().map(|(name, sealed)| Beside::Secret(name.clone(), sealed.clone())).collect(),
+        });
+        Ok(all.into_iter().filter(|thing| thing.place() > after).take(limit).collect())
+    }
+
+    async fn put_beside(&self, log: TenantId, things: Vec<Beside>) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        let log = inner.log(log);
+        for thing in things {
+            match thing {
+                Beside::Idempotent(key, known) => drop(log.idempotent.insert(key, known)),
+                Beside::Value(hash, bytes) => drop(log.values.insert(hash, bytes)),
+                Beside::Secret(name, sealed) => drop(log.secrets.insert(name, sealed)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn scrub(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn logs(&self) -> Result<Vec<TenantId>, StoreError> {

@@ -12,10 +12,11 @@ use crate::{OpenError, StoreError};
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Pool};
 use futures_util::future::try_join_all;
-use kernel::event::{actor_kind, payload_hash};
+use kernel::event::actor_kind;
 use kernel::journal::{Class, JournalHeader};
 use kernel::merkle::Hash;
 use kernel::{ActorRef, TenantId, Timestamp, id::JournalId};
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,6 +153,26 @@ impl Journal for PostgresJournal {
         let sql =
             "SELECT v.bytes FROM journal_values v JOIN journals j ON j.number = v.journal WHERE j.tenant = $1 AND v.hash = $2";
         Ok(self.rows(sql, &[&&tenant.bytes()[..], &&hash[..]]).await?.first().map(|row| row.get(0)))
+    }
+
+    async fn values(&self, tenant: TenantId, after: [u8; 32], limit: usize) -> Result<Vec<([u8; 32], Vec<u8>)>, StoreError> {
+        let sql = "SELECT v.hash, v.bytes FROM journal_values v JOIN journals j ON j.number = v.journal \
+                   WHERE j.tenant = $1 AND v.hash > $2 ORDER BY v.hash LIMIT $3";
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = self.rows(sql, &[&&tenant.bytes()[..], &&after[..], &limit]).await?;
+        rows.iter().map(|row| Ok((fixed(row, 0)?, row.get(1)))).collect()
+    }
+
+    async fn erase(&self, tenant: TenantId, positions: Vec<u64>, values: Vec<[u8; 32]>) -> Result<(), StoreError> {
+        let positions: Vec<i64> = positions.into_iter().map(|position| position as i64).collect();
+        let hashes: Vec<Vec<u8>> = values.iter().map(|hash| hash.to_vec()).collect();
+        let mut client = self.pool.get().await.map_err(|e| unreachable(&e))?;
+        contents::erase(&mut client, &tenant.bytes()[..], &positions, &hashes).await.map_err(|e| failed(&e))
+    }
+
+    /// The tables of the journal are scrubbed together with those of the log.
+    async fn scrub(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn forget(&self, before: BTreeMap<Class, Timestamp>) -> Result<u64, StoreError> {
@@ -380,7 +401,7 @@ fn place<'a>(
         let Some(journal) = numbers.get(&entry.tenant) else { continue };
         let position = heads.entry(*journal).or_default();
         *position += 1;
-        let data_hash = payload_hash(&entry.salt, &entry.data);
+        let data_hash = entry.content.hash();
         let leaf = entry.header(*position).leaf(&data_hash);
         placed.push(Placed { journal: *journal, position: *position, entry, data_hash, leaf });
     }
@@ -415,9 +436,10 @@ const UPSERT_VALUES: &str = "INSERT INTO journal_values AS v (journal, hash, use
      ON CONFLICT (journal, hash) DO UPDATE SET used_at = greatest(v.used_at, excluded.used_at)";
 
 async fn insert(client: &Object, placed: &[Placed<'_>]) -> Result<(), tokio_postgres::Error> {
-    fn of<T: ToSql + Sync + Send + 'static>(placed: &[Placed<'_>], value: impl Fn(&Placed<'_>) -> T) -> Column {
-        Box::new(placed.iter().map(value).collect::<Vec<T>>())
+    fn of<'a, P: Borrow<Placed<'a>>, T: ToSql + Sync + Send + 'static>(placed: &[P], value: impl Fn(&Placed<'a>) -> T) -> Column {
+        Box::new(placed.iter().map(|p| value(p.borrow())).collect::<Vec<T>>())
     }
+    let whole: Vec<&Placed<'_>> = placed.iter().filter(|p| p.entry.content.bytes().is_some()).collect();
     let mut statements = vec![
         (
             INSERT_ENTRIES,
@@ -426,7 +448,7 @@ async fn insert(client: &Object, placed: &[Placed<'_>]) -> Result<(), tokio_post
                 of(placed, |p| p.position as i64),
                 of(placed, |p| p.entry.id.bytes().to_vec()),
                 of(placed, |p| i32::from(p.entry.class.code())),
-                of(placed, |p| p.entry.kind),
+                of(placed, |p| p.entry.kind.clone().into_owned()),
                 of(placed, |p| p.entry.at.0),
                 of(placed, |p| p.entry.actor.kind.as_str()),
                 of(placed, |p| p.entry.actor.id.clone()),
@@ -438,12 +460,12 @@ async fn insert(client: &Object, placed: &[Placed<'_>]) -> Result<(), tokio_post
         (
             INSERT_CONTENTS,
             vec![
-                of(placed, |p| p.journal),
-                of(placed, |p| p.position as i64),
-                of(placed, |p| i32::from(p.entry.class.code())),
-                of(placed, |p| p.entry.at.0),
-                of(placed, |p| p.entry.salt.to_vec()),
-                of(placed, |p| p.entry.data.clone()),
+                of(&whole, |p| p.journal),
+                of(&whole, |p| p.position as i64),
+                of(&whole, |p| i32::from(p.entry.class.code())),
+                of(&whole, |p| p.entry.at.0),
+                of(&whole, |p| p.entry.content.salt().map(<[u8]>::to_vec)),
+                of(&whole, |p| p.entry.content.bytes().map(<[u8]>::to_vec)),
             ],
         ),
     ];

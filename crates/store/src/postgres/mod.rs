@@ -3,6 +3,7 @@
 //! Positions are given out under an advisory lock for each log, never by a sequence: what is committed later has a later
 //! position, on every replica, and no reader ever sees a gap. Nothing here rests on SERIALIZABLE.
 
+mod beside;
 mod cluster;
 mod connect;
 mod contents;
@@ -241,6 +242,26 @@ impl Store for PostgresStore {
     ) -> Result<Vec<ViewRow>, StoreError> {
         self.is_there()?;
         self.reader.view_list(log, view, version, prefix, after, limit).await
+    }
+
+    async fn views(&self, log: TenantId) -> Result<Vec<(String, ViewState)>, StoreError> {
+        self.is_there()?;
+        self.reader.views(log).await
+    }
+
+    async fn beside(&self, log: TenantId, kind: BesideKind, after: Vec<u8>, limit: usize) -> Result<Vec<Beside>, StoreError> {
+        self.is_there()?;
+        self.reader.beside(log, kind, &after, limit).await
+    }
+
+    async fn put_beside(&self, log: TenantId, things: Vec<Beside>) -> Result<(), StoreError> {
+        self.is_there()?;
+        self.writer.put_beside(log, &things).await
+    }
+
+    async fn scrub(&self) -> Result<(), StoreError> {
+        self.is_there()?;
+        self.writer.scrub().await
     }
 
     async fn logs(&self) -> Result<Vec<TenantId>, StoreError> {

@@ -44,8 +44,10 @@ pub(super) struct Batch {
     pub fields_added: Vec<(String, String)>,
     pub unique: BTreeMap<String, Option<String>>,
     pub idempotent: Vec<(String, Idempotent)>,
-    pub values: BTreeMap<[u8; 32], Vec<u8>>,
+    pub values: BTreeMap<[u8; 32], Option<Vec<u8>>>,
     pub secrets: BTreeMap<String, Option<Vec<u8>>>,
+    /// Streams that lose the content that the database holds of them.
+    pub erased: BTreeSet<String>,
 }
 
 impl Batch {
@@ -137,6 +139,9 @@ impl Known {
     }
 
     fn write(&mut self, log: TenantId, write: &StreamWrite, row: &NewRow, batch: &mut Batch) {
+        if write.erases {
+            self.erase(&write.stream, batch);
+        }
         for change in &write.unique {
             let (key, holder) = match change {
                 UniqueChange::Take(key) => (key, Some(write.stream.clone())),
@@ -173,6 +178,21 @@ impl Known {
                 fields: entity.fields.clone(),
             },
         );
+    }
+}
+
+impl Known {
+    /// Removes the content of a stream, and the keys that stand for it, also from what this group is about to write.
+    fn erase(&mut self, stream: &str, batch: &mut Batch) {
+        self.unique.retain(|_, holder| holder != stream);
+        self.idempotent.retain(|_, known| known.stream != stream);
+        batch.unique.retain(|_, holder| holder.as_deref() != Some(stream));
+        batch.idempotent.retain(|(_, known)| known.stream != stream);
+        for event in batch.events.iter_mut().filter(|event| event.header.stream == stream) {
+            let event = Arc::make_mut(event);
+            (event.salt, event.payload) = (None, None);
+        }
+        batch.erased.insert(stream.to_owned());
     }
 }
 

@@ -40,6 +40,39 @@ impl Reader {
         self.rows(sql, &[]).await?.iter().map(|row| Ok(TenantId::from_bytes(fixed(row, 0)?))).collect()
     }
 
+    pub async fn views(&self, log: TenantId) -> Result<Vec<(String, ViewState)>, StoreError> {
+        let sql = format!("SELECT view, version, position, is_active FROM views WHERE log = {LOG} ORDER BY view, version");
+        let state = |row: &Row| ViewState {
+            version: row.get::<_, i32>(1) as u32,
+            position: row.get::<_, i64>(2) as u64,
+            is_active: row.get(3),
+        };
+        Ok(self.rows(&sql, &[&&log.bytes()[..]]).await?.iter().map(|row| (row.get(0), state(row))).collect())
+    }
+
+    pub async fn beside(&self, log: TenantId, kind: BesideKind, after: &[u8], limit: usize) -> Result<Vec<Beside>, StoreError> {
+        let (columns, table, key) = match kind {
+            BesideKind::Idempotent => ("key, request_hash, stream, position", "idempotency", "key"),
+            BesideKind::Value => ("hash, bytes", "stored_values", "hash"),
+            BesideKind::Secret => ("name, sealed", "secrets", "name"),
+        };
+        let sql = format!("SELECT {columns} FROM {table} WHERE log = {LOG} AND {key} > $2 ORDER BY {key} LIMIT $3");
+        let text = String::from_utf8_lossy(after);
+        let after: &(dyn ToSql + Sync) = if kind == BesideKind::Value { &after } else { &text };
+        let rows = self.rows(&sql, &[&&log.bytes()[..], after, &count(limit)]).await?;
+        let thing = |row: &Row| {
+            Ok(match kind {
+                BesideKind::Idempotent => {
+                    let position = row.get::<_, i64>(3) as u64;
+                    Beside::Idempotent(row.get(0), Idempotent { request_hash: fixed(row, 1)?, stream: row.get(2), position })
+                }
+                BesideKind::Value => Beside::Value(fixed(row, 0)?, row.get(1)),
+                BesideKind::Secret => Beside::Secret(row.get(0), row.get(1)),
+            })
+        };
+        rows.iter().map(thing).collect()
+    }
+
     pub async fn entity(&self, log: TenantId, stream: &str) -> Result<Option<EntityRow>, StoreError> {
         let sql = format!("SELECT {ENTITY_COLUMNS} FROM entities e WHERE e.log = {LOG} AND e.stream = $2");
         Ok(self.row(&sql, &[&&log.bytes()[..], &clean(stream)]).await?.as_ref().map(entity_row))

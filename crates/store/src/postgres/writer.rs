@@ -7,6 +7,7 @@
 //! A connection that is lost before the commit was sent has changed nothing: the group is tried again. After that it is
 //! looked up whether the group's first event is there.
 
+use super::beside;
 use super::connect::{describe, failed, is_lost, unreachable};
 use super::plan::{self, Batch, Changed, Entity, Known, Wanted};
 use super::tails::Tails;
@@ -138,6 +139,18 @@ impl Writer {
         }
     }
 
+    /// What lay beside the events of a log.
+    pub async fn put_beside(&self, log: TenantId, things: &[Beside]) -> Result<(), StoreError> {
+        let mut client = self.shared.pool.get().await.map_err(|e| unreachable(&e))?;
+        let number = self.shared.number(&client, log).await?;
+        beside::put(&mut client, number, things).await.map_err(|e| failed(&e))
+    }
+
+    /// Frees the room of what was removed.
+    pub async fn scrub(&self) -> Result<(), StoreError> {
+        beside::scrub(&self.shared.pool).await
+    }
+
     /// Whether the database has grown over its limit: then everything is refused.
     pub fn set_full(&self, is_full: bool) {
         if is_full != self.shared.is_full.swap(is_full, Ordering::Relaxed) {
@@ -215,8 +228,8 @@ fn next_group(queue: &mut Queue) -> (Vec<Append>, Vec<Reply>) {
     let (mut group, mut replies, mut bytes) = (vec![], vec![], 0);
     while group.len() < GROUP_MAX && (group.is_empty() || bytes < GROUP_BYTES_MAX) {
         let Some((append, reply)) = queue.waiting.pop_front() else { break };
-        bytes += append.writes.iter().flat_map(|w| &w.events).map(|e| e.payload.len()).sum::<usize>();
-        bytes += append.values.iter().map(|(_, value)| value.len()).sum::<usize>();
+        bytes += append.writes.iter().flat_map(|w| &w.events).map(|e| e.content.bytes().map_or(0, <[u8]>::len)).sum::<usize>();
+        bytes += append.values.iter().filter_map(|(_, value)| value.as_ref()).map(Vec::len).sum::<usize>();
         group.push(append);
         replies.push(reply);
     }
@@ -446,6 +459,11 @@ const INSERT_IDEMPOTENCY: &str = "INSERT INTO idempotency (log, key, request_has
      SELECT $1, * FROM unnest($2::text[], $3::bytea[], $4::text[], $5::bigint[])";
 const INSERT_VALUES: &str = "INSERT INTO stored_values (log, hash, bytes) SELECT $1, * FROM unnest($2::bytea[], $3::bytea[]) \
      ON CONFLICT DO NOTHING";
+const DELETE_VALUES: &str = "DELETE FROM stored_values WHERE log = $1 AND hash = ANY($2)";
+const ERASE_EVENTS: &str =
+    "UPDATE events SET salt = NULL, payload = NULL WHERE log = $1 AND stream = ANY($2) AND payload IS NOT NULL";
+const ERASE_UNIQUE: &str = "DELETE FROM unique_keys WHERE log = $1 AND stream = ANY($2)";
+const ERASE_IDEMPOTENCY: &str = "DELETE FROM idempotency WHERE log = $1 AND stream = ANY($2)";
 const DELETE_SECRETS: &str = "DELETE FROM secrets WHERE log = $1 AND name = ANY($2)";
 const UPSERT_SECRETS: &str = "INSERT INTO secrets (log, name, sealed) SELECT $1, * FROM unnest($2::text[], $3::bytea[]) \
      ON CONFLICT (log, name) DO UPDATE SET sealed = excluded.sealed";
@@ -456,6 +474,11 @@ type Columns = Vec<Box<dyn ToSql + Sync + Send>>;
 /// Writes a batch and commits: one round trip.
 async fn write(client: &Object, log: i32, batch: &Batch) -> Result<(), tokio_postgres::Error> {
     let mut statements: Vec<(&str, Columns)> = vec![];
+    if !batch.erased.is_empty() {
+        for sql in [ERASE_EVENTS, ERASE_UNIQUE, ERASE_IDEMPOTENCY] {
+            statements.push((sql, vec![texts(batch.erased.iter().map(String::as_str))]));
+        }
+    }
     if !batch.events.is_empty() {
         statements.push((INSERT_EVENTS, event_columns(&batch.events)));
         statements.push((UPSERT_ENTITIES, entity_columns(&batch.entities)));
@@ -476,10 +499,7 @@ async fn write(client: &Object, log: i32, batch: &Batch) -> Result<(), tokio_pos
     if !batch.idempotent.is_empty() {
         statements.push((INSERT_IDEMPOTENCY, idempotency_columns(&batch.idempotent)));
     }
-    if !batch.values.is_empty() {
-        let (hashes, values): (Vec<_>, Vec<_>) = batch.values.iter().map(|(hash, value)| (hash.to_vec(), value.clone())).unzip();
-        statements.push((INSERT_VALUES, vec![Box::new(hashes), Box::new(values)]));
-    }
+    statements.extend(value_statements(&batch.values));
     let (kept, gone): (Vec<_>, Vec<_>) = batch.secrets.iter().partition(|(_, sealed)| sealed.is_some());
     if !gone.is_empty() {
         statements.push((DELETE_SECRETS, vec![texts(gone.iter().map(|(name, _)| name.as_str()))]));
@@ -500,6 +520,20 @@ async fn write(client: &Object, log: i32, batch: &Batch) -> Result<(), tokio_pos
     let commit = std::iter::once(client.batch_execute("COMMIT").right_future());
     // All are sent before the first answer is waited for. COMMIT after a refused statement rolls back.
     try_join_all(changes.chain(commit)).await.map(|_| ())
+}
+
+fn value_statements(values: &BTreeMap<[u8; 32], Option<Vec<u8>>>) -> Vec<(&'static str, Columns)> {
+    let mut statements: Vec<(&str, Columns)> = vec![];
+    let gone: Vec<Vec<u8>> = values.iter().filter(|(_, value)| value.is_none()).map(|(hash, _)| hash.to_vec()).collect();
+    if !gone.is_empty() {
+        statements.push((DELETE_VALUES, vec![Box::new(gone)]));
+    }
+    let kept = values.iter().filter_map(|(hash, value)| Some((hash.to_vec(), value.clone()?)));
+    let (hashes, values): (Vec<_>, Vec<_>) = kept.unzip();
+    if !hashes.is_empty() {
+        statements.push((INSERT_VALUES, vec![Box::new(hashes), Box::new(values)]));
+    }
+    statements
 }
 
 fn texts<'a>(values: impl Iterator<Item = &'a str>) -> Box<dyn ToSql + Sync + Send> {

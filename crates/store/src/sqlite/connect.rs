@@ -3,9 +3,15 @@
 //! A connection that is closed writes nothing, so that no write follows a failed one. The writer's may at its end, when
 //! nothing failed ([`let_go`]).
 
+use crate::StoreError;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Result, ffi};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often, and how long, the write-ahead log is waited for until no reader uses it.
+const TRUNCATE_TRIES: u32 = 200;
+const TRUNCATE_PAUSE: Duration = Duration::from_millis(25);
 
 /// A database file, and the VFS through which it is reached.
 #[derive(Clone)]
@@ -66,6 +72,28 @@ fn turn_on_log(connection: &Connection) -> Result<()> {
             Some("the write-ahead log could not be turned on".to_owned()),
         )),
     }
+}
+
+/// Rewrites a database, so that nothing of what was removed is left in its free space, and empties the write-ahead log.
+/// Refused when the disk has no room for a second copy and what must stay free.
+pub(super) fn rewrite(connection: &Connection, directory: &Path, free_min_bytes: u64) -> Result<Result<(), StoreError>> {
+    let pages: u64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+    let page_bytes: u64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+    // The temporary copy and the write-ahead log each hold the whole database.
+    let needed = pages.saturating_mul(page_bytes).saturating_mul(2).saturating_add(free_min_bytes);
+    if super::free_bytes(directory).is_some_and(|free| free < needed) {
+        return Ok(Err(StoreError::DiskLow));
+    }
+    connection.execute_batch("PRAGMA temp_store = FILE; VACUUM; PRAGMA temp_store = MEMORY;")?;
+    for _ in 0..TRUNCATE_TRIES {
+        let is_busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if !is_busy {
+            return Ok(Ok(()));
+        }
+        // A reader is on its way through the log.
+        std::thread::sleep(TRUNCATE_PAUSE);
+    }
+    Ok(Err(StoreError::Busy))
 }
 
 /// Closes a connection that wrote and never failed; the last one empties the write-ahead log and removes it.

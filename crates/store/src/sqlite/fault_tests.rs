@@ -111,7 +111,7 @@ fn some_append(number: u64, dice: &mut Dice, versions: &mut BTreeMap<(u8, String
     }
     made.idempotency = Some(IdempotencyKey { key: format!("key-{number}"), request_hash: [number as u8; 32] });
     if number.is_multiple_of(4) {
-        made.values = vec![([number as u8; 32], vec![number as u8; 9_000])];
+        made.values = vec![([number as u8; 32], Some(vec![number as u8; 9_000]))];
     }
     made.secrets = match number % 5 {
         0 => vec![("pw".into(), Some(vec![number as u8; 60]))],

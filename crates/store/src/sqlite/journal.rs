@@ -64,6 +64,8 @@ enum Job {
     Forget(BTreeMap<Class, Timestamp>, Reply<u64>),
     Grow(TenantId, Growth, Reply<()>),
     Cosign(TenantId, String, Reply<()>),
+    Erase(TenantId, Vec<u64>, Vec<[u8; 32]>, Reply<()>),
+    Scrub(Reply<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -209,6 +211,30 @@ impl Journal for SqliteJournal {
         self.readers.run(read).await
     }
 
+    async fn values(&self, tenant: TenantId, after: [u8; 32], limit: usize) -> Result<Vec<([u8; 32], Vec<u8>)>, StoreError> {
+        let read = move |c: &Connection| {
+            let sql = "SELECT v.hash, v.bytes FROM stored_values v JOIN logs l ON l.number = v.log \
+                       WHERE l.tenant = ?1 AND v.hash > ?2 ORDER BY v.hash LIMIT ?3";
+            let mut statement = c.prepare_cached(sql)?;
+            let rows = statement
+                .query_map(params![&tenant.bytes()[..], &after[..], limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        };
+        self.readers.run(read).await
+    }
+
+    async fn erase(&self, tenant: TenantId, positions: Vec<u64>, values: Vec<[u8; 32]>) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Erase(tenant, positions, values, reply))?;
+        answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the journal's writer stopped".into())))
+    }
+
+    async fn scrub(&self) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Scrub(reply))?;
+        answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the journal's writer stopped".into())))
+    }
+
     async fn forget(&self, before: BTreeMap<Class, Timestamp>) -> Result<u64, StoreError> {
         let (reply, answer) = oneshot::channel();
         self.send(Job::Forget(before, reply))?;
@@ -257,13 +283,8 @@ impl Thread {
                         return self.close(closing);
                     }
                 }
-                Ok(Job::Forget(before, reply)) => {
-                    // Whoever asked may have gone away.
-                    let _ = reply.send(self.forget(&before));
-                }
-                Ok(Job::Grow(tenant, growth, reply)) => self.grow(tenant, &growth, reply),
-                Ok(Job::Cosign(tenant, note, reply)) => self.cosign(tenant, &note, reply),
                 Ok(Job::Close(closing)) => return self.close(closing),
+                Ok(job) => self.other(job),
                 Err(RecvTimeoutError::Timeout) => self.checkpoint(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -321,26 +342,36 @@ impl Thread {
             }
         }
         self.write(batch);
-        match other {
-            // Whoever asked may have gone away.
-            Some(Job::Forget(before, reply)) => drop(reply.send(self.forget(&before))),
-            Some(Job::Grow(tenant, growth, reply)) => self.grow(tenant, &growth, reply),
-            Some(Job::Cosign(tenant, note, reply)) => self.cosign(tenant, &note, reply),
-            _ => {}
+        if let Some(job) = other {
+            self.other(job);
         }
         closing
     }
 
-    fn grow(&mut self, tenant: TenantId, growth: &Growth, reply: Reply<()>) {
-        let outcome = self.change(tenant, |c, log| tree::grow(c, log, growth));
-        // Whoever asked may have gone away.
-        let _ = reply.send(outcome);
+    /// Anything but entries and the end. Whoever asked may have gone away.
+    fn other(&mut self, job: Job) {
+        match job {
+            Job::Forget(before, reply) => drop(reply.send(self.forget(&before))),
+            Job::Grow(tenant, growth, reply) => drop(reply.send(self.change(tenant, |c, log| tree::grow(c, log, &growth)))),
+            Job::Cosign(tenant, note, reply) => {
+                drop(reply.send(self.change(tenant, |c, log| Ok(tree::cosign(c, log, &note)?))));
+            }
+            Job::Erase(tenant, positions, values, reply) => {
+                drop(reply.send(self.change(tenant, |c, log| Ok(erase(c, log, &positions, &values)?))));
+            }
+            Job::Scrub(reply) => drop(reply.send(self.scrub())),
+            Job::Entry(..) | Job::Close(_) => {}
+        }
     }
 
-    fn cosign(&mut self, tenant: TenantId, note: &str, reply: Reply<()>) {
-        let outcome = self.change(tenant, |c, log| Ok(tree::cosign(c, log, note)?));
-        // Whoever asked may have gone away.
-        let _ = reply.send(outcome);
+    fn scrub(&mut self) -> Result<(), StoreError> {
+        if let Some(reason) = self.intake.broken() {
+            return Err(StoreError::ReadOnly(reason));
+        }
+        connect::rewrite(&self.connection, &self.directory, self.disk_free_min_bytes).unwrap_or_else(|error| {
+            fail(&self.intake, &error);
+            Err(StoreError::Unknown(connect::reason(&error)))
+        })
     }
 
     /// A transaction of its own.
@@ -465,9 +496,21 @@ impl Thread {
     }
 }
 
+fn erase(c: &Connection, log: i64, positions: &[u64], values: &[[u8; 32]]) -> rusqlite::Result<()> {
+    let mut content = c.prepare_cached("UPDATE entries SET salt = NULL, data = NULL WHERE id = ?1")?;
+    for position in positions {
+        content.execute([(log << POSITION_BITS) | position.cast_signed()])?;
+    }
+    let mut value = c.prepare_cached("DELETE FROM stored_values WHERE log = ?1 AND hash = ?2")?;
+    for hash in values {
+        value.execute(params![log, &hash[..]])?;
+    }
+    Ok(())
+}
+
 fn insert(c: &Connection, log: &mut Log, entry: &NewEntry) -> rusqlite::Result<u64> {
     log.position += 1;
-    let data_hash = event::payload_hash(&entry.salt, &entry.data);
+    let data_hash = entry.content.hash();
     let leaf = entry.header(log.position).leaf(&data_hash);
     c.prepare_cached(
         "INSERT INTO entries (id, entry, class, kind, at, actor_kind, actor_id, correlation, salt, data, data_hash, leaf) \
@@ -477,13 +520,13 @@ fn insert(c: &Connection, log: &mut Log, entry: &NewEntry) -> rusqlite::Result<u
         (log.number << POSITION_BITS) | log.position.cast_signed(),
         &entry.id.bytes()[..],
         entry.class.code(),
-        entry.kind,
+        &*entry.kind,
         entry.at.0,
         entry.actor.kind.as_str(),
         entry.actor.id,
         entry.correlation,
-        &entry.salt[..],
-        entry.data,
+        entry.content.salt(),
+        entry.content.bytes(),
         &data_hash[..],
         &leaf[..],
     ])?;

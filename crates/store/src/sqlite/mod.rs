@@ -239,6 +239,22 @@ impl Store for SqliteStore {
         self.reading(move |c| read::view_list(c, log, &view, version, &prefix, &after, limit)).await
     }
 
+    async fn views(&self, log: TenantId) -> Result<Vec<(String, ViewState)>, StoreError> {
+        self.reading(move |c| read::views(c, log)).await
+    }
+
+    async fn beside(&self, log: TenantId, kind: BesideKind, after: Vec<u8>, limit: usize) -> Result<Vec<Beside>, StoreError> {
+        self.reading(move |c| read::beside(c, log, kind, &after, limit)).await
+    }
+
+    async fn put_beside(&self, log: TenantId, things: Vec<Beside>) -> Result<(), StoreError> {
+        self.writer.change(log, writer::Change::Beside(things)).await
+    }
+
+    async fn scrub(&self) -> Result<(), StoreError> {
+        self.writer.scrub().await
+    }
+
     async fn logs(&self) -> Result<Vec<TenantId>, StoreError> {
         self.reading(read::logs).await
     }

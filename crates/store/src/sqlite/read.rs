@@ -345,6 +345,40 @@ pub(super) fn secret(c: &Connection, log: TenantId, name: &str) -> Result<Option
         .optional()
 }
 
+pub(super) fn views(c: &Connection, log: TenantId) -> Result<Vec<(String, ViewState)>> {
+    let mut statement =
+        c.prepare_cached("SELECT view, version, position, is_active FROM views WHERE log = ?1 ORDER BY view, version")?;
+    let rows = statement.query_map(params![number(c, log)?], |row| {
+        Ok((row.get(0)?, ViewState { version: row.get(1)?, position: row.get(2)?, is_active: row.get(3)? }))
+    })?;
+    rows.collect()
+}
+
+pub(super) fn beside(c: &Connection, log: TenantId, kind: BesideKind, after: &[u8], limit: usize) -> Result<Vec<Beside>> {
+    let log = number(c, log)?;
+    let after_text = String::from_utf8_lossy(after);
+    let limit = limit as i64;
+    match kind {
+        BesideKind::Idempotent => c
+            .prepare_cached(
+                "SELECT key, request_hash, stream, position FROM idempotency WHERE log = ?1 AND key > ?2 ORDER BY key LIMIT ?3",
+            )?
+            .query_map(params![log, after_text, limit], |row| {
+                let known = Idempotent { request_hash: row.get(1)?, stream: row.get(2)?, position: row.get(3)? };
+                Ok(Beside::Idempotent(row.get(0)?, known))
+            })?
+            .collect(),
+        BesideKind::Value => c
+            .prepare_cached("SELECT hash, bytes FROM stored_values WHERE log = ?1 AND hash > ?2 ORDER BY hash LIMIT ?3")?
+            .query_map(params![log, after, limit], |row| Ok(Beside::Value(row.get(0)?, row.get(1)?)))?
+            .collect(),
+        BesideKind::Secret => c
+            .prepare_cached("SELECT name, sealed FROM secrets WHERE log = ?1 AND name > ?2 ORDER BY name LIMIT ?3")?
+            .query_map(params![log, after_text, limit], |row| Ok(Beside::Secret(row.get(0)?, row.get(1)?)))?
+            .collect(),
+    }
+}
+
 pub(super) fn view_state(c: &Connection, log: TenantId, view: &str) -> Result<Vec<ViewState>> {
     let mut statement =
         c.prepare_cached("SELECT version, position, is_active FROM views WHERE log = ?1 AND view = ?2 ORDER BY version")?;

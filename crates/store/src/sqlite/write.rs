@@ -113,6 +113,7 @@ fn write(
     written: &mut Vec<Arc<Recorded>>,
 ) -> rusqlite::Result<Appended> {
     log.recorded_at = log.recorded_at.max(append.now);
+    erase(c, log.number, &append.writes)?;
     for (write, before) in append.writes.into_iter().zip(before) {
         if let Some(row) = write.row {
             change_unique(c, log.number, &write.stream, &write.unique)?;
@@ -120,11 +121,14 @@ fn write(
         }
     }
     for (hash, bytes) in &append.values {
-        c.prepare_cached("INSERT OR IGNORE INTO stored_values (log, hash, bytes) VALUES (?1, ?2, ?3)")?.execute(params![
-            log.number,
-            &hash[..],
-            bytes
-        ])?;
+        match bytes {
+            Some(bytes) => c
+                .prepare_cached("INSERT OR IGNORE INTO stored_values (log, hash, bytes) VALUES (?1, ?2, ?3)")?
+                .execute(params![log.number, &hash[..], bytes])?,
+            None => c
+                .prepare_cached("DELETE FROM stored_values WHERE log = ?1 AND hash = ?2")?
+                .execute(params![log.number, &hash[..]])?,
+        };
     }
     for (name, secret) in &append.secrets {
         match secret {
@@ -135,6 +139,47 @@ fn write(
         };
     }
     Ok(Appended { position: log.position })
+}
+
+/// Removes the content of streams, and the keys that stand for them.
+fn erase(c: &Connection, log: i64, writes: &[StreamWrite]) -> rusqlite::Result<()> {
+    let streams: Vec<&str> = writes.iter().filter(|write| write.erases).map(|write| write.stream.as_str()).collect();
+    if streams.is_empty() {
+        return Ok(());
+    }
+    let mut events = c.prepare_cached(
+        "UPDATE events SET salt = NULL, payload = NULL WHERE id IN (\
+           SELECT s.event FROM stream_events s JOIN entities e ON e.id = s.entity WHERE e.log = ?1 AND e.stream = ?2)",
+    )?;
+    for stream in &streams {
+        events.execute(params![log, stream])?;
+    }
+    let places = vec!["?"; streams.len()].join(", ");
+    for table in ["unique_keys", "idempotency"] {
+        let sql = format!("DELETE FROM {table} WHERE log = {log} AND stream IN ({places})");
+        c.prepare(&sql)?.execute(rusqlite::params_from_iter(&streams))?;
+    }
+    Ok(())
+}
+
+/// Puts back what lay beside the events of a log.
+pub(super) fn put_beside(c: &Connection, log: i64, things: &[Beside]) -> rusqlite::Result<()> {
+    for thing in things {
+        match thing {
+            Beside::Idempotent(key, known) => c
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO idempotency (log, key, request_hash, stream, position) VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![log, key, &known.request_hash[..], known.stream, known.position])?,
+            Beside::Value(hash, bytes) => c
+                .prepare_cached("INSERT OR IGNORE INTO stored_values (log, hash, bytes) VALUES (?1, ?2, ?3)")?
+                .execute(params![log, &hash[..], bytes])?,
+            Beside::Secret(name, sealed) => c
+                .prepare_cached("INSERT OR REPLACE INTO secrets (log, name, sealed) VALUES (?1, ?2, ?3)")?
+                .execute(params![log, name, sealed])?,
+        };
+    }
+    Ok(())
 }
 
 fn check_version(c: &Connection, log: i64, write: &StreamWrite) -> Result<Option<Before>, Failure> {

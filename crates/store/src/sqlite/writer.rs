@@ -59,6 +59,7 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 enum Job {
     Append(Append, Reply<Appended>),
     Change(TenantId, Change, Reply<()>),
+    Scrub(Reply<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -70,6 +71,8 @@ pub(super) enum Change {
     Grow(Growth),
     /// Signatures of witnesses.
     Cosign(String),
+    /// What lay beside the events of a log that is put back.
+    Beside(Vec<Beside>),
 }
 
 /// Handle of the writer thread.
@@ -105,6 +108,7 @@ impl Writer {
             status: status.clone(),
             logs: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            scrubs: vec![],
             unchecked: 0,
             disk_checked_at: None,
         };
@@ -142,6 +146,13 @@ impl Writer {
         answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the writer stopped".into())))
     }
 
+    /// Rewrites the file, so that nothing of what was removed is left in its free space.
+    pub async fn scrub(&self) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Scrub(reply))?;
+        answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the writer stopped".into())))
+    }
+
     pub fn health(&self) -> Health {
         Health {
             read_only: self.status.read_only(),
@@ -171,6 +182,8 @@ struct Thread {
     logs: LogNumbers,
     /// What is queued, by log, so that a busy one does not hold up the others.
     waiting: BTreeMap<TenantId, VecDeque<Job>>,
+    /// Who waits for the file to be rewritten.
+    scrubs: Vec<Reply<()>>,
     /// Commits since the last look at the write-ahead log; 0 when everything is checkpointed.
     unchecked: usize,
     disk_checked_at: Option<Instant>,
@@ -213,6 +226,7 @@ impl Thread {
                     self.queue(job, &mut closing);
                 }
             }
+            self.scrub();
         }
         self.checkpoint("TRUNCATE");
         match self.status.read_only() {
@@ -229,9 +243,11 @@ impl Thread {
         let log = match &job {
             Job::Append(append, _) => append.log,
             Job::Change(log, ..) => *log,
-            Job::Close(_) => {
-                if let Job::Close(reply) = job {
-                    *closing = Some(reply);
+            Job::Close(_) | Job::Scrub(_) => {
+                match job {
+                    Job::Close(reply) => *closing = Some(reply),
+                    Job::Scrub(reply) => self.scrubs.push(reply),
+                    _ => {}
                 }
                 return;
             }
@@ -337,12 +353,31 @@ impl Thread {
                     Change::Apply(apply) => settled(write::apply(&self.connection, log, &apply))?,
                     Change::Grow(growth) => settled(tree::grow(&self.connection, log.number, &growth))?,
                     Change::Cosign(note) => Ok(tree::cosign(&self.connection, log.number, &note)?),
+                    Change::Beside(things) => Ok(write::put_beside(&self.connection, log.number, &things)?),
                 };
                 done.others.push((reply, outcome));
             }
-            Job::Close(_) => {}
+            Job::Scrub(_) | Job::Close(_) => {}
         }
         Ok(())
+    }
+
+    /// Rewrites the file for whoever waits for that, and empties the write-ahead log.
+    fn scrub(&mut self) {
+        let waiting = std::mem::take(&mut self.scrubs);
+        if waiting.is_empty() {
+            return;
+        }
+        self.status.queued.fetch_sub(waiting.len(), Ordering::Relaxed);
+        let outcome = match self.status.read_only() {
+            Some(reason) => Err(StoreError::ReadOnly(reason)),
+            None => connect::rewrite(&self.connection, &self.disk.directory, self.disk.free_min_bytes).unwrap_or_else(|e| {
+                self.fail(&e);
+                Err(StoreError::Unknown(connect::reason(&e)))
+            }),
+        };
+        // Whoever asked may have gone away.
+        waiting.into_iter().for_each(|reply| drop(reply.send(outcome.clone())));
     }
 
     /// Pages that wait in the write-ahead log.
@@ -411,7 +446,7 @@ fn log_state<'a>(c: &Connection, logs: &'a mut LogNumbers, tenant: TenantId) -> 
 fn refuse(job: Job, error: &StoreError) {
     match job {
         Job::Append(_, reply) => drop(reply.send(Err(error.clone()))),
-        Job::Change(_, _, reply) => drop(reply.send(Err(error.clone()))),
+        Job::Change(_, _, reply) | Job::Scrub(reply) => drop(reply.send(Err(error.clone()))),
         Job::Close(_) => {}
     }
 }

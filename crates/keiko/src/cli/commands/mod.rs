@@ -6,6 +6,7 @@
 pub mod agents;
 pub mod audit;
 pub mod discover;
+pub mod erasures;
 pub mod events;
 pub mod keys;
 pub mod login;

@@ -1,0 +1,115 @@
+//! Work outside the log that an event asks for: at least once, with an outcome that comes back as an event.
+
+use kernel::{Decider, Process, Recorded, Timestamp};
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+/// When an effect without an outcome is tried again.
+const TRY_AGAIN_MS: u64 = 5_000;
+
+/// A kind of such work.
+pub trait Effect: Send + 'static {
+    /// Who does it; the id of the system actor in events that it causes.
+    const NAME: &'static str;
+    /// The event that asks for it.
+    const BEGINS: &'static str;
+    /// The event that says that it is done.
+    const ENDS: &'static str;
+    /// The entity that both are of.
+    type Entity: Decider;
+    /// The entity's id.
+    type Id: FromStr + Ord + Copy + Send + 'static;
+}
+
+/// What is not done yet, with when to work on it.
+pub struct Outstanding<E: Effect> {
+    open: BTreeMap<E::Id, Timestamp>,
+}
+
+impl<E: Effect> Default for Outstanding<E> {
+    fn default() -> Self {
+        Outstanding { open: BTreeMap::new() }
+    }
+}
+
+impl<E: Effect> Outstanding<E> {
+    /// Takes in what was not done at the start.
+    pub fn put(&mut self, id: E::Id) {
+        self.open.insert(id, Timestamp(0));
+    }
+}
+
+impl<E: Effect> Process for Outstanding<E> {
+    const NAME: &'static str = E::NAME;
+    type Signal = ();
+    /// Do this one.
+    type Command = E::Id;
+
+    fn react(&mut self, event: &Recorded, now: Timestamp) {
+        if !event.header.stream.starts_with(E::Entity::KIND) {
+            return;
+        }
+        let Ok(id) = event.header.stream.parse() else { return };
+        if event.header.kind == E::BEGINS {
+            self.open.insert(id, now);
+        } else if event.header.kind == E::ENDS {
+            self.open.remove(&id);
+        }
+    }
+
+    fn signal(&mut self, (): (), _: Timestamp) {}
+
+    fn decide(&mut self, now: Timestamp, _random: u64) -> Vec<E::Id> {
+        let due: Vec<E::Id> = self.open.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in &due {
+            self.open.insert(*id, now.plus_ms(TRY_AGAIN_MS));
+        }
+        due
+    }
+
+    fn due(&self) -> Option<Timestamp> {
+        self.open.values().min().copied()
+    }
+}
+
+/// Opens the log of every new tenant and makes its administrator: work outside the log that the tenant was created in.
+pub struct Provision;
+
+impl Effect for Provision {
+    const NAME: &'static str = "provisioner";
+    const BEGINS: &'static str = "identity.tenant.created";
+    const ENDS: &'static str = "identity.tenant.provisioned";
+    type Entity = crate::identity::tenant::Tenant;
+    type Id = kernel::id::TenantId;
+}
+
+/// Removes what is kept of a person.
+pub struct Erase;
+
+impl Effect for Erase {
+    const NAME: &'static str = "eraser";
+    const BEGINS: &'static str = "audit.erasure.requested";
+    const ENDS: &'static str = "audit.erasure.completed";
+    type Entity = crate::erasure::Erasure;
+    type Id = kernel::id::ErasureId;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernel::id::TenantId;
+
+    #[test]
+    fn given_a_created_tenant_then_its_log_is_opened_until_that_is_recorded() {
+        let tenant = TenantId::from_bytes([1; 16]);
+        let event = |kind: &str| crate::golden::recorded(kind, &tenant.to_string(), 1, 1, serde_json::json!({}));
+        let mut provision = Outstanding::<Provision>::default();
+        provision.react(&event("identity.tenant.created"), Timestamp(0));
+        assert_eq!(provision.decide(Timestamp(0), 0), [tenant]);
+        assert_eq!(provision.decide(Timestamp(1), 0), []);
+        assert_eq!(provision.decide(Timestamp(5_000), 0), [tenant], "an effect without outcome is tried again");
+        provision.react(&event("identity.tenant.provisioned"), Timestamp(5_001));
+        assert_eq!(provision.decide(Timestamp(60_000), 0), []);
+        assert_eq!(provision.due(), None);
+    }
+}
