@@ -67,7 +67,7 @@ pub async fn run(command: ErasuresCommand, client: &mut Client, output: Output) 
 async fn create(args: Create, client: &mut Client, output: Output) -> anyhow::Result<()> {
     if !args.yes {
         return Err(hinted(
-            &format!("This would erase what is kept of '{}', for ever.", args.subject),
+            format!("This would erase what is kept of '{}', for ever.", args.subject),
             "repeat the command with --yes if that is what you want",
         ));
     }
