@@ -14,6 +14,7 @@ mod metrics;
 mod names;
 mod openapi;
 mod serve;
+mod sse;
 mod state;
 pub mod v1;
 

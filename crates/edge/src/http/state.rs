@@ -3,6 +3,8 @@
 use super::access::Access;
 use super::body::Bodies;
 use super::metrics::Metrics;
+use super::sse::Frames;
+use crate::follow::Rooms;
 use app::App;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -48,6 +50,10 @@ pub(crate) struct EdgeState {
     /// Compiled schemas of bodies.
     pub bodies: Bodies,
     pub metrics: Metrics,
+    /// Who follows which log.
+    pub rooms: Rooms,
+    /// Events as they were lately written down for followers.
+    pub frames: Arc<Frames>,
 }
 
 impl EdgeState {
@@ -61,6 +67,8 @@ impl EdgeState {
         let document_text = openapi_text(&document)?;
         let query_names = super::access::query_names(&document);
         Ok(EdgeState {
+            rooms: Rooms::new(app.clone()),
+            frames: Arc::default(),
             app,
             readiness,
             settings,

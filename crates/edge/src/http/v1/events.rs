@@ -5,23 +5,18 @@ use crate::http::access::By;
 use crate::http::body::{Params, limit};
 use crate::http::cloudevents;
 use crate::http::envelope::{Failure, One, Reply};
+use crate::http::sse::{self, Form};
 use crate::http::state::EdgeState;
-use app::{App, EventFilter};
+use app::{EventFilter, Filter, Selection};
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{self, Stream, StreamExt};
-use kernel::id::TenantId;
-use kernel::{Actor, Category, Kind, Problem, Recorded, Rejection};
+use kernel::{Category, Kind, Problem, Recorded, Rejection};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::watch;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -133,6 +128,9 @@ struct EventParams {
     stream: Option<String>,
     /// `domain`, `integration` or `system`
     category: Option<String>,
+    /// Only those of which this expression in CEL is true, such as `data.priority > 5`.
+    #[param(max_length = 2048)]
+    filter: Option<String>,
     /// `native`, or `cloudevents` for a CloudEvents batch.
     format: Option<String>,
     /// How many; 50 when nothing is said.
@@ -156,6 +154,9 @@ struct FollowParams {
     stream: Option<String>,
     /// `domain`, `integration` or `system`
     category: Option<String>,
+    /// Only those of which this expression in CEL is true, such as `data.priority > 5`.
+    #[param(max_length = 2048)]
+    filter: Option<String>,
     /// `native`, or `cloudevents` for structured CloudEvents.
     format: Option<String>,
     /// Whether to be told when the end of the log is reached (`caught_up`) and when it is far away (`fell_behind`).
@@ -194,6 +195,17 @@ fn format(word: Option<&str>, takes_binary: bool) -> Result<Format, Failure> {
     }
 }
 
+/// What a request wants to see.
+fn selection(
+    kind: Option<String>,
+    stream: Option<String>,
+    of_category: Option<&str>,
+    filter: Option<&str>,
+) -> Result<Selection, Failure> {
+    let plain = EventFilter { kind, stream, category: category(of_category)? };
+    Ok(Selection { plain, filter: filter.map(Filter::compile).transpose()? })
+}
+
 fn category(word: Option<&str>) -> Result<Option<Category>, Failure> {
     match word {
         None => Ok(None),
@@ -213,8 +225,8 @@ async fn list(
     Params(params): Params<EventParams>,
 ) -> Result<Response, Failure> {
     let format = format(params.format.as_deref(), false)?;
-    let filter = EventFilter { kind: params.kind, stream: params.stream, category: category(params.category.as_deref())? };
-    let scanned = state.app.events(&caller, params.after.unwrap_or(0), filter, limit(params.limit)?).await?;
+    let wanted = selection(params.kind, params.stream, params.category.as_deref(), params.filter.as_deref())?;
+    let scanned = state.app.events(&caller, params.after.unwrap_or(0), &wanted, limit(params.limit)?).await?;
     if format == Format::Structured {
         let batch: Vec<Value> = scanned.events.iter().map(|event| cloudevents::structured(event)).collect();
         let headers = [("content-type", cloudevents::BATCH.to_owned()), ("keiko-position", scanned.position.to_string())];
@@ -257,8 +269,7 @@ async fn follow(
     By(caller): By,
     headers: HeaderMap,
     Params(params): Params<FollowParams>,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Failure> {
-    const KEEP_ALIVE: Duration = Duration::from_secs(15);
+) -> Result<Response, Failure> {
     let resumed = match headers.get("last-event-id") {
         None => None,
         Some(id) => Some(id.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
@@ -270,114 +281,11 @@ async fn follow(
             )
         })?),
     };
-    let tenant = caller.actor.tenant;
-    let is_structured = format(params.format.as_deref(), false)? == Format::Structured;
-    let category = category(params.category.as_deref())?;
-    let after = match resumed.or(params.after) {
-        Some(after) => state.app.not_ahead(tenant, after).await?,
-        None => state.app.position(tenant),
+    let form = match format(params.format.as_deref(), false)? {
+        Format::Structured => Form::Structured,
+        _ => Form::Native,
     };
-    let follower = Follower {
-        actor: caller.actor,
-        tail: state.app.tail(tenant),
-        app: state.app.clone(),
-        tenant,
-        after,
-        filter: EventFilter { kind: params.kind, stream: params.stream, category },
-        is_structured,
-        status: params.status.then_some(Standing::Unknown),
-    };
-    let pages = stream::unfold(follower, Follower::next);
-    Ok(Sse::new(pages.flat_map(stream::iter)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
-}
-
-/// What following needs, checked again before each page.
-const PERMISSION: &str = "events.read";
-
-/// Where one subscriber stands.
-struct Follower {
-    app: App,
-    actor: Actor,
-    tenant: TenantId,
-    after: u64,
-    filter: EventFilter,
-    tail: watch::Receiver<u64>,
-    is_structured: bool,
-    /// What the subscriber was told of its place, if it wants to be told.
-    status: Option<Standing>,
-}
-
-/// Where a subscriber stands, as it was told.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Unknown,
-    CaughtUp,
-    FellBehind,
-}
-
-/// Events between a subscriber and the end of the log from which on it has fallen behind.
-const BEHIND_EVENTS: u64 = 5_000;
-
-impl Follower {
-    /// The next events; ends when the server drains, the log cannot be read, or the reader may not read any more.
-    async fn next(mut self) -> Option<(Vec<Result<Event, Infallible>>, Self)> {
-        const PAGE: usize = 200;
-        /// Lost wake-ups cost at most this long.
-        const LOOK_AGAIN: Duration = Duration::from_secs(5);
-        loop {
-            self.tail.mark_unchanged();
-            // Whoever signed out, or lost the key or the permission, sees nothing more.
-            if !self.app.may_still(&self.actor, PERMISSION).await {
-                return None;
-            }
-            let scanned = self.app.scan(self.tenant, self.after, self.filter.clone(), PAGE).await.ok()?;
-            let is_progress = scanned.position > self.after;
-            self.after = scanned.position.max(self.after);
-            let mut lines: Vec<_> = scanned.events.iter().map(|e| Ok(line(e, self.is_structured))).collect();
-            lines.extend(self.standing(is_progress).map(Ok));
-            if !lines.is_empty() {
-                return Some((lines, self));
-            }
-            if is_progress {
-                continue;
-            }
-            let draining = self.app.draining().clone();
-            tokio::select! {
-                biased;
-                () = draining.cancelled() => return None,
-                _ = self.tail.changed() => {}
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
-            }
-        }
-    }
-}
-
-impl Follower {
-    /// What is to be said of the place, if that has changed.
-    fn standing(&mut self, is_progress: bool) -> Option<Event> {
-        let known = self.status?;
-        let behind = self.tail.borrow().saturating_sub(self.after);
-        let now = match (behind, is_progress) {
-            (0, _) | (_, false) => Standing::CaughtUp,
-            (BEHIND_EVENTS.., true) => Standing::FellBehind,
-            _ => known,
-        };
-        self.status = Some(now);
-        let name = match now {
-            _ if now == known => return None,
-            Standing::CaughtUp => "caught_up",
-            Standing::FellBehind => "fell_behind",
-            Standing::Unknown => return None,
-        };
-        let data = serde_json::json!({ "position": self.after, "behind": behind });
-        Some(Event::default().event(name).data(data.to_string()))
-    }
-}
-
-fn line(event: &Recorded, is_structured: bool) -> Event {
-    let data = match is_structured {
-        true => cloudevents::structured(event).to_string(),
-        false => serde_json::to_string(&event_body(event)).unwrap_or_else(|_| Value::Null.to_string()),
-    };
-    Event::default().id(event.header.position.to_string()).data(data)
+    let wanted = selection(params.kind, params.stream, params.category.as_deref(), params.filter.as_deref())?;
+    let follower = state.rooms.follow(caller.actor, wanted, resumed.or(params.after), params.status).await?;
+    Ok(sse::response(follower, form, state.frames.clone()))
 }
