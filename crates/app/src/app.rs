@@ -223,6 +223,11 @@ impl App {
         self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    pub(crate) fn runtimes_by_slug(&self) -> Vec<(String, Arc<TenantRuntime>)> {
+        let tenants = self.0.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        tenants.iter().map(|(slug, runtime)| (slug.clone(), runtime.clone())).collect()
+    }
+
     /// The running parts of a tenant.
     pub(crate) fn tenant(&self, slug: &str) -> Option<Arc<TenantRuntime>> {
         self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).get(slug).cloned()

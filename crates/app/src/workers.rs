@@ -5,10 +5,12 @@ use crate::app::{App, Inner};
 use crate::claims::{ClaimWorker, Waiters};
 use crate::erasures::EraseWorker;
 use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
+use crate::groups::{self, GroupFollower, Groups};
 use crate::tenants::ProvisionWorker;
 use crate::{audit, journal, mcp_servers, replicas};
 use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
+use domain::consumer_group::ConsumerGroup;
 use domain::erasure::Erasure;
 use domain::identity::tenant::Tenant;
 use domain::process::dispatch::{Dispatch, DispatchSettings, LoadedTask};
@@ -34,6 +36,8 @@ pub(crate) struct TenantRuntime {
     pub id: TenantId,
     pub fleet: SharedFleet,
     pub waiters: Arc<Waiters>,
+    /// Consumer groups.
+    pub groups: Arc<Groups>,
     /// How far the fleet has come.
     pub follower: Handle<FleetFollower>,
     lead: RwLock<Option<Arc<Lead>>>,
@@ -124,16 +128,22 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
         }
     }
     let fleet = share(fleet);
+    let groups = Arc::<Groups>::default();
+    for group in each::<ConsumerGroup>(engine, id, &[]).await? {
+        groups.put(&group);
+    }
     let follower = FleetFollower { fleet: fleet.clone(), commands: vec![] };
     let reader = Arc::new(FleetReader { engine: engine.clone(), log: id, fleet: fleet.clone() });
     let runtime = Arc::new(TenantRuntime {
         id,
         fleet,
         waiters: Arc::default(),
+        groups: groups.clone(),
         follower: drive(engine, id, follower, tail.min(stats_position), reader),
         lead: RwLock::default(),
         turn: tokio::sync::Mutex::default(),
     });
+    drive(engine, id, GroupFollower(groups), tail, Arc::new(groups::Nothing));
     app.take_lead(&runtime).await?;
     let servers = mcp_servers::ServerFollower::default();
     drive(engine, id, servers, tail, Arc::new(mcp_servers::ServerKeeper { app: Arc::downgrade(&app.0), tenant: id }));
@@ -194,6 +204,7 @@ pub(crate) async fn start_lead(
         claim_ttl_ms: settings.claim_ttl_ms,
     };
     let marker = LivenessWorker { engine: engine.clone(), log: id, fleet: runtime.fleet.clone() };
+    engine.env().spawn(groups::look_after(app.clone(), runtime.clone(), engine.clone()));
     Ok(Lead {
         authority,
         dispatch: drive(engine, id, dispatch, position, Arc::new(worker)),

@@ -5,11 +5,13 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod agent;
+pub mod consumer_group;
 pub mod erasure;
 pub mod identity;
 pub mod mcp_server;
 pub mod policy;
 pub mod process;
+pub mod progress;
 pub mod queue;
 pub mod task;
 pub mod tool;

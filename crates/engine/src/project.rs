@@ -119,7 +119,7 @@ impl<V: View> Runner<V> {
             let activate = is_caught_up && !state.is_active;
             state.position = scanned.position;
             if !rows.is_empty() || activate || state.position - progress.stored >= CHECKPOINT_EVENTS {
-                let (view, version, expected, position) = (V::NAME, V::VERSION, progress.stored, state.position);
+                let (view, version, expected, position) = (V::NAME.to_owned(), V::VERSION, progress.stored, state.position);
                 self.engine.store().apply(self.log, ViewApply { view, version, expected, position, rows, activate }).await?;
                 progress.stored = position;
                 state.is_active |= activate;

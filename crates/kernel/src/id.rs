@@ -184,6 +184,8 @@ ids! {
     ClaimId = ClaimTag "claim";
     /// A queue's settings.
     QueueId = QueueTag "queue";
+    /// A consumer group.
+    GroupId = GroupTag "group";
     /// An MCP server whose tools can be called.
     McpServerId = McpServerTag "mcp";
     /// A tool of a server.

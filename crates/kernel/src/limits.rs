@@ -30,3 +30,19 @@ pub const ATTEMPTS_MAX: u32 = 100;
 pub const DELAY_MS_MAX: u64 = 366 * 24 * 3_600_000;
 /// Characters of an idempotency key.
 pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+/// Consumer groups of one tenant.
+pub const GROUPS_MAX: usize = 100;
+/// Events of a consumer group that may be open at a time.
+pub const GROUP_WINDOW_MAX: u32 = 10_000;
+/// Events or tokens in one request to a consumer group.
+pub const DELIVERIES_MAX: usize = 500;
+/// Longest a request for deliveries may wait.
+pub const DELIVERY_WAIT_MS_MAX: u64 = 30_000;
+/// Shortest a delivery may hold.
+pub const ACK_TIMEOUT_MS_MIN: u64 = 100;
+/// Longest a delivery may hold or be put off: 12 hours.
+pub const ACK_TIMEOUT_MS_MAX: u64 = 12 * 3_600_000;
+/// Earliest alert that a consumer group does not move.
+pub const STALLED_AFTER_MS_MIN: u64 = 1_000;
+/// Latest alert that a consumer group does not move: 7 days.
+pub const STALLED_AFTER_MS_MAX: u64 = 7 * 24 * 3_600_000;

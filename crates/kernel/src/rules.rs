@@ -159,10 +159,13 @@ pub struct ViewRow {
 
 /// Declares the events of an entity: an enum over structs, their stored types and shapes.
 ///
-/// `events! { TaskEvent { Submitted(Submitted) = "tasks.task.submitted" @ 1, } }`
+/// `events! { TaskEvent { Submitted(Submitted) = "tasks.task.submitted" @ 1, } }`. The word `System` behind the shape puts
+/// an event into that category; without a word it is `Domain`.
 #[macro_export]
 macro_rules! events {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident($data:ty) = $kind:literal @ $shape:literal,)* }) => {
+    (@category) => { $crate::Category::Domain };
+    (@category $category:ident) => { $crate::Category::$category };
+    ($(#[$doc:meta])* $name:ident { $($variant:ident($data:ty) = $kind:literal @ $shape:literal $($category:ident)?,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq)]
         pub enum $name {
@@ -176,7 +179,7 @@ macro_rules! events {
                 match self { $($name::$variant(_) => $shape,)* }
             }
             fn category(&self) -> $crate::Category {
-                $crate::Category::Domain
+                match self { $($name::$variant(_) => $crate::events!(@category $($category)?),)* }
             }
             fn payload(&self, origin: &$crate::Origin) -> Result<Vec<u8>, serde_json::Error> {
                 match self { $($name::$variant(data) => $crate::event::payload(data, origin),)* }

@@ -336,7 +336,8 @@ async fn keeps_values_and_secrets(s: Subject) {
 async fn moves_views_with_their_checkpoint(s: Subject) {
     s.append(append(1, vec![write("thing_a", 0, 1, 0)])).await.unwrap();
     let row = |key: &str, row: &str| Ok(ViewRow { key: key.into(), row: row.as_bytes().to_vec() });
-    let step = |version, expected, position, rows, activate| ViewApply { view: "v", version, expected, position, rows, activate };
+    let step =
+        |version, expected, position, rows, activate| ViewApply { view: "v".into(), version, expected, position, rows, activate };
     s.apply(log(1), step(1, 0, 4, vec![row("a", "1"), row("b", "1"), row("c", "1")], true)).await.unwrap();
     assert_eq!(s.apply(log(1), step(1, 0, 9, vec![row("a", "x")], false)).await.unwrap_err(), StoreError::ViewMoved(4));
     s.apply(log(1), step(1, 4, 5, vec![row("a", "2"), Err("b".into())], false)).await.unwrap();
@@ -485,7 +486,7 @@ pub async fn model(subject: Subject, operations: &[Operation]) {
                 let expected = model.view_state(log(*l), "v").await.unwrap().first().map_or(0, |s| s.position);
                 let rows = vec![Ok(ViewRow { key: format!("k{row}"), row: vec![*row] })];
                 let step = ViewApply {
-                    view: "v",
+                    view: "v".into(),
                     version: 1,
                     expected: expected + u64::from(row % 5 == 0),
                     position: expected + 1,

@@ -198,7 +198,7 @@ pub struct ViewState {
 #[derive(Clone, Debug)]
 pub struct ViewApply {
     /// The view.
-    pub view: &'static str,
+    pub view: String,
     /// Its version.
     pub version: u32,
     /// The checkpoint before.

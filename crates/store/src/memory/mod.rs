@@ -371,7 +371,7 @@ impl Store for MemoryStore {
     async fn apply(&self, log: TenantId, apply: ViewApply) -> Result<(), StoreError> {
         let mut inner = self.lock();
         let views = &mut inner.log(log).views;
-        let key = (apply.view.to_owned(), apply.version);
+        let key = (apply.view.clone(), apply.version);
         let stands_at = views.get(&key).map_or(0, |(state, _)| state.position);
         if stands_at != apply.expected {
             return Err(StoreError::ViewMoved(stands_at));
@@ -387,7 +387,7 @@ impl Store for MemoryStore {
         }
         if apply.activate {
             state.is_active = true;
-            views.retain(|(name, version), _| name != apply.view || *version == apply.version);
+            views.retain(|(name, version), _| *name != apply.view || *version == apply.version);
         }
         Ok(())
     }

@@ -125,7 +125,7 @@ fn some_apply(l: u8, views: &mut BTreeMap<u8, u64>) -> Job {
     let position = views.entry(l).or_default();
     let row = |key: u64| ViewRow { key: format!("k{key}"), row: vec![key as u8; 300] };
     let rows = vec![Ok(row(*position)), Ok(row(*position + 100)), Err(format!("k{}", *position + 99))];
-    let apply = ViewApply { view: "v", version: 1, expected: *position, position: *position + 1, rows, activate: true };
+    let apply = ViewApply { view: "v".into(), version: 1, expected: *position, position: *position + 1, rows, activate: true };
     *position += 1;
     Job::Apply(log(l), apply)
 }
