@@ -13,6 +13,7 @@ use kernel::note::{self, Checkpoint, Note, VerifierKey};
 use kernel::{BlindIndex, Timestamp, text};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
 const ISSUER: &str = "keiko";
 
@@ -141,7 +142,9 @@ impl Sealer {
 /// Everything that needs a key.
 pub(crate) struct Crypto {
     pub sealer: Sealer,
-    pub checkpoints: SealingKey,
+    pub checkpoints: Arc<SealingKey>,
+    /// Tells the key files from others.
+    pub fingerprint: Vec<u8>,
     encoding: EncodingKey,
     decoding: DecodingKey,
     kid: String,
@@ -156,7 +159,8 @@ impl Crypto {
         let public = pair.public_key().as_ref().to_vec();
         Ok(Crypto {
             sealer: Sealer::new(&material.sealing, &material.index)?,
-            checkpoints: SealingKey::new(&material.checkpoint_pkcs8)?,
+            checkpoints: Arc::new(SealingKey::new(&material.checkpoint_pkcs8)?),
+            fingerprint: material.fingerprint(),
             encoding: EncodingKey::from_ed_der(&material.signing_pkcs8),
             decoding: DecodingKey::from_ed_der(&public),
             kid: text::hex(&Sha256::digest(&public)[..8]),

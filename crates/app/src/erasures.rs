@@ -15,7 +15,7 @@ use kernel::id::{ErasureId, TenantId, UserId};
 use kernel::json::references;
 use kernel::{Decider, Kind, Recorded, Rejection};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use store::journal::{Journal, JournalQuery};
 use store::{ScanFilter, StoreError};
@@ -241,15 +241,4 @@ fn names(value: &serde_json::Value, ids: &BTreeSet<String>) -> bool {
         serde_json::Value::Object(fields) => fields.iter().any(|(name, value)| ids.contains(name) || names(value, ids)),
         _ => false,
     }
-}
-
-/// Every person whose erasure was asked for, by tenant: what a backup from before has to be rid of.
-pub(crate) async fn subjects(engine: &Engine, tenants: &[TenantId]) -> Result<BTreeMap<TenantId, BTreeSet<UserId>>, StoreError> {
-    let mut subjects: BTreeMap<TenantId, BTreeSet<UserId>> = BTreeMap::new();
-    for tenant in tenants {
-        for erasure in crate::workers::each::<Erasure>(engine, *tenant, &[]).await? {
-            subjects.entry(*tenant).or_default().insert(erasure.state.subject);
-        }
-    }
-    Ok(subjects)
 }

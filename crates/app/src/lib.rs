@@ -9,6 +9,7 @@ mod agents;
 mod app;
 mod audit;
 mod auth;
+pub mod backup;
 mod caller;
 mod claims;
 mod consumer_groups;
@@ -24,6 +25,7 @@ mod groups;
 mod identities;
 mod journal;
 mod keys;
+mod kinds;
 mod mcp_servers;
 mod passwords;
 mod queues;
@@ -59,10 +61,14 @@ pub use tenants::NewTenant;
 pub use timeline::{Change, Changes};
 pub use tools::{ListedTool, ToolCall, ToolStatus};
 
+pub use kernel::Timestamp;
+pub use kernel::id::{TenantId, UserId};
 pub use kernel::note::VerifierKey;
 pub use kernel::tile::{Tile, WIDTH as TILE_WIDTH};
 pub use store::journal::{Entry as JournalEntry, JournalQuery};
 pub use store::{ScanFilter as EventFilter, Scanned as ScannedEvents};
+
+pub(crate) use kinds::kinds;
 
 use engine::Handled;
 use kernel::Rejection;

@@ -103,12 +103,18 @@ impl App {
         })
     }
 
-    fn only_root(&self, caller: &Caller) -> Answer<()> {
+    /// Refuses callers of other tenants what concerns all of them.
+    pub(crate) fn only_root(&self, caller: &Caller) -> Answer<()> {
         if caller.actor.tenant == self.0.root {
             return Ok(());
         }
         let hint = "Ask an administrator of the default tenant.";
-        Err(Rejection::new(Kind::Forbidden, "PERMISSION_DENIED", "Tenants are managed by the default tenant only.", hint))
+        Err(Rejection::new(
+            Kind::Forbidden,
+            "PERMISSION_DENIED",
+            "This concerns every tenant, so only the default tenant may do it.",
+            hint,
+        ))
     }
 }
 

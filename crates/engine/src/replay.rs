@@ -162,10 +162,10 @@ async fn load(
     log: TenantId,
     events: &[Recorded],
 ) -> Result<BTreeMap<String, Stream>, StoreError> {
-    let mut streams = BTreeMap::new();
+    let (mut streams, mut seen) = (BTreeMap::new(), BTreeSet::new());
     for event in events {
         let header = &event.header;
-        if header.version == 1 || streams.contains_key(&header.stream) {
+        if !seen.insert(&header.stream) || header.version == 1 {
             continue;
         }
         let missing =

@@ -63,6 +63,8 @@ pub struct Verifier {
     known: Vec<Checkpoint>,
     edge: Edge,
     found: Verified,
+    /// Whether something else vouches for entries without a checkpoint.
+    is_vouched: bool,
 }
 
 impl Verifier {
@@ -79,7 +81,12 @@ impl Verifier {
             }
         };
         found.sealed = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.size);
-        Verifier { checkpoint, known, edge: Edge::default(), found }
+        Verifier { checkpoint, known, edge: Edge::default(), found, is_vouched: false }
+    }
+
+    /// The same where something else vouches for entries that no checkpoint covers.
+    pub fn vouched(self) -> Self {
+        Verifier { is_vouched: true, ..self }
     }
 
     /// How many entries are under the checkpoint.
@@ -129,7 +136,7 @@ impl Verifier {
     /// What was found when there are no more entries.
     pub fn end(mut self) -> Verified {
         let size = self.edge.size();
-        if self.checkpoint.is_none() && size > 0 && self.found.wrong.is_none() {
+        if self.checkpoint.is_none() && size > 0 && self.found.wrong.is_none() && !self.is_vouched {
             let problem = "it has entries and no signed checkpoint: nothing says that they are all".to_owned();
             self.found.wrong = Some(Wrong { position: None, id: None, problem });
         }

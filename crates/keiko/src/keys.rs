@@ -61,6 +61,17 @@ pub fn load(folder: &Path, has_log: bool, env: &Env) -> anyhow::Result<KeyMateri
     })
 }
 
+/// Whether every key file is there. They are never made where something is restored: nobody could sign in with others.
+pub fn check(folder: &Path) -> anyhow::Result<()> {
+    match FILES.iter().find(|name| !folder.join(name).exists()) {
+        None => Ok(()),
+        Some(missing) => bail!(
+            "there is no key file '{missing}' in '{}'; give the folder with the server's key files with --keys",
+            folder.display()
+        ),
+    }
+}
+
 fn make(folder: &Path, env: &Env) -> anyhow::Result<()> {
     let fresh = KeyMaterial::generate(env).map_err(anyhow::Error::msg)?;
     // A first start that was cut off may have left some: without a log they protect nothing yet.

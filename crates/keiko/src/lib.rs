@@ -3,8 +3,10 @@
 pub mod admin;
 pub mod assembly;
 pub mod audit;
+pub mod backup;
 pub mod cli;
 pub mod doctor;
+pub mod drill;
 pub mod keys;
 pub mod logs;
 pub mod settings;

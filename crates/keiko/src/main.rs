@@ -1,11 +1,10 @@
 //! The `keiko` command.
 
 use anyhow::Context;
-use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
-use keiko::cli::{ClientCommand, Connection, Output};
+use clap::{CommandFactory, Parser, Subcommand};
+use keiko::cli::{ClientCommand, Connection, Output, SettingFlags};
 use keiko::settings::{DECLARED, Layers, flag};
 use keiko::{Keiko, Parts, Settings, admin, doctor, logs};
-use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 
@@ -74,44 +73,6 @@ enum AdminCommand {
 enum ConfigCommand {
     /// Print every setting with its value and where that comes from; secrets are masked
     Show(SettingFlags),
-}
-
-/// One flag per setting, made from the table of settings.
-struct SettingFlags(BTreeMap<String, String>);
-
-impl Args for SettingFlags {
-    fn augment_args(command: Command) -> Command {
-        DECLARED.iter().filter(|d| !d.is_secret).fold(command, |command, d| {
-            let help = if d.default.is_empty() { d.help.to_owned() } else { format!("{} [default: {}]", d.help, d.default) };
-            command.arg(Arg::new(d.key).long(flag(d.key)).value_name("VALUE").help(help))
-        })
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
-}
-
-impl FromArgMatches for SettingFlags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = DECLARED.iter().filter(|d| !d.is_secret);
-        Ok(SettingFlags(given.filter_map(|d| Some((d.key.to_owned(), matches.get_one::<String>(d.key)?.clone()))).collect()))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl SettingFlags {
-    fn layers(&self) -> anyhow::Result<Layers> {
-        Layers::read(&self.0, &std::env::vars().collect())
-    }
-
-    fn settings(&self) -> anyhow::Result<Settings> {
-        Settings::from_layers(&self.layers()?)
-    }
 }
 
 fn main() -> ExitCode {

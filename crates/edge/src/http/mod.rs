@@ -56,6 +56,7 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::audit::routes())
         .merge(v1::timeline::routes())
         .merge(v1::erasures::routes())
+        .merge(v1::backups::routes())
         .merge(mcp::routes())
 }
 

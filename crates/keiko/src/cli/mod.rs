@@ -9,14 +9,20 @@ mod client;
 mod commands;
 mod credentials;
 mod error;
+mod flags;
 mod input;
 mod print;
 mod server;
 mod table;
 
+pub use flags::SettingFlags;
+
+pub(crate) use call::nonce;
+pub(crate) use error::hinted;
+
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
-use commands::{agents, audit, discover, erasures, events, keys, login, queues, tasks, tenants, users};
+use commands::{agents, audit, backup, discover, drill, erasures, events, keys, login, queues, tasks, tenants, users};
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
 // No `Debug`: an API key must not end up in a log.
@@ -116,6 +122,20 @@ pub enum ClientCommand {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Make backups, and restore them
+    #[command(after_help = backup::EXAMPLES)]
+    Backup {
+        /// What to do
+        #[command(subcommand)]
+        command: backup::BackupCommand,
+    },
+    /// Try what would be done after a disaster, and measure it
+    #[command(after_help = drill::EXAMPLES)]
+    Drill {
+        /// What to do
+        #[command(subcommand)]
+        command: drill::DrillCommand,
+    },
     /// Erase what is kept of a person
     #[command(after_help = erasures::EXAMPLES)]
     Erasures {
@@ -154,6 +174,8 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Tenants { command } => tenants::run(command, client, output).await,
         ClientCommand::Queues { command } => queues::run(command, client, output).await,
         ClientCommand::Audit { command } => audit::run(command, client, &connection).await,
+        ClientCommand::Backup { command } => backup::run(command, client, output).await,
+        ClientCommand::Drill { command } => drill::run(command, client, output).await,
         ClientCommand::Erasures { command } => erasures::run(command, client, output).await,
         ClientCommand::Discover(args) => discover::run(args, client, output).await,
     }

@@ -22,6 +22,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   keiko audit verify
   keiko audit verify --from ./.keiko
+  keiko audit verify --from now.backup
   keiko audit key > keiko.key; keiko audit verify --key \"$(grep /log keiko.key)\"
   keiko audit prove evt_01h...";
 
@@ -52,9 +53,9 @@ pub enum AuditCommand {
 /// Arguments of `keiko audit verify`.
 #[derive(Args)]
 pub struct Verify {
-    /// A data directory whose server is stopped, the address of a server, or 'database' for the one in
+    /// A data directory whose server is stopped, the address of a server, a backup, or 'database' for the one in
     /// KEIKO_DATABASE_URL [default: the server you are logged in to]
-    #[arg(long, value_name = "DIRECTORY|URL|database")]
+    #[arg(long, value_name = "DIRECTORY|URL|BACKUP|database")]
     from: Option<String>,
     /// The public key that must have signed, as 'keiko audit key' showed it
     #[arg(long, value_name = "KEY")]
@@ -114,6 +115,15 @@ async fn verify(args: Verify, client: &mut Client, connection: &Connection) -> a
         Some(url) if url.contains("://") => {
             let mut other = Client::connect(&connection.at(url))?;
             online(&mut other, key.as_ref(), &memory).await?
+        }
+        Some(backup) if PathBuf::from(backup).is_file() => {
+            let shown = match &key {
+                Some(key) => key.clone(),
+                None => super::backup::key_of(client).await.map_err(|error| {
+                    error.context("a backup is held against the key that must have signed it; give it with --key")
+                })?,
+            };
+            crate::backup::verify(&PathBuf::from(backup), &shown, key.as_ref(), &memory)?
         }
         Some(directory) => verify_directory(&PathBuf::from(directory), key.as_ref(), &memory).await?,
     };

@@ -5,7 +5,9 @@
 
 pub mod agents;
 pub mod audit;
+pub mod backup;
 pub mod discover;
+pub mod drill;
 pub mod erasures;
 pub mod events;
 pub mod keys;

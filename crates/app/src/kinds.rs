@@ -1,0 +1,21 @@
+//! The closed list of everything that a log may hold, for folding it anew.
+
+use engine::Kinds;
+
+/// The rules of every kind of entity.
+pub(crate) fn kinds() -> Kinds {
+    use domain::identity::{key::Key, role::Role, session::Session, tenant::Tenant, user::User};
+    Kinds::default()
+        .and::<Tenant>()
+        .and::<User>()
+        .and::<Role>()
+        .and::<Key>()
+        .and::<Session>()
+        .and::<domain::agent::Agent>()
+        .and::<domain::task::Task>()
+        .and::<domain::queue::Queue>()
+        .and::<domain::mcp_server::McpServer>()
+        .and::<domain::tool::Tool>()
+        .and::<domain::erasure::Erasure>()
+        .and::<domain::consumer_group::ConsumerGroup>()
+}
