@@ -2,8 +2,12 @@
 
 import contextlib
 import json
+import pathlib
 import re
+import socket
 import threading
+import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 
 import cloudevents.core.bindings.http as ce
 import cloudevents.core.formats.json as ce_json
@@ -132,6 +136,17 @@ def test_should_stream_what_happened_and_what_happens(admin):
         later.join()
         assert event2["stream"] == made[0] and position2 == position + 1
     assert admin.events(after=before)[:2] == [event, event2], "the same events as in the list"
+
+
+def test_should_keep_events_whole_whose_json_came_in_lines(admin, capability):
+    before = head(admin)
+    body = '{"description": "lines", "capability": "%s",\r\n "input": {\n  "a": [1,\r\n 2]\n }}' % capability
+    made = admin.request("POST", "/tasks", headers={"Content-Type": "application/json"}, content=body.encode())
+    assert made.status_code == 201
+    with admin.stream("/events/stream", after=before) as live:
+        block = next(blocks(live.iter_lines()))
+    data = "\n".join(value for field, value in block if field == "data")
+    assert json.loads(data)["data"]["input"] == {"a": [1, 2]} and dict(block)["id"] == str(before + 1)
 
 
 def test_should_resume_after_the_last_id_without_gap_or_repetition(admin):
@@ -290,13 +305,59 @@ def test_should_follow_what_an_expression_is_true_of(admin, capability):
         assert told["event"] == "caught_up" and json.loads(told["data"])["position"] == head(admin), "it gets on without a match"
 
 
-def test_should_look_through_a_long_log_in_bounded_steps(admin):
-    while head(admin) < 2_100:
-        admin.post("/agents", {"name": unique("agent")})
-    first = opened(admin.get("/events", filter=f"position == {head(admin)}", limit=1))
-    assert first["data"] == [] and 1_000 <= first["meta"]["position"] <= 2_000, "it says how far it looked"
-    second = opened(admin.get("/events", filter=f"position == {head(admin)}", limit=1, after=first["meta"]["position"]))
-    assert [e["position"] for e in second["data"]] == [head(admin)]
+@pytest.fixture(scope="module")
+def long_log(admin):
+    """The end of a log of more than 5,000 events, each with some content."""
+    missing = max(0, 5_300 - head(admin))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: admin.post("/agents", {"name": unique("agent"), "description": "d" * 1_000}), range(missing)))
+    return head(admin)
+
+
+def test_should_look_through_a_long_log_in_bounded_steps(admin, long_log):
+    found, after, steps = [], 0, 0
+    while not found:
+        page = opened(admin.get("/events", filter=f"position == {long_log}", limit=1, after=after))
+        assert after < page["meta"]["position"] <= after + 2_000, "it says how far it looked"
+        found, after, steps = page["data"], page["meta"]["position"], steps + 1
+    assert [e["position"] for e in found] == [long_log] and steps >= 3
+
+
+def test_should_tell_a_follower_that_it_fell_behind(admin, long_log):
+    with admin.stream("/events/stream", after=0, status="true") as live:
+        seen, told = [], []
+        for block in blocks(live.iter_lines()):
+            fields = dict(block)
+            if "id" in fields:
+                seen.append(int(fields["id"]))
+                continue
+            told.append((fields["event"], json.loads(fields["data"])))
+            if fields["event"] == "caught_up":
+                break
+    assert [name for name, _ in told] == ["fell_behind", "caught_up"]
+    behind = told[0][1]
+    assert behind["behind"] >= 5_000 and behind["position"] + behind["behind"] >= long_log
+    assert seen == list(range(1, seen[-1] + 1)) and seen[-1] >= long_log, "and nothing is left out"
+
+
+def test_should_keep_little_for_followers_that_do_not_read(keiko, admin, long_log):
+    def resident():
+        return int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{keiko.proc.pid}/status").read_text())[1])
+
+    before, sockets = resident(), []
+    address = urllib.parse.urlsplit(keiko.url)
+    for _ in range(50):
+        stalled = socket.socket()
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        stalled.connect((address.hostname, address.port))
+        stalled.sendall(f"GET /api/v1/events/stream?after=0 HTTP/1.1\r\nHost: x\r\nAuthorization: {admin.headers['Authorization']}\r\n\r\n".encode())
+        sockets.append(stalled)
+    with listening(admin, 0) as events:
+        assert [next(events)[0] for _ in range(2_000)] == list(range(1, 2_001)), "others are served"
+    grown = (resident() - before) / len(sockets)
+    for stalled in sockets:
+        stalled.close()
+    assert grown < 1_024, f"{grown:.0f} KiB for each"
 
 
 @pytest.mark.parametrize(("expression", "line", "column"), [

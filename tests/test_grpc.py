@@ -13,33 +13,45 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_tools import protoc
 
-from harness import REPO, done, submit, unique, until
+from harness import REPO, done, opened, submit, unique, until
 
 KEIKO_ENV = {"KEIKO_GRPC_LISTEN": "127.0.0.1:0"}
 
 
 @pytest.fixture(scope="module")
-def stubs(tmp_path_factory):
-    """(messages, services), generated."""
+def all_stubs(tmp_path_factory):
+    """(messages, services) of work and of events, generated."""
     out = tmp_path_factory.mktemp("stubs")
     proto = REPO / "proto"
-    made = protoc.main(["protoc", f"-I{proto}", f"--python_out={out}", f"--grpc_python_out={out}", str(proto / "keiko/worker/v1/worker.proto")])
-    assert made == 0
-    for folder in ("keiko", "keiko/worker", "keiko/worker/v1"):
+    files = [str(proto / file) for file in ("keiko/worker/v1/worker.proto", "keiko/events/v1/events.proto")]
+    assert protoc.main(["protoc", f"-I{proto}", f"--python_out={out}", f"--grpc_python_out={out}", *files]) == 0
+    for folder in ("keiko", "keiko/worker", "keiko/worker/v1", "keiko/events", "keiko/events/v1"):
         # A package with a head goes before the SDK's one.
         (out / folder / "__init__.py").touch()
     # The SDK has the package `keiko` too; the stubs' one is another, and nobody else sees it.
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "keiko"}
     sys.path.insert(0, str(out))
     try:
-        messages = importlib.import_module("keiko.worker.v1.worker_pb2")
-        services = importlib.import_module("keiko.worker.v1.worker_pb2_grpc")
+        names = [("keiko.worker.v1.worker_pb2", "keiko.worker.v1.worker_pb2_grpc"), ("keiko.events.v1.events_pb2", "keiko.events.v1.events_pb2_grpc")]
+        found = [tuple(importlib.import_module(name) for name in pair) for pair in names]
     finally:
         sys.path.remove(str(out))
         for name in [name for name in sys.modules if name.split(".")[0] == "keiko"]:
             del sys.modules[name]
         sys.modules.update(hidden)
-    return messages, services
+    return found
+
+
+@pytest.fixture(scope="module")
+def stubs(all_stubs):
+    """(messages, services) of work."""
+    return all_stubs[0]
+
+
+@pytest.fixture(scope="module")
+def event_stubs(all_stubs):
+    """(messages, services) of events."""
+    return all_stubs[1]
 
 
 @pytest.fixture(scope="module")
@@ -252,10 +264,11 @@ def test_should_hand_over_again_what_a_broken_stream_had(keiko, admin, address, 
 
 def test_should_serve_health_and_reflection_to_anybody(channel):
     found = ProtoReflectionDescriptorDatabase(channel)
-    assert {"keiko.worker.v1.Worker", "grpc.health.v1.Health"} <= set(found.get_services())
+    assert {"keiko.worker.v1.Worker", "keiko.events.v1.EventService", "grpc.health.v1.Health"} <= set(found.get_services())
     assert "WorkRequest" in {message.name for message in found.FindFileContainingSymbol("keiko.worker.v1.Worker").message_type}
     stub = health_pb2_grpc.HealthStub(channel)
-    assert stub.Check(health_pb2.HealthCheckRequest(service="keiko.worker.v1.Worker")).status == health_pb2.HealthCheckResponse.SERVING
+    for service in ("keiko.worker.v1.Worker", "keiko.events.v1.EventService"):
+        assert stub.Check(health_pb2.HealthCheckRequest(service=service)).status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_should_tell_agents_that_it_stops_and_take_their_results(new_keiko, stubs):
@@ -276,3 +289,77 @@ def test_should_tell_agents_that_it_stops_and_take_their_results(new_keiko, stub
         work.close()
         assert keiko.proc.wait(15) == 0
     assert done(keiko.start().login().get(f"/tasks/{task_id}"))["attributes"]["output"] == {"late": True}
+
+
+# Events
+
+
+def subscribe(event_stubs, channel, client, **request):
+    """A subscription of whoever the client is."""
+    messages, services = event_stubs
+    token = client.headers["Authorization"]
+    return services.EventServiceStub(channel).Subscribe(messages.SubscribeRequest(**request), metadata=[("authorization", token)], timeout=30)
+
+
+def end_of_log(admin):
+    return opened(admin.get("/agents", limit=1))["meta"]["position"]
+
+
+def make(admin):
+    return done(admin.post("/agents", {"name": unique("agent")}), 201)["id"]
+
+
+def test_should_follow_events_as_over_http(admin, channel, event_stubs):
+    before = end_of_log(admin)
+    old = make(admin)
+    stream = subscribe(event_stubs, channel, admin, after=before, status=True)
+    first = next(stream).event
+    assert first.stream == old and first.position == before + 1
+    told = next(stream)
+    assert told.WhichOneof("what") == "caught_up" and (told.caught_up.position, told.caught_up.behind) == (before + 1, 0)
+    new = make(admin)
+    assert next(stream).event.stream == new
+    stream.cancel()
+    (native,) = admin.events(after=before, stream=old)
+    shown = {"id": first.id, "type": first.type, "source": first.source, "category": first.category, "version": first.version, "data": json.loads(first.data_json)}
+    assert shown == {name: native[name] for name in shown}
+    actor = {"kind": first.metadata.actor.kind, "id": first.metadata.actor.id, "address": first.metadata.actor.address, "client": first.metadata.actor.client}
+    assert actor == native["metadata"]["actor"] and first.metadata.correlation_id == native["metadata"]["correlation_id"]
+
+
+def test_should_filter_events_and_begin_at_the_end(admin, keiko, channel, event_stubs):
+    capability = unique("cap")
+    keiko.agent(admin, capability)
+    before = end_of_log(admin)
+    for priority in (1, 9):
+        submit(admin, capability, f"priority {priority}", priority=priority)
+    stream = subscribe(event_stubs, channel, admin, after=before, type="tasks.*", category="domain", filter="data.priority > 5")
+    assert json.loads(next(stream).event.data_json)["priority"] == 9
+    stream.cancel()
+    live = subscribe(event_stubs, channel, admin, status=True)
+    assert next(live).WhichOneof("what") == "caught_up", "from now on, when nothing is said"
+    agent = make(admin)
+    assert next(live).event.stream == agent
+    live.cancel()
+
+
+def test_should_refuse_subscriptions_with_the_codes_of_http(admin, keiko, channel, event_stubs):
+    ahead = end_of_log(admin) + 1_000
+    for request, code in (({"after": ahead}, "POSITION_AHEAD"), ({"filter": "data.x >"}, "FILTER_INVALID"), ({"category": "other"}, "VALIDATION_FAILED")):
+        with pytest.raises(grpc.RpcError) as refused:
+            next(subscribe(event_stubs, channel, admin, **request))
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT, request
+        assert dict(refused.value.trailing_metadata())["keiko-code"] == code
+        assert code != "FILTER_INVALID" or "line 1, column 9" in refused.value.details()
+    with pytest.raises(grpc.RpcError) as refused:
+        next(subscribe(event_stubs, channel, keiko.user(admin, ["user"])))
+    assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_should_end_a_subscription_when_its_session_ends(admin, keiko, channel, event_stubs):
+    reader = keiko.login()
+    stream = subscribe(event_stubs, channel, reader, after=end_of_log(admin), status=True)
+    assert next(stream).WhichOneof("what") == "caught_up"
+    reader.post("/auth/logout")
+    make(admin)
+    assert len(list(stream)) <= 2, "the server ends it; otherwise this times out"

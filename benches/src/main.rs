@@ -7,6 +7,7 @@
 
 mod appends;
 mod discovery;
+mod fanout;
 mod fleet;
 mod grpc;
 mod http;
@@ -39,7 +40,7 @@ KEIKO_BIN names the server under test (default: target/release/keiko).";
 
 /// The groups of figures, in the order of the report.
 const GROUPS: &[&str] =
-    &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "appends", "sealing", "postgres"];
+    &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "fanout", "appends", "sealing", "postgres"];
 
 /// How much is measured.
 pub(crate) struct Scale {
@@ -61,6 +62,8 @@ pub(crate) struct Scale {
     pub requests: usize,
     /// Events of an SSE run.
     pub followed: usize,
+    /// Followers of a fan-out run.
+    pub crowd: fanout::Crowd,
     /// Producers, and appends of a run.
     pub appends: &'static [(usize, usize)],
 }
@@ -76,6 +79,7 @@ impl Scale {
         registered: 10_000,
         requests: 2_000,
         followed: 500,
+        crowd: fanout::Crowd { followers: 1_000, rate: 1_000, seconds: 10 },
         appends: &[(64, 20_000), (1_024, 60_000)],
     };
     const QUICK: Scale = Scale {
@@ -88,6 +92,7 @@ impl Scale {
         registered: 500,
         requests: 200,
         followed: 50,
+        crowd: fanout::Crowd { followers: 100, rate: 200, seconds: 2 },
         appends: &[(64, 2_000), (1_024, 8_000)],
     };
 }
@@ -175,6 +180,7 @@ async fn measure(group: &str, place: &Place, scale: &Scale) -> anyhow::Result<Se
         "tools" => tools::measure(place, scale).await,
         "discovery" => discovery::measure(place, scale).await,
         "sse" => sse::measure(place, scale).await,
+        "fanout" => fanout::measure(place, scale).await,
         "appends" => appends::measure(place, scale).await,
         "sealing" => sealing::measure(place, scale).await,
         "postgres" => postgres::measure(scale).await,

@@ -288,3 +288,54 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing below panics between two changes, so a poisoned state is still whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use app::ScannedEvents;
+    use kernel::id::EventId;
+    use kernel::{ActorRef, Category, EventHeader, Timestamp};
+
+    fn event(position: u64, bytes: usize) -> Arc<Recorded> {
+        let header = EventHeader {
+            id: EventId::from_bytes([0; 16]),
+            kind: "test.thing.made".into(),
+            shape: 1,
+            category: Category::Domain,
+            tenant: TenantId::from_bytes([0; 16]),
+            stream: "thing".into(),
+            version: position,
+            position,
+            occurred_at: Timestamp(0),
+            recorded_at: Timestamp(0),
+            actor: ActorRef::system("test"),
+            user: None,
+            correlation: String::new(),
+            causation: None,
+            trace_parent: None,
+        };
+        Arc::new(Recorded { header, salt: None, payload: Some(vec![0; bytes]), payload_hash: [0; 32], leaf: [0; 32] })
+    }
+
+    fn cut(after: u64, positions: &[u64], bytes: usize, looked_to: u64, horizon: u64) -> (u64, Vec<u64>) {
+        let events = positions.iter().map(|at| event(*at, bytes)).collect();
+        let page = Page::cut(after, ScannedEvents { events, position: looked_to }, horizon);
+        (page.position, page.events.iter().map(|event| event.header.position).collect())
+    }
+
+    #[test]
+    fn given_more_than_the_horizon_when_cut_then_a_page_ends_there() {
+        assert_eq!(cut(3, &[4, 5, 6], 1, 6, 6), (6, vec![4, 5, 6]));
+        assert_eq!(cut(3, &[4, 5, 6], 1, 6, 5), (5, vec![4, 5]));
+        assert_eq!(cut(3, &[4, 9], 1, 9, 7), (7, vec![4]), "what lies between did not pass the filter");
+        assert_eq!(cut(3, &[4], 1, 9, 7), (7, vec![4]));
+        assert_eq!(cut(3, &[], 1, 9, 7), (7, vec![]));
+        assert_eq!(cut(9, &[], 1, 9, 7), (9, vec![]), "nobody goes back");
+    }
+
+    #[test]
+    fn given_large_events_when_cut_then_a_page_is_bounded_and_has_at_least_one() {
+        assert_eq!(cut(0, &[1, 2, 3, 4], PAGE_BYTES_MAX / 2, 4, 4), (2, vec![1, 2]));
+        assert_eq!(cut(0, &[1, 3], PAGE_BYTES_MAX * 2, 3, 3), (2, vec![1]), "up to the one that is left out");
+    }
+}

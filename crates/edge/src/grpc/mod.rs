@@ -1,6 +1,7 @@
-//! The gRPC interface: work over one stream, with reflection and health. The rules are those of HTTP.
+//! The gRPC interface: work over one stream, the log followed live, with reflection and health. The rules are those of HTTP.
 
 mod caller;
+mod events;
 mod service;
 mod work;
 
@@ -10,10 +11,18 @@ mod v1 {
     include!("generated/keiko.worker.v1.rs");
 }
 
+/// The same for events.
+#[expect(clippy::allow_attributes_without_reason, reason = "generated from the .proto files, which hold the documentation")]
+#[expect(clippy::large_enum_variant, reason = "nearly every message is the large one, an event")]
+mod events_v1 {
+    include!("generated/keiko.events.v1.rs");
+}
+
 /// The description of the services, for reflection.
 const DESCRIPTOR: &[u8] = include_bytes!("generated/descriptor.bin");
 
 use app::App;
+use events_v1::event_service_server::EventServiceServer;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -50,11 +59,13 @@ impl GrpcServer {
     pub async fn run(self, stop: impl Future<Output = ()>, grace: Duration) -> Result<(), String> {
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<WorkerServer<service::Service>>().await;
+        reporter.set_serving::<EventServiceServer<events::Service>>().await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTOR)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
+        let followed = EventServiceServer::new(events::Service::new(self.app.clone()));
         let worker = WorkerServer::new(service::Service::new(self.app, self.json_depth_max))
             .max_decoding_message_size(self.message_bytes_max);
         let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -63,6 +74,7 @@ impl GrpcServer {
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .max_concurrent_streams(Some(STREAMS_MAX))
             .add_service(worker)
+            .add_service(followed)
             .add_service(health)
             .add_service(reflection().build_v1().map_err(|e| e.to_string())?)
             // Many clients still ask by its older name.

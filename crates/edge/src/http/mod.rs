@@ -3,6 +3,7 @@
 mod access;
 mod asof;
 mod body;
+pub(crate) mod category;
 mod cloudevents;
 mod console;
 mod docs;

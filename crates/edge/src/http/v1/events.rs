@@ -3,16 +3,16 @@
 use super::tasks::EventList;
 use crate::http::access::By;
 use crate::http::body::{Params, limit};
-use crate::http::cloudevents;
 use crate::http::envelope::{Failure, One, Reply};
 use crate::http::sse::{self, Form};
 use crate::http::state::EdgeState;
+use crate::http::{category, cloudevents};
 use app::{EventFilter, Filter, Selection};
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use kernel::{Category, Kind, Problem, Recorded, Rejection};
+use kernel::{Kind, Problem, Recorded, Rejection};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -92,11 +92,7 @@ pub(crate) fn event_body(event: &Recorded) -> EventBody {
         kind: h.kind.clone(),
         timestamp: h.occurred_at.to_string(),
         source: h.source(),
-        category: match h.category {
-            Category::Domain => "domain",
-            Category::Integration => "integration",
-            Category::System => "system",
-        },
+        category: category::word(h.category),
         stream: h.stream.clone(),
         version: h.version,
         position: h.position,
@@ -202,18 +198,8 @@ fn selection(
     of_category: Option<&str>,
     filter: Option<&str>,
 ) -> Result<Selection, Failure> {
-    let plain = EventFilter { kind, stream, category: category(of_category)? };
+    let plain = EventFilter { kind, stream, category: of_category.map(category::parse).transpose()? };
     Ok(Selection { plain, filter: filter.map(Filter::compile).transpose()? })
-}
-
-fn category(word: Option<&str>) -> Result<Option<Category>, Failure> {
-    match word {
-        None => Ok(None),
-        Some("domain") => Ok(Some(Category::Domain)),
-        Some("integration") => Ok(Some(Category::Integration)),
-        Some("system") => Ok(Some(Category::System)),
-        Some(_) => Err(wrong("/category", "is none of domain, integration, system")),
-    }
 }
 
 /// Read events in order; `meta.position` is where to go on with `after`
