@@ -257,3 +257,59 @@ def test_should_refuse_a_subscription_from_the_future(admin):
     error = refused(admin.get("/events/stream", after=head(admin) + 1000), 422, "POSITION_AHEAD")
     assert error["details"]["position"] >= 1
     refused(admin.get("/events/stream", headers={"Last-Event-ID": "99999999"}), 422, "POSITION_AHEAD")
+
+
+# Filters
+
+
+def test_should_show_what_an_expression_is_true_of(admin, capability):
+    before = head(admin)
+    for priority in (1, 5, 9):
+        submit(admin, capability, f"work of priority {priority}", priority=priority)
+    make(admin)
+    high = "type == 'tasks.task.submitted' && data.priority > 4"
+    assert [e["data"]["priority"] for e in admin.events(after=before, filter=high)] == [5, 9]
+    assert [e["data"]["priority"] for e in admin.events(after=before, filter="data.priority > 4")] == [5, 9], "agents have no priority"
+    assert [e["type"] for e in admin.events(after=before, filter="!has(data.priority)")] == ["registry.agent.registered"]
+    assert admin.events(after=before, type="registry.*", filter=high) == [], "both must hold"
+    me = done(admin.get("/auth/me"))["id"]
+    said = f"actor.kind == 'user' && actor.id == '{me}' && category == 'domain' && position > {before} && data.description.matches('priority [19]$')"
+    assert [e["data"]["priority"] for e in admin.events(after=before, filter=said)] == [1, 9]
+    assert admin.events(after=before, filter="data.priority") == [], "what is no boolean is not true"
+
+
+def test_should_follow_what_an_expression_is_true_of(admin, capability):
+    before = head(admin)
+    submit(admin, capability, "quiet work", priority=1)
+    with listening(admin, before, filter="data.priority == 9") as events:
+        submit(admin, capability, "loud work", priority=9)
+        position, event = next(events)
+        assert position == head(admin) and event["data"]["description"] == "loud work"
+    with admin.stream("/events/stream", after=before, status="true", filter="false") as live:
+        told = dict(next(blocks(live.iter_lines())))
+        assert told["event"] == "caught_up" and json.loads(told["data"])["position"] == head(admin), "it gets on without a match"
+
+
+def test_should_look_through_a_long_log_in_bounded_steps(admin):
+    while head(admin) < 2_100:
+        admin.post("/agents", {"name": unique("agent")})
+    first = opened(admin.get("/events", filter=f"position == {head(admin)}", limit=1))
+    assert first["data"] == [] and 1_000 <= first["meta"]["position"] <= 2_000, "it says how far it looked"
+    second = opened(admin.get("/events", filter=f"position == {head(admin)}", limit=1, after=first["meta"]["position"]))
+    assert [e["position"] for e in second["data"]] == [head(admin)]
+
+
+@pytest.mark.parametrize(("expression", "line", "column"), [
+    ("data.priority >", 1, 16),
+    ("type == 'a' &&\n  data.priority >> 5", 2, 18),
+    ("colour == 'red'", 1, 1),
+    ("data.tags.exists(t, t == 'a')", 1, 11),
+    ("(" * 2_000, None, None),
+    ("x" * 3_000, None, None),
+    ("data.a.matches('(a{1000}){1000}')", 1, 8),
+])
+def test_should_say_where_a_filter_does_not_compile(admin, expression, line, column):
+    for path in ("/events", "/events/stream"):
+        error = refused(admin.get(path, filter=expression), 400, "FILTER_INVALID")
+        assert (error["details"]["line"], error["details"]["column"]) == (line, column), error
+        assert error["details"]["reason"] in error["message"]

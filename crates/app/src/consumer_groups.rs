@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::errors::{Problems, of_store};
 use crate::group_progress::Loaded;
-use crate::{Answer, Caller, ListOrder, Page};
+use crate::{Answer, Caller, Filter, ListOrder, Page};
 use domain::consumer_group::{ConsumerGroup, Created, GroupCommand, GroupSettings, Mode, name_key, not_found};
 use domain::progress::Parked;
 use engine::{Extras, Handled, Step};
@@ -194,8 +194,8 @@ impl App {
         let mut is_end = false;
         let (pages, page_events) = if loaded.is_filtered() { (COUNT_PAGES, COUNT_PAGE_EVENTS) } else { (1, FIRST_EVENTS) };
         for _ in 0..pages {
-            let scanned = self.scan(tenant, after, loaded.plain(), page_events).await?;
-            let found: Vec<_> = scanned.events.iter().filter(|event| loaded.admits(event)).collect();
+            let scanned = self.select(tenant, after, &loaded.wanted(), page_events).await?;
+            let found: Vec<_> = scanned.events.iter().filter(|event| !loaded.is_own(event)).collect();
             if counted == 0 && found.is_empty() {
                 loaded.look_past(scanned.position);
             }
@@ -266,5 +266,6 @@ fn check(settings: &GroupSettings, name: Option<&str>) -> Answer<()> {
     between("/max_attempts", settings.max_attempts.into(), 1, limits::ATTEMPTS_MAX.into());
     between("/window", settings.window.into(), 1, limits::GROUP_WINDOW_MAX.into());
     between("/stalled_after_ms", settings.stalled_after_ms, limits::STALLED_AFTER_MS_MIN, limits::STALLED_AFTER_MS_MAX);
-    problems.check()
+    problems.check()?;
+    filter.expression.as_deref().map_or(Ok(()), |text| Filter::compile(text).map(drop))
 }

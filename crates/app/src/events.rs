@@ -2,20 +2,68 @@
 
 use crate::app::App;
 use crate::errors::of_store;
-use crate::{Answer, Caller};
+use crate::{Answer, Caller, Filter};
 use kernel::id::{EventId, TenantId};
 use kernel::{Kind, Recorded, Rejection};
 use std::sync::Arc;
 use store::{ScanFilter, Scanned};
 use tokio::sync::watch;
 
+/// Which events a reader wants.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Selection {
+    /// What the store decides: type, stream, category.
+    pub plain: ScanFilter,
+    /// What an expression decides.
+    pub filter: Option<Filter>,
+}
+
+/// Events of one look with an expression: at most this many are read at a time, ...
+const PAGE_EVENTS: usize = 200;
+/// ... this many are looked at, ...
+const LOOK_EVENTS_MAX: usize = 2_000;
+/// ... and about so much of their content; then the answer says how far it came.
+const LOOK_BYTES_MAX: usize = 1024 * 1024;
+/// Expressions that are evaluated before others get the thread.
+const TURN_EVENTS: usize = 32;
+
 impl App {
     /// Events of the caller's tenant after a position.
-    pub async fn events(&self, caller: &Caller, after: u64, filter: ScanFilter, limit: usize) -> Answer<Scanned> {
-        self.scan(caller.actor.tenant, after, filter, limit).await
+    pub async fn events(&self, caller: &Caller, after: u64, wanted: &Selection, limit: usize) -> Answer<Scanned> {
+        self.select(caller.actor.tenant, after, wanted, limit).await
     }
 
-    /// Events of a tenant after a position, for a subscription that was authorised when it began.
+    /// Events that a selection admits, for a subscription that was authorised when it began. Few may be found, or none:
+    /// the position says how far was looked.
+    pub async fn select(&self, tenant: TenantId, after: u64, wanted: &Selection, limit: usize) -> Answer<Scanned> {
+        let Some(filter) = &wanted.filter else { return self.scan(tenant, after, wanted.plain.clone(), limit).await };
+        let mut found = Scanned { events: vec![], position: after };
+        let (mut looked_at, mut bytes) = (0, 0);
+        loop {
+            let page = self.scan(tenant, found.position, wanted.plain.clone(), PAGE_EVENTS).await?;
+            let is_end = page.position <= found.position;
+            for event in page.events {
+                looked_at += 1;
+                bytes += event.payload.as_ref().map_or(0, Vec::len);
+                found.position = event.header.position;
+                if filter.admits(&event) {
+                    found.events.push(event);
+                }
+                if found.events.len() >= limit || looked_at >= LOOK_EVENTS_MAX || bytes >= LOOK_BYTES_MAX {
+                    return Ok(found);
+                }
+                if looked_at % TURN_EVENTS == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            found.position = found.position.max(page.position);
+            if is_end {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Events of a tenant after a position.
     pub async fn scan(&self, tenant: TenantId, after: u64, filter: ScanFilter, limit: usize) -> Answer<Scanned> {
         self.0.engine.store().scan(tenant, after, filter, limit).await.map_err(of_store)
     }

@@ -6,7 +6,7 @@ use crate::http::body::{Params, limit};
 use crate::http::cloudevents;
 use crate::http::envelope::{Failure, One, Reply};
 use crate::http::state::EdgeState;
-use app::{App, EventFilter};
+use app::{App, EventFilter, Filter, Selection};
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
@@ -133,6 +133,9 @@ struct EventParams {
     stream: Option<String>,
     /// `domain`, `integration` or `system`
     category: Option<String>,
+    /// Only those of which this expression in CEL is true, such as `data.priority > 5`.
+    #[param(max_length = 2048)]
+    filter: Option<String>,
     /// `native`, or `cloudevents` for a CloudEvents batch.
     format: Option<String>,
     /// How many; 50 when nothing is said.
@@ -156,6 +159,9 @@ struct FollowParams {
     stream: Option<String>,
     /// `domain`, `integration` or `system`
     category: Option<String>,
+    /// Only those of which this expression in CEL is true, such as `data.priority > 5`.
+    #[param(max_length = 2048)]
+    filter: Option<String>,
     /// `native`, or `cloudevents` for structured CloudEvents.
     format: Option<String>,
     /// Whether to be told when the end of the log is reached (`caught_up`) and when it is far away (`fell_behind`).
@@ -194,6 +200,17 @@ fn format(word: Option<&str>, takes_binary: bool) -> Result<Format, Failure> {
     }
 }
 
+/// What a request wants to see.
+fn selection(
+    kind: Option<String>,
+    stream: Option<String>,
+    of_category: Option<&str>,
+    filter: Option<&str>,
+) -> Result<Selection, Failure> {
+    let plain = EventFilter { kind, stream, category: category(of_category)? };
+    Ok(Selection { plain, filter: filter.map(Filter::compile).transpose()? })
+}
+
 fn category(word: Option<&str>) -> Result<Option<Category>, Failure> {
     match word {
         None => Ok(None),
@@ -213,8 +230,8 @@ async fn list(
     Params(params): Params<EventParams>,
 ) -> Result<Response, Failure> {
     let format = format(params.format.as_deref(), false)?;
-    let filter = EventFilter { kind: params.kind, stream: params.stream, category: category(params.category.as_deref())? };
-    let scanned = state.app.events(&caller, params.after.unwrap_or(0), filter, limit(params.limit)?).await?;
+    let wanted = selection(params.kind, params.stream, params.category.as_deref(), params.filter.as_deref())?;
+    let scanned = state.app.events(&caller, params.after.unwrap_or(0), &wanted, limit(params.limit)?).await?;
     if format == Format::Structured {
         let batch: Vec<Value> = scanned.events.iter().map(|event| cloudevents::structured(event)).collect();
         let headers = [("content-type", cloudevents::BATCH.to_owned()), ("keiko-position", scanned.position.to_string())];
@@ -272,7 +289,7 @@ async fn follow(
     };
     let tenant = caller.actor.tenant;
     let is_structured = format(params.format.as_deref(), false)? == Format::Structured;
-    let category = category(params.category.as_deref())?;
+    let wanted = selection(params.kind, params.stream, params.category.as_deref(), params.filter.as_deref())?;
     let after = match resumed.or(params.after) {
         Some(after) => state.app.not_ahead(tenant, after).await?,
         None => state.app.position(tenant),
@@ -283,7 +300,7 @@ async fn follow(
         app: state.app.clone(),
         tenant,
         after,
-        filter: EventFilter { kind: params.kind, stream: params.stream, category },
+        wanted,
         is_structured,
         status: params.status.then_some(Standing::Unknown),
     };
@@ -300,7 +317,7 @@ struct Follower {
     actor: Actor,
     tenant: TenantId,
     after: u64,
-    filter: EventFilter,
+    wanted: Selection,
     tail: watch::Receiver<u64>,
     is_structured: bool,
     /// What the subscriber was told of its place, if it wants to be told.
@@ -330,7 +347,7 @@ impl Follower {
             if !self.app.may_still(&self.actor, PERMISSION).await {
                 return None;
             }
-            let scanned = self.app.scan(self.tenant, self.after, self.filter.clone(), PAGE).await.ok()?;
+            let scanned = self.app.select(self.tenant, self.after, &self.wanted, PAGE).await.ok()?;
             let is_progress = scanned.position > self.after;
             self.after = scanned.position.max(self.after);
             let mut lines: Vec<_> = scanned.events.iter().map(|e| Ok(line(e, self.is_structured))).collect();

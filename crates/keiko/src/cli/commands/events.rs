@@ -21,6 +21,7 @@ Examples:
   keiko events list --type tasks.task.completed
   keiko events list --after 4711 --limit 100
   keiko events replay task_01h...                 one task, step by step
+  keiko events list --filter 'data.priority > 5'
   keiko events tail                               what happens from now on
   keiko events tail --after 0 --output json       everything, one JSON event on each line";
 
@@ -54,6 +55,9 @@ pub enum EventsCommand {
         /// Only those of this entity, by its id
         #[arg(long, value_name = "ID", value_parser = input::handle)]
         stream: Option<String>,
+        /// Only those of which this expression in CEL is true, for example data.priority > 5
+        #[arg(long, value_name = "EXPR")]
+        filter: Option<String>,
         /// Events to show [default: 50]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: Option<u32>,
@@ -69,23 +73,26 @@ pub enum EventsCommand {
         /// Start behind this log position; 0 is the beginning [default: the end]
         #[arg(long, value_name = "POSITION")]
         after: Option<u64>,
+        /// Only those of which this expression in CEL is true, for example data.priority > 5
+        #[arg(long, value_name = "EXPR")]
+        filter: Option<String>,
     },
 }
 
 /// Runs `keiko events`.
 pub async fn run(command: EventsCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
     match command {
-        EventsCommand::List { after, kind, stream, limit } => {
-            let call = Call::get("events").query("after", after).query("type", kind);
+        EventsCommand::List { after, kind, stream, filter, limit } => {
+            let call = Call::get("events").query("after", after).query("type", kind).query("filter", filter);
             let answer = client.send(call.query("stream", stream).query("limit", limit)).await?;
             output.list(answer.items(), &COLUMNS)
         }
         EventsCommand::Replay { id } => replay::run(&id, client, output).await,
-        EventsCommand::Tail { after } => tail(after, client, output).await,
+        EventsCommand::Tail { after, filter } => tail(after, filter.as_deref(), client, output).await,
     }
 }
 
-async fn tail(after: Option<u64>, client: &mut Client, output: Output) -> anyhow::Result<()> {
+async fn tail(after: Option<u64>, filter: Option<&str>, client: &mut Client, output: Output) -> anyhow::Result<()> {
     let mut last = match after {
         Some(position) => Some(position),
         None => end_of_log(client).await?,
@@ -93,7 +100,7 @@ async fn tail(after: Option<u64>, client: &mut Client, output: Output) -> anyhow
     let mut pause = PAUSE_FIRST;
     let mut was_connected = false;
     loop {
-        match follow(&mut last, client, output).await {
+        match follow(&mut last, filter, client, output).await {
             Ok(()) => {
                 was_connected = true;
                 pause = PAUSE_FIRST;
@@ -113,8 +120,9 @@ async fn end_of_log(client: &mut Client) -> anyhow::Result<Option<u64>> {
 }
 
 /// Shows events until the connection ends. `last` is the last one shown.
-async fn follow(last: &mut Option<u64>, client: &mut Client, output: Output) -> anyhow::Result<()> {
-    let mut response = client.open(&Call::get("events/stream").stream_after(*last)).await?;
+async fn follow(last: &mut Option<u64>, filter: Option<&str>, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    let call = Call::get("events/stream").stream_after(*last).query("filter", filter);
+    let mut response = client.open(&call).await?;
     let mut parser = Parser::default();
     // A silent, broken or finished stream is one and the same here: connect again.
     while let Ok(Ok(Some(bytes))) = timeout(SILENCE_MAX, response.chunk()).await {
