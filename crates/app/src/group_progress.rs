@@ -77,8 +77,8 @@ pub enum Word {
     },
     /// Still at it.
     Extend {
-        /// How long it holds from now on.
-        by_ms: u64,
+        /// How long it holds from now on; as long as a new delivery when nothing is said.
+        by_ms: Option<u64>,
     },
     /// Put aside.
     Park {
@@ -188,7 +188,7 @@ impl App {
             let verdicts = match word {
                 Word::Ack => progress.ack(tokens, now),
                 Word::Nak { delay_ms, reason } => progress.nak(&terms, tokens, *delay_ms, reason.as_deref(), now),
-                Word::Extend { by_ms } => progress.extend(tokens, *by_ms, now),
+                Word::Extend { by_ms } => progress.extend(tokens, by_ms.unwrap_or(terms.ack_timeout_ms), now),
                 Word::Park { reason } => progress.park(tokens, reason, now),
             };
             (verdicts, progress.settled(), unnoted(loaded))

@@ -16,7 +16,7 @@ mod table;
 
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
-use commands::{agents, audit, discover, events, keys, login, queues, tasks, tenants, users};
+use commands::{agents, audit, discover, events, groups, keys, login, queues, tasks, tenants, users};
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
 // No `Debug`: an API key must not end up in a log.
@@ -81,6 +81,13 @@ pub enum ClientCommand {
         #[command(subcommand)]
         command: events::EventsCommand,
     },
+    /// Let several readers share events, and see how far they are
+    #[command(after_help = groups::EXAMPLES)]
+    Groups {
+        /// What to do
+        #[command(subcommand)]
+        command: groups::GroupsCommand,
+    },
     /// Manage the people of the tenant
     #[command(after_help = users::EXAMPLES)]
     Users {
@@ -142,6 +149,7 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Agents { command } => agents::run(command, client, output).await,
         ClientCommand::Tasks { command } => tasks::run(command, client, output).await,
         ClientCommand::Events { command } => events::run(command, client, output).await,
+        ClientCommand::Groups { command } => groups::run(command, client, output).await,
         ClientCommand::Users { command } => users::run(command, client, output).await,
         ClientCommand::Keys { command } => keys::run(command, client, output).await,
         ClientCommand::Tenants { command } => tenants::run(command, client, output).await,

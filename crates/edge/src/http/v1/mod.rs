@@ -4,6 +4,7 @@ pub(super) mod agents;
 pub(super) mod api_keys;
 pub(super) mod audit;
 pub(super) mod auth;
+pub(super) mod consumer_groups;
 pub(super) mod discovery;
 pub(super) mod events;
 pub(super) mod journal;

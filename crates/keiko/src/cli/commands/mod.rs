@@ -7,6 +7,7 @@ pub mod agents;
 pub mod audit;
 pub mod discover;
 pub mod events;
+pub mod groups;
 pub mod keys;
 pub mod login;
 pub mod queues;
