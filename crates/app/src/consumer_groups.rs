@@ -207,13 +207,14 @@ impl App {
                 break;
             }
         }
-        let beyond = self.position(tenant).saturating_sub(after);
+        // At the end of the log nothing lies beyond, whatever position a look by an index comes to.
+        let beyond = if is_end { 0 } else { self.position(tenant).saturating_sub(after) };
         let progress = loaded.progress();
         let first = progress.open().values().map(|open| open.recorded_at).chain(oldest).min();
         Ok(GroupState {
             position: progress.settled().max(if progress.open().is_empty() { loaded.looked() } else { 0 }),
             lag_events: progress.open().len() as u64 + counted + beyond,
-            is_lag_exact: is_end || beyond == 0 || !loaded.is_filtered(),
+            is_lag_exact: beyond == 0 || !loaded.is_filtered(),
             lag_ms: first.map_or(0, |first| now.since_ms(first)),
             open: progress.open().len(),
             parked: progress.parked().len(),
