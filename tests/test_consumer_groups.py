@@ -375,7 +375,7 @@ def test_should_refuse_what_makes_no_sense(admin):
     bad = [
         {}, {"name": ""}, {"name": " a"}, {"name": "a", "mode": "random"}, {"name": "a", "window": 0}, {"name": "a", "window": 10_001},
         {"name": "a", "max_attempts": 0}, {"name": "a", "max_attempts": 101}, {"name": "a", "ack_timeout_ms": 99}, {"name": "a", "stalled_after_ms": 999},
-        {"name": "a", "start": "yesterday"}, {"name": "a", "start": ""}, {"name": "a", "filter": {"category": "x"}}, {"name": "a", "filter": {"kind": "x"}},
+        {"name": "a", "filter": {"category": "x"}}, {"name": "a", "filter": {"kind": "x"}},
         {"name": "a", "filter": {"type": ""}}, {"name": "a", "extra": 1}, {"name": absent("group")}, {"name": "a", "window": 1.5},
     ]
     for body in bad:
@@ -385,12 +385,19 @@ def test_should_refuse_what_makes_no_sense(admin):
         ("fetch", {}), ("fetch", {"consumer": ""}), ("fetch", {"consumer": "c", "limit": 0}), ("fetch", {"consumer": "c", "limit": 501}),
         ("fetch", {"consumer": "c", "wait_ms": 30_001}), ("ack", {}), ("ack", {"tokens": []}), ("ack", {"tokens": long}), ("ack", {"tokens": [1]}),
         ("nak", {"tokens": ["x"], "delay_ms": -1}), ("nak", {"tokens": ["x"], "delay_ms": 43_200_001}), ("extend", {"tokens": ["x"], "by_ms": 1}),
-        ("park", {"tokens": ["x"]}), ("park", {"tokens": ["x"], "reason": ""}), ("seek", {}), ("seek", {"position": 1, "time": "2026-01-01T00:00:00Z"}),
-        ("seek", {"position": -1}), ("seek", {"time": "soon"}), ("replay", {}), ("replay", {"positions": []}), ("replay", {"positions": [1], "all": True}),
-        ("replay", {"all": False}), ("ack", {"tokens": ["x"], "extra": 1}),
+        ("park", {"tokens": ["x"]}), ("park", {"tokens": ["x"], "reason": ""}),
+        ("seek", {"position": -1}), ("seek", {"time": "soon"}), ("replay", {"positions": []}), ("ack", {"tokens": ["x"], "extra": 1}),
     ]
     for verb, body in actions:
         assert refused(group.act(verb, body), 400, "VALIDATION_FAILED")["details"]["errors"], (verb, body)
+    contradictions = [
+        ("seek", {}), ("seek", {"position": 1, "time": "2026-01-01T00:00:00Z"}), ("replay", {}), ("replay", {"positions": [1], "all": True}),
+        ("replay", {"all": False}),
+    ]
+    for verb, body in contradictions:
+        assert refused(group.act(verb, body), 422, "RULE_VIOLATED")["details"]["errors"], (verb, body)
+    for start in ("yesterday", ""):
+        refused(admin.post("/consumer-groups", {"name": "a", "start": start}), 422, "RULE_VIOLATED")
     for params in ({"limit": 0}, {"limit": 501}, {"after": -1}, {"x": 1}):
         refused(admin.get(f"/consumer-groups/{group.id}/parked", **params), 400, "VALIDATION_FAILED")
 

@@ -8,7 +8,7 @@ use domain::consumer_group::{ConsumerGroup, Created, GroupCommand, GroupSettings
 use domain::progress::Parked;
 use engine::{Extras, Handled, Step};
 use kernel::id::{GroupId, TenantId};
-use kernel::{Kind, Rejection, Timestamp, limits};
+use kernel::{Kind, Problem, Rejection, Timestamp, limits};
 use store::EntityQuery;
 
 /// Events of a filtered group that are counted one by one for its lag; what lies beyond is counted by position.
@@ -25,13 +25,13 @@ pub struct NewGroup {
     pub mode: Mode,
     /// What may be changed later.
     pub settings: GroupSettings,
-    /// Where it begins.
-    pub start: Place,
+    /// Where it begins: `beginning`, `now`, a position such as `4711`, or an instant in RFC 3339.
+    pub start: String,
 }
 
 /// A place in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+enum Place {
     /// Before the first event.
     Beginning,
     /// Behind the last event.
@@ -43,8 +43,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// `beginning`, `now`, a position such as `4711`, or an instant in RFC 3339.
-    pub fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<Self> {
         match text {
             "beginning" => Some(Place::Beginning),
             "now" => Some(Place::Now),
@@ -90,7 +89,11 @@ impl App {
         }
         check(&new.settings, Some(&new.name))?;
         self.check_number_of_groups(caller.actor.tenant).await?;
-        let start = self.place(caller.actor.tenant, new.start).await?;
+        let start = Place::parse(&new.start).ok_or_else(|| {
+            let message = "is none of beginning, now, a position such as 4711, an instant such as 2026-01-01T00:00:00Z";
+            refused("/start", message)
+        })?;
+        let start = self.place(caller.actor.tenant, start).await?;
         let id: GroupId = self.env().id();
         let created = Created { name: new.name, mode: new.mode, settings: new.settings, start };
         let step = Step::new::<ConsumerGroup>(id, GroupCommand::Create(created));
@@ -120,14 +123,34 @@ impl App {
         self.command_group(caller, handle, GroupCommand::Change(settings)).await
     }
 
-    /// Goes on after another position; refused when the log has not come that far.
-    pub async fn seek_group(&self, caller: &Caller, handle: &str, place: Place) -> Answer<GroupView> {
+    /// Goes on after a position, or after what was written up to an instant; refused when the log has not come that far.
+    pub async fn seek_group(
+        &self,
+        caller: &Caller,
+        handle: &str,
+        position: Option<u64>,
+        time: Option<Timestamp>,
+    ) -> Answer<GroupView> {
+        let place = match (position, time) {
+            (Some(position), None) => Place::Position(position),
+            (None, Some(time)) => Place::Time(time),
+            _ => return Err(refused("", "needs either position or time")),
+        };
         let position = self.place(caller.actor.tenant, place).await?;
         self.command_group(caller, handle, GroupCommand::Seek { position }).await
     }
 
-    /// Delivers parked events again; all of them when nothing is said.
-    pub async fn replay_parked(&self, caller: &Caller, handle: &str, positions: Option<Vec<u64>>) -> Answer<GroupView> {
+    /// Delivers parked events again: those at some positions, or all of them.
+    pub async fn replay_parked(
+        &self,
+        caller: &Caller,
+        handle: &str,
+        positions: Option<Vec<u64>>,
+        is_all: bool,
+    ) -> Answer<GroupView> {
+        if positions.is_some() == is_all {
+            return Err(refused("", "needs either positions or \"all\": true"));
+        }
         self.command_group(caller, handle, GroupCommand::Replay { positions }).await
     }
 
@@ -242,6 +265,14 @@ impl App {
             Place::Time(instant) => store.position_at(tenant, instant).await.map_err(of_store),
         }
     }
+}
+
+/// What a schema cannot say.
+fn refused(pointer: &str, message: &str) -> Rejection {
+    let problem = Problem { pointer: pointer.into(), message: message.into() };
+    let what = if pointer.is_empty() { "it" } else { pointer };
+    let message = format!("The request is well-formed, but {what} {message}.");
+    Rejection::new(Kind::Refused, "RULE_VIOLATED", message, "Change what details.errors names.").with("errors", [problem])
 }
 
 fn check(settings: &GroupSettings, name: Option<&str>) -> Answer<()> {

@@ -3,15 +3,15 @@
 use super::events::{EventBody, event_body};
 use crate::http::access::By;
 use crate::http::body::{Input, ListParams, Params, limit, whole, wholes};
-use crate::http::envelope::{Failure, Many, Meta, One, Outcome, Reply, Resource};
+use crate::http::envelope::{Many, Meta, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Name};
 use crate::http::state::EdgeState;
-use app::{Delivered, FetchOrder, GroupState, GroupView, NewGroup, Place, Word};
+use app::{Delivered, FetchOrder, GroupState, GroupView, NewGroup, Word};
 use axum::extract::State;
 use axum::http::StatusCode;
 use domain::consumer_group::{GroupFilter, GroupSettings, Mode};
 use domain::progress::Verdict;
-use kernel::{Category, Problem, Rejection, Timestamp, limits};
+use kernel::{Category, limits};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::{IntoParams, ToSchema};
@@ -360,7 +360,7 @@ struct SeekBody {
     #[serde(default, deserialize_with = "whole")]
     position: Option<u64>,
     /// Behind everything that was written up to this instant.
-    #[schema(max_length = 64)]
+    #[schema(format = DateTime)]
     time: Option<String>,
 }
 
@@ -441,10 +441,6 @@ fn entity(status: StatusCode, view: &GroupView) -> Outcome {
     Reply::entity(status, "consumer_group", &view.group, attributes(view))
 }
 
-fn wrong(pointer: &str, message: &str) -> Failure {
-    Rejection::invalid(&[Problem { pointer: pointer.into(), message: message.into() }]).into()
-}
-
 /// List consumer groups
 #[utoipa::path(get, path = "/api/v1/consumer-groups", tag = "events", extensions(("x-permission" = json!("consumer-groups.read"))),
     params(ListParams), responses((status = 200, body = Many<GroupAttributes>)))]
@@ -466,9 +462,6 @@ async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params
     responses((status = 201, body = One<GroupAttributes>)))]
 async fn create(State(state): State<Arc<EdgeState>>, input: Input<NewGroupBody>) -> Outcome {
     let body = input.body;
-    let start = body.start.as_deref().unwrap_or("now");
-    let hint = "is none of beginning, now, a position such as 4711, an instant such as 2026-01-01T00:00:00Z";
-    let start = Place::parse(start).ok_or_else(|| wrong("/start", hint))?;
     let mode = match body.mode.unwrap_or_default() {
         ModeBody::Ordered => Mode::Ordered,
         ModeBody::Shared => Mode::Shared,
@@ -480,7 +473,7 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<NewGroupBody>)
         window: body.window,
         stalled_after_ms: body.stalled_after_ms,
     };
-    let new = NewGroup { name: body.name.0, mode, settings: settings.settings(), start };
+    let new = NewGroup { name: body.name.0, mode, settings: settings.settings(), start: body.start.unwrap_or("now".into()) };
     entity(StatusCode::CREATED, &state.app.create_group(&input.by, new).await?)
 }
 
@@ -601,15 +594,9 @@ async fn park(State(state): State<Arc<EdgeState>>, Handle(group): Handle, input:
     extensions(("x-permission" = json!("consumer-groups.change"))), params(("group" = String, Path, description = "Id or name")),
     request_body = SeekBody, responses((status = 200, body = One<GroupAttributes>)))]
 async fn seek(State(state): State<Arc<EdgeState>>, Handle(group): Handle, input: Input<SeekBody>) -> Outcome {
-    let place = match (input.body.position, input.body.time) {
-        (Some(position), None) => Place::Position(position),
-        (None, Some(time)) => {
-            let instant = time.parse::<Timestamp>();
-            Place::Time(instant.map_err(|_| wrong("/time", "is no instant such as 2026-01-01T00:00:00Z"))?)
-        }
-        _ => return Err(wrong("", "needs either position or time")),
-    };
-    entity(StatusCode::OK, &state.app.seek_group(&input.by, &group, place).await?)
+    let SeekBody { position, time } = input.body;
+    let time = super::api_keys::time("/time", time.as_deref())?;
+    entity(StatusCode::OK, &state.app.seek_group(&input.by, &group, position, time).await?)
 }
 
 /// Deliver parked events again
@@ -619,12 +606,8 @@ async fn seek(State(state): State<Arc<EdgeState>>, Handle(group): Handle, input:
     extensions(("x-permission" = json!("consumer-groups.change"))), params(("group" = String, Path, description = "Id or name")),
     request_body = ReplayBody, responses((status = 200, body = One<GroupAttributes>)))]
 async fn replay(State(state): State<Arc<EdgeState>>, Handle(group): Handle, input: Input<ReplayBody>) -> Outcome {
-    let positions = match (input.body.positions, input.body.all) {
-        (Some(positions), false) => Some(positions),
-        (None, true) => None,
-        _ => return Err(wrong("", "needs either positions or \"all\": true")),
-    };
-    entity(StatusCode::OK, &state.app.replay_parked(&input.by, &group, positions).await?)
+    let ReplayBody { positions, all } = input.body;
+    entity(StatusCode::OK, &state.app.replay_parked(&input.by, &group, positions, all).await?)
 }
 
 /// List events put aside, with the reasons
