@@ -281,7 +281,8 @@ def neighbours(keiko, admin, tmp_path_factory):
     server, tool = tool_server(admin, tmp_path_factory.mktemp("odd"))
     tool = done(admin.get(f"/tools/{tool}"))["id"]
     event = done(admin.get("/events", stream=worker.id))[0]["id"]
-    ids = {"events": event, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
+    group = done(admin.post("/consumer-groups", {"name": unique("group")}), 201)["id"]
+    ids = {"events": event, "consumer-groups": group, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
     return {"ids": ids, "boss": boss, "agent": keiko.agent(boss, capability), "token": task["attributes"]["claim"]["token"]}
 
 
@@ -294,6 +295,8 @@ def body_for(path, token):
         "tasks/heartbeat": {"claim_token": token}, "agents/heartbeat": {},
         "agents": {"name": unique("agent"), "capabilities": []}, "users": {"roles": ["user"]}, "roles": {"permissions": []},
         "api-keys": {"name": unique("key")}, "queues": {"paused": False}, "tenants": {"name": "x"},
+        "fetch": {"consumer": "c"}, "ack": {"tokens": ["1-x"]}, "nak": {"tokens": ["1-x"]}, "extend": {"tokens": ["1-x"]},
+        "park": {"tokens": ["1-x"], "reason": "x"}, "seek": {"position": 0}, "replay": {"all": True},
         "mcp-servers": {"name": "x", "transport": {"type": "stdio", "command": "true"}},
     }
     kind, *rest = path.removeprefix("/api/v1/").split("/")

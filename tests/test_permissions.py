@@ -69,7 +69,9 @@ def things(keiko, admin, tmp_path_factory):
     queue = unique("queue")
     done(admin.put(f"/queues/{queue}", {"paused": False}), 200, 201)
     server, tool = tool_server(admin, tmp_path_factory.mktemp("odd"))
+    group = done(admin.post("/consumer-groups", {"name": unique("group")}), 201)
     return {
+        "consumer-groups": group["id"],
         # Registering the server wrote the journal's first entry.
         "mcp-servers": server, "tools": tool, "journal": "1",
         "agents": worker.id, "tasks": task["id"], "users": keiko.user(admin, []).id, "roles": role["id"], "api-keys": key["id"],
@@ -120,7 +122,7 @@ def test_should_open_no_route_but_the_known_ones(document):
 def test_should_name_permissions_in_the_words_of_the_convention(document):
     areas = {
         "tasks", "orchestrator", "agents", "registry", "discovery", "events", "users", "roles", "keys", "tenants", "metrics", "profile",
-        "settings", "stats", "observability", "queues", "sessions", "tools", "mcp-servers", "audit",
+        "settings", "stats", "observability", "queues", "sessions", "tools", "mcp-servers", "audit", "consumer-groups",
     }
     for method, path, permission, _ in routes(document):
         known = permission == "open" or permission in LOGGED_IN or permission.split(".")[0] in areas

@@ -326,3 +326,65 @@ def test_should_lose_and_double_nothing_whatever_happens_to_replicas(fleet):
     print(f"replicas harmed: {dict(collections.Counter(kinds))}; tasks: {count}, acknowledged completions: {len(story.completed)}, claims: {sum(map(len, tokens.values()))}")
     for replica in fleet.replicas:
         assert replica.login().events()[: len(events)] == events, "a replica shows another order"
+
+
+def test_should_deliver_each_event_of_a_group_once_whichever_replica_is_asked(fleet):
+    """Consumers at two replicas; one of them is killed on the way."""
+    fleet = fleet(2)
+    a, b = fleet.replicas
+    admin = a.login()
+    roles = [done(admin.post("/roles", {"name": unique("role"), "permissions": []}), 201)["id"] for _ in range(5)]
+    filter = {"type": "identity.role.permissions_changed"}
+    groups = {
+        mode: done(admin.post("/consumer-groups", {"name": mode, "mode": mode, "filter": filter, "ack_timeout_ms": 2_000, "max_attempts": 100}), 201)["id"]
+        for mode in ("ordered", "shared")
+    }
+    total = 150
+    words = {mode: [] for mode in groups}
+    asked = {mode: set() for mode in groups}
+    lock, finished = threading.Lock(), threading.Event()
+
+    def consume(replica, mode):
+        api = replica.login()
+        while not finished.is_set():
+            try:
+                path = f"/consumer-groups/{groups[mode]}/actions"
+                answer = api.post(f"{path}/fetch", {"consumer": replica.url, "limit": 4, "wait_ms": 500})
+                if answer.status_code == 503:
+                    continue
+                for d in done(answer):
+                    with lock:
+                        asked[mode].add(d["event"]["position"])
+                        # Noted before it is said: the next one of the stream cannot come earlier.
+                        words[mode].append([d["event"]["stream"], d["event"]["position"], False])
+                        word = words[mode][-1]
+                    said = api.post(f"{path}/ack", {"tokens": [d["token"]]})
+                    word[2] = said.status_code == 200
+            except httpx2.HTTPError:
+                return  # This replica is gone.
+
+    threads = [threading.Thread(target=consume, args=(replica, mode)) for replica in (a, b) for mode in groups for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    writer = a.login()
+    for n in range(total):
+        done(writer.put(f"/roles/{roles[n % 5]}", {"permissions": [f"x.y{n}"]}))
+        if n == 2 * total // 3:
+            b.kill()
+    shown = lambda mode: done(writer.get(f"/consumer-groups/{groups[mode]}"))["attributes"]["state"]
+    for mode in groups:
+        until(lambda: shown(mode)["lag_events"] == 0, f"the {mode} group is done", 60, every=0.2)
+    finished.set()
+    for thread in threads:
+        thread.join(30)
+    events = {e["position"] for e in writer.events(type="identity.role.permissions_changed")}
+    assert len(events) == total
+    for mode in groups:
+        taken = [p for _, p, is_acked in words[mode] if is_acked]
+        assert len(taken) == len(set(taken)), f"{mode}: acknowledged twice"
+        # What was acknowledged by the replica that died, without an answer, is in `asked` only.
+        assert asked[mode] == events and len(taken) >= total - 8, f"{mode}: {len(taken)} of {total}"
+        assert shown(mode)["parked"] == 0
+    for role in roles:
+        order = [p for stream, p, is_acked in words["ordered"] if stream == role and is_acked]
+        assert order == sorted(order), "the order of a stream holds across replicas"

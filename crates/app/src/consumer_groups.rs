@@ -3,12 +3,12 @@
 use crate::app::App;
 use crate::errors::{Problems, of_store};
 use crate::group_progress::Loaded;
-use crate::{Answer, Caller, ListOrder, Page};
+use crate::{Answer, Caller, Filter, ListOrder, Page};
 use domain::consumer_group::{ConsumerGroup, Created, GroupCommand, GroupSettings, Mode, name_key, not_found};
 use domain::progress::Parked;
 use engine::{Extras, Handled, Step};
 use kernel::id::{GroupId, TenantId};
-use kernel::{Kind, Rejection, Timestamp, limits};
+use kernel::{Kind, Problem, Rejection, Timestamp, limits};
 use store::EntityQuery;
 
 /// Events of a filtered group that are counted one by one for its lag; what lies beyond is counted by position.
@@ -25,13 +25,13 @@ pub struct NewGroup {
     pub mode: Mode,
     /// What may be changed later.
     pub settings: GroupSettings,
-    /// Where it begins.
-    pub start: Place,
+    /// Where it begins: `beginning`, `now`, a position such as `4711`, or an instant in RFC 3339.
+    pub start: String,
 }
 
 /// A place in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+enum Place {
     /// Before the first event.
     Beginning,
     /// Behind the last event.
@@ -43,8 +43,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// `beginning`, `now`, a position such as `4711`, or an instant in RFC 3339.
-    pub fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<Self> {
         match text {
             "beginning" => Some(Place::Beginning),
             "now" => Some(Place::Now),
@@ -90,7 +89,11 @@ impl App {
         }
         check(&new.settings, Some(&new.name))?;
         self.check_number_of_groups(caller.actor.tenant).await?;
-        let start = self.place(caller.actor.tenant, new.start).await?;
+        let start = Place::parse(&new.start).ok_or_else(|| {
+            let message = "is none of beginning, now, a position such as 4711, an instant such as 2026-01-01T00:00:00Z";
+            refused("/start", message)
+        })?;
+        let start = self.place(caller.actor.tenant, start).await?;
         let id: GroupId = self.env().id();
         let created = Created { name: new.name, mode: new.mode, settings: new.settings, start };
         let step = Step::new::<ConsumerGroup>(id, GroupCommand::Create(created));
@@ -120,14 +123,34 @@ impl App {
         self.command_group(caller, handle, GroupCommand::Change(settings)).await
     }
 
-    /// Goes on after another position; refused when the log has not come that far.
-    pub async fn seek_group(&self, caller: &Caller, handle: &str, place: Place) -> Answer<GroupView> {
+    /// Goes on after a position, or after what was written up to an instant; refused when the log has not come that far.
+    pub async fn seek_group(
+        &self,
+        caller: &Caller,
+        handle: &str,
+        position: Option<u64>,
+        time: Option<Timestamp>,
+    ) -> Answer<GroupView> {
+        let place = match (position, time) {
+            (Some(position), None) => Place::Position(position),
+            (None, Some(time)) => Place::Time(time),
+            _ => return Err(refused("", "needs either position or time")),
+        };
         let position = self.place(caller.actor.tenant, place).await?;
         self.command_group(caller, handle, GroupCommand::Seek { position }).await
     }
 
-    /// Delivers parked events again; all of them when nothing is said.
-    pub async fn replay_parked(&self, caller: &Caller, handle: &str, positions: Option<Vec<u64>>) -> Answer<GroupView> {
+    /// Delivers parked events again: those at some positions, or all of them.
+    pub async fn replay_parked(
+        &self,
+        caller: &Caller,
+        handle: &str,
+        positions: Option<Vec<u64>>,
+        is_all: bool,
+    ) -> Answer<GroupView> {
+        if positions.is_some() == is_all {
+            return Err(refused("", "needs either positions or \"all\": true"));
+        }
         self.command_group(caller, handle, GroupCommand::Replay { positions }).await
     }
 
@@ -194,8 +217,8 @@ impl App {
         let mut is_end = false;
         let (pages, page_events) = if loaded.is_filtered() { (COUNT_PAGES, COUNT_PAGE_EVENTS) } else { (1, FIRST_EVENTS) };
         for _ in 0..pages {
-            let scanned = self.scan(tenant, after, loaded.plain(), page_events).await?;
-            let found: Vec<_> = scanned.events.iter().filter(|event| loaded.admits(event)).collect();
+            let scanned = self.select(tenant, after, &loaded.wanted(), page_events).await?;
+            let found: Vec<_> = scanned.events.iter().filter(|event| !loaded.is_own(event)).collect();
             if counted == 0 && found.is_empty() {
                 loaded.look_past(scanned.position);
             }
@@ -207,13 +230,14 @@ impl App {
                 break;
             }
         }
-        let beyond = self.position(tenant).saturating_sub(after);
+        // At the end of the log nothing lies beyond, whatever position a look by an index comes to.
+        let beyond = if is_end { 0 } else { self.position(tenant).saturating_sub(after) };
         let progress = loaded.progress();
         let first = progress.open().values().map(|open| open.recorded_at).chain(oldest).min();
         Ok(GroupState {
             position: progress.settled().max(if progress.open().is_empty() { loaded.looked() } else { 0 }),
             lag_events: progress.open().len() as u64 + counted + beyond,
-            is_lag_exact: is_end || beyond == 0 || !loaded.is_filtered(),
+            is_lag_exact: beyond == 0 || !loaded.is_filtered(),
             lag_ms: first.map_or(0, |first| now.since_ms(first)),
             open: progress.open().len(),
             parked: progress.parked().len(),
@@ -243,6 +267,14 @@ impl App {
     }
 }
 
+/// What a schema cannot say.
+fn refused(pointer: &str, message: &str) -> Rejection {
+    let problem = Problem { pointer: pointer.into(), message: message.into() };
+    let what = if pointer.is_empty() { "it" } else { pointer };
+    let message = format!("The request is well-formed, but {what} {message}.");
+    Rejection::new(Kind::Refused, "RULE_VIOLATED", message, "Change what details.errors names.").with("errors", [problem])
+}
+
 fn check(settings: &GroupSettings, name: Option<&str>) -> Answer<()> {
     let mut problems = Problems::default();
     if let Some(name) = name {
@@ -266,5 +298,6 @@ fn check(settings: &GroupSettings, name: Option<&str>) -> Answer<()> {
     between("/max_attempts", settings.max_attempts.into(), 1, limits::ATTEMPTS_MAX.into());
     between("/window", settings.window.into(), 1, limits::GROUP_WINDOW_MAX.into());
     between("/stalled_after_ms", settings.stalled_after_ms, limits::STALLED_AFTER_MS_MIN, limits::STALLED_AFTER_MS_MAX);
-    problems.check()
+    problems.check()?;
+    filter.expression.as_deref().map_or(Ok(()), |text| Filter::compile(text).map(drop))
 }

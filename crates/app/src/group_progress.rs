@@ -8,8 +8,8 @@ use crate::app::{App, internal};
 use crate::consumer_groups::GroupState;
 use crate::errors::{of_handle, of_store};
 use crate::groups::{Cell, Groups};
-use crate::{Answer, Caller};
-use domain::consumer_group::{ConsumerGroup, DeliveryParked, GroupCommand, GroupEvent, GroupFilter, not_found};
+use crate::{Answer, Caller, Filter, Selection};
+use domain::consumer_group::{ConsumerGroup, DeliveryParked, GroupCommand, GroupEvent, GroupFilter, Mode, not_found};
 use domain::progress::{Candidate, Delivery, Head, Open, Parked, Progress, Terms, Touched, Verdict};
 use engine::{Context, Engine, Extras, HandleError, Handled, Step};
 use kernel::id::TenantId;
@@ -34,6 +34,8 @@ const PATIENT_ATTEMPTS: u32 = 3;
 /// Events that are looked at together at most, and at least.
 const PAGE_EVENTS: usize = 500;
 const PAGE_EVENTS_MIN: usize = 64;
+/// Looks for events in one turn; then others get theirs, and whoever waits looks again.
+const LOOKS_MAX: usize = 16;
 /// Events without a match after which the place is stored all the same, so that a restart has little to look at again.
 const STORE_EVERY_EVENTS: u64 = 10_000;
 /// How long a waiting request relies on wake-ups: another replica's acknowledgements wake nobody here.
@@ -75,8 +77,8 @@ pub enum Word {
     },
     /// Still at it.
     Extend {
-        /// How long it holds from now on.
-        by_ms: u64,
+        /// How long it holds from now on; as long as a new delivery when nothing is said.
+        by_ms: Option<u64>,
     },
     /// Put aside.
     Park {
@@ -92,6 +94,8 @@ pub(crate) struct Cached {
     progress: Progress,
     /// Events up to here are not the group's, or were taken in; at or behind the stored cursor.
     looked: u64,
+    /// The compiled expression.
+    filter: Option<Filter>,
 }
 
 /// A group with its progress, for one turn.
@@ -118,15 +122,15 @@ impl Loaded {
         self.group.state.settings.filter != GroupFilter::default()
     }
 
-    /// What the store decides of the filter.
-    pub fn plain(&self) -> ScanFilter {
-        let filter = &self.group.state.settings.filter;
-        ScanFilter { kind: filter.kind.clone(), stream: filter.stream.clone(), category: filter.category }
+    /// The events that the group gets, and those about itself.
+    pub fn wanted(&self) -> Selection {
+        let GroupFilter { kind, stream, category, .. } = self.group.state.settings.filter.clone();
+        Selection { plain: ScanFilter { kind, stream, category }, filter: self.cached.filter.clone() }
     }
 
-    /// Whether the group gets an event that the store's part of the filter admits. Never one about itself.
-    pub fn admits(&self, event: &Recorded) -> bool {
-        event.header.stream != self.group.stream
+    /// Whether an event is about the group itself: such are never delivered to it, or it would feed on its own alerts.
+    pub fn is_own(&self, event: &Recorded) -> bool {
+        event.header.stream == self.group.stream
     }
 
     fn sweep(&mut self, now: Timestamp) {
@@ -184,7 +188,7 @@ impl App {
             let verdicts = match word {
                 Word::Ack => progress.ack(tokens, now),
                 Word::Nak { delay_ms, reason } => progress.nak(&terms, tokens, *delay_ms, reason.as_deref(), now),
-                Word::Extend { by_ms } => progress.extend(tokens, *by_ms, now),
+                Word::Extend { by_ms } => progress.extend(tokens, by_ms.unwrap_or(terms.ack_timeout_ms), now),
                 Word::Park { reason } => progress.park(tokens, reason, now),
             };
             (verdicts, progress.settled(), unnoted(loaded))
@@ -299,10 +303,10 @@ impl App {
             let mut loaded = self.load(log, stream, &mut slot).await?;
             let now = self.env().now();
             loaded.sweep(now);
-            let mut seen = self.take_in(log, &mut loaded, order.limit, now).await?;
+            let (mut seen, is_end) = self.take_in(log, &mut loaded, order.limit, now).await?;
             let (terms, progress) = (loaded.terms, &mut loaded.cached.progress);
             let deliveries = progress.deliver(&terms, &order.consumer, order.limit, now, self.env().random());
-            let (position, due) = (progress.settled(), progress.next_due(now));
+            let (position, due) = (progress.settled(), if is_end { progress.next_due(now) } else { Some(now) });
             self.read_rest(log, &deliveries, &mut seen).await?;
             let unnoted = unnoted(&loaded);
             if self.store(log, loaded, &mut slot).await? {
@@ -319,30 +323,30 @@ impl App {
         Err(of_store(StoreError::Busy))
     }
 
-    /// Takes in events until there are enough, no room, or no more. Answers those that were read.
+    /// Takes in events until there are enough, no room, or no more. Answers those that were read, and whether that was all.
     async fn take_in(
         &self,
         log: TenantId,
         loaded: &mut Loaded,
         limit: usize,
         now: Timestamp,
-    ) -> Answer<BTreeMap<u64, Arc<Recorded>>> {
+    ) -> Answer<(BTreeMap<u64, Arc<Recorded>>, bool)> {
         let mut seen = BTreeMap::new();
-        loop {
+        for _ in 0..LOOKS_MAX {
             let progress = &loaded.cached.progress;
             let missing = limit.saturating_sub(progress.ready(&loaded.terms, limit, now).len());
             let room = progress.room(&loaded.terms);
             let after = loaded.cached.looked;
             if missing == 0 || room == 0 {
-                return Ok(seen);
+                return Ok((seen, true));
             }
             let page = missing.clamp(PAGE_EVENTS_MIN, PAGE_EVENTS);
-            let scanned = self.scan(log, after, loaded.plain(), page).await?;
+            let scanned = self.select(log, after, &loaded.wanted(), page).await?;
             let mut looked = scanned.position.max(after);
-            let mut found: Vec<_> = scanned.events.into_iter().filter(|event| loaded.admits(event)).collect();
+            let mut found: Vec<_> = scanned.events.into_iter().filter(|event| !loaded.is_own(event)).collect();
             let most = match loaded.terms.mode {
-                domain::consumer_group::Mode::Shared => room.min(missing),
-                domain::consumer_group::Mode::Ordered => room,
+                Mode::Shared => room.min(missing),
+                Mode::Ordered => room,
             };
             if found.len() > most {
                 found.truncate(most);
@@ -354,9 +358,10 @@ impl App {
             }
             seen.extend(found.into_iter().map(|event| (event.header.position, event)));
             if looked == after {
-                return Ok(seen);
+                return Ok((seen, true));
             }
         }
+        Ok((seen, false))
     }
 
     /// Reads the events of deliveries that were taken in earlier.
@@ -407,6 +412,7 @@ impl App {
         };
         let terms = Terms::of(&group.state);
         let mut loaded = Loaded { group, terms, cached };
+        compile(&mut loaded)?;
         self.follow(log, &mut loaded).await?;
         Ok(loaded)
     }
@@ -486,7 +492,7 @@ impl App {
         let (revision, rows) = self.rows(log, &group.stream).await?;
         if revision == 0 {
             let progress = Progress::begin(group.state.start, self.env().now());
-            return Ok(Cached { revision, looked: progress.head().cursor, progress });
+            return Ok(Cached { revision, looked: progress.head().cursor, progress, filter: None });
         }
         let (mut head, mut open, mut parked) = (None, BTreeMap::new(), BTreeMap::new());
         for row in &rows {
@@ -499,7 +505,7 @@ impl App {
         // Its rows were removed: it is deleted, though the entity that was read does not say so yet.
         let head = head.ok_or_else(|| not_found(&group.stream))?;
         let progress = Progress::stored(head, open, parked);
-        Ok(Cached { revision, looked: progress.head().cursor, progress })
+        Ok(Cached { revision, looked: progress.head().cursor, progress, filter: None })
     }
 
     /// Writes down what was parked. What fails here is written by whoever tends the group.
@@ -518,6 +524,15 @@ impl App {
             }
         }
     }
+}
+
+/// Compiles the group's expression, unless it was.
+fn compile(loaded: &mut Loaded) -> Answer<()> {
+    let text = loaded.group.state.settings.filter.expression.as_deref();
+    if loaded.cached.filter.as_ref().map(Filter::text) != text {
+        loaded.cached.filter = text.map(Filter::compile).transpose()?;
+    }
+    Ok(())
 }
 
 /// What is parked and not written down, in the order of its numbers.

@@ -183,6 +183,9 @@ pub(crate) async fn look_after(app: App, runtime: Arc<TenantRuntime>, engine: En
             () = engine.env().stop().cancelled() => break,
             () = engine.env().sleep_ms(LOOK_EVERY_MS) => {}
         }
+        if app.runtimes().iter().all(|known| known.id != runtime.id) {
+            continue; // It is being started.
+        }
         for stream in runtime.groups.streams() {
             look_at(&app, &runtime, &engine, &stream).await;
         }

@@ -45,7 +45,7 @@ pub use audit::{AuditProof, CheckedProof, Tree, origin};
 pub use auth::TokenPair;
 pub use caller::Caller;
 pub use claims::{ClaimOrder, ClaimedTask, TaskOutcome, claim_id};
-pub use consumer_groups::{GroupState, GroupView, NewGroup, Place};
+pub use consumer_groups::{GroupState, GroupView, NewGroup};
 pub use crypto::{KeyMaterial, SealingKey, check_ed25519, fresh_pair, fresh_secret};
 pub use discovery::{Discovered, DiscoveryQuery};
 pub use events::Selection;

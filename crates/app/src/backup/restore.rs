@@ -139,12 +139,15 @@ fn check(path: &Path, sealing: &SealingKey, until: Until) -> Result<(Contents, C
     Ok((contents, cut))
 }
 
+/// Large values by hash.
+type Values = Vec<([u8; 32], Vec<u8>)>;
+
 /// A tree while it is put back.
 struct Part {
     tenant: TenantId,
     tree: Tree,
     events: Vec<Recorded>,
-    entries: Vec<(Entry, Vec<([u8; 32], Vec<u8>)>)>,
+    entries: Vec<(Entry, Values)>,
     things: Vec<Beside>,
     rows: Vec<Result<ViewRow, String>>,
     view: Option<(String, u32, u64)>,
@@ -388,7 +391,7 @@ impl Part {
 }
 
 /// The entry to be written once more.
-fn again(entry: Entry, values: Vec<([u8; 32], Vec<u8>)>) -> NewEntry {
+fn again(entry: Entry, values: Values) -> NewEntry {
     let header = entry.header;
     let content = match (entry.salt, entry.data) {
         (Some(salt), Some(bytes)) => Content::Whole { salt, bytes },

@@ -163,10 +163,24 @@ where
     N: TryFrom<u64>,
 {
     let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else { return Ok(None) };
+    integer(&number).map(Some).ok_or_else(|| serde::de::Error::custom("is no whole number in range"))
+}
+
+/// Whole numbers, in the same way.
+pub(crate) fn wholes<'de, D, N>(deserializer: D) -> Result<Option<Vec<N>>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    N: TryFrom<u64>,
+{
+    let Some(numbers) = Option::<Vec<serde_json::Number>>::deserialize(deserializer)? else { return Ok(None) };
+    let whole: Option<Vec<N>> = numbers.iter().map(integer).collect();
+    whole.map(Some).ok_or_else(|| serde::de::Error::custom("holds a number that is not whole or not in range"))
+}
+
+fn integer<N: TryFrom<u64>>(number: &serde_json::Number) -> Option<N> {
     let integral = |f: f64| (f.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&f)).then_some(f as u64);
     let value = number.as_u64().or_else(|| number.as_f64().and_then(integral));
-    let fits = value.and_then(|value| N::try_from(value).ok());
-    fits.map(Some).ok_or_else(|| serde::de::Error::custom("is no whole number in range"))
+    value.and_then(|value| N::try_from(value).ok())
 }
 
 /// How deep arrays and objects are nested, without parsing further.

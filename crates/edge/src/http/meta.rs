@@ -41,6 +41,27 @@ struct Ready {
     status: String,
     /// Each dependency.
     dependencies: Vec<Dependency>,
+    /// What somebody should look at although the server can serve.
+    warnings: Vec<Warning>,
+}
+
+/// Something that somebody should look at.
+#[derive(Serialize, ToSchema)]
+struct Warning {
+    /// What it is about.
+    name: String,
+    /// What is wrong.
+    reason: String,
+    /// Ids of what it is about.
+    ids: Vec<String>,
+}
+
+/// Consumer groups that do not move. Anybody may ask, so ids stand for names.
+fn stalled_groups(state: &EdgeState) -> Option<Warning> {
+    let stalled = state.app.groups_status().into_iter().filter(|group| group.is_stalled);
+    let ids: Vec<String> = stalled.map(|group| group.id).collect();
+    let reason = format!("{} consumer groups acknowledge nothing although events wait", ids.len());
+    (!ids.is_empty()).then(|| Warning { name: "consumer-groups".into(), reason, ids })
 }
 
 /// Something that the server needs.
@@ -74,9 +95,10 @@ async fn ready(State(state): State<Arc<EdgeState>>) -> Response {
             reason,
         })
         .collect();
+    let warnings = stalled_groups(&state).into_iter().collect();
     let is_ready = dependencies.iter().all(|d| d.reason.is_none());
     let (status, word) = if is_ready { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "not_ready") };
-    (status, Json(Ready { status: word.into(), dependencies })).into_response()
+    (status, Json(Ready { status: word.into(), dependencies, warnings })).into_response()
 }
 
 /// Figures for Prometheus

@@ -7,6 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -30,6 +31,12 @@ struct StatusLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
     outcome: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GroupLabels {
+    tenant: String,
+    group: String,
 }
 
 /// Counted as it happens; everything else is read when it is asked for.
@@ -105,7 +112,36 @@ pub(super) fn text(state: &EdgeState) -> Result<String, std::fmt::Error> {
         counter.inc_by(value);
         registry.register(name, help, counter);
     }
+    groups(state, &mut registry);
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)
+}
+
+/// Figures of consumer groups, by the replica that leads their tenant's log.
+fn groups(state: &EdgeState, registry: &mut Registry) {
+    let lag_events = Family::<GroupLabels, Gauge>::default();
+    let lag_seconds = Family::<GroupLabels, Gauge<f64, AtomicU64>>::default();
+    let (open, parked) = (Family::<GroupLabels, Gauge>::default(), Family::<GroupLabels, Gauge>::default());
+    let stalled = Family::<GroupLabels, Gauge>::default();
+    let last_delivery = Family::<GroupLabels, Gauge<f64, AtomicU64>>::default();
+    for group in state.app.groups_status() {
+        let Some(figures) = group.state else { continue };
+        let labels = GroupLabels { tenant: group.tenant, group: group.name };
+        lag_events.get_or_create(&labels).set(i64::try_from(figures.lag_events).unwrap_or(i64::MAX));
+        lag_seconds.get_or_create(&labels).set(figures.lag_ms as f64 / 1_000.0);
+        open.get_or_create(&labels).set(figures.open as i64);
+        parked.get_or_create(&labels).set(figures.parked as i64);
+        stalled.get_or_create(&labels).set(i64::from(group.is_stalled));
+        if let Some(at) = figures.last_delivery_at {
+            last_delivery.get_or_create(&labels).set(at.0 as f64 / 1_000.0);
+        }
+    }
+    registry.register("consumer_group_lag_events", "Events neither acknowledged nor parked", lag_events);
+    registry.register("consumer_group_lag_seconds", "Age of the oldest of them", lag_seconds);
+    registry.register("consumer_group_open", "Events in delivery, put off or held back", open);
+    registry.register("consumer_group_parked", "Events put aside", parked);
+    registry.register("consumer_group_stalled", "Whether nothing is acknowledged although events wait", stalled);
+    let help = "When something was delivered last, in seconds since 1970";
+    registry.register("consumer_group_last_delivery_timestamp_seconds", help, last_delivery);
 }

@@ -22,7 +22,7 @@ pub(crate) use error::hinted;
 
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
-use commands::{agents, audit, backup, discover, drill, erasures, events, keys, login, queues, tasks, tenants, users};
+use commands::{agents, audit, backup, discover, drill, erasures, events, groups, keys, login, queues, tasks, tenants, users};
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
 // No `Debug`: an API key must not end up in a log.
@@ -86,6 +86,13 @@ pub enum ClientCommand {
         /// What to do
         #[command(subcommand)]
         command: events::EventsCommand,
+    },
+    /// Let several readers share events, and see how far they are
+    #[command(after_help = groups::EXAMPLES)]
+    Groups {
+        /// What to do
+        #[command(subcommand)]
+        command: groups::GroupsCommand,
     },
     /// Manage the people of the tenant
     #[command(after_help = users::EXAMPLES)]
@@ -169,6 +176,7 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Agents { command } => agents::run(command, client, output).await,
         ClientCommand::Tasks { command } => tasks::run(command, client, output).await,
         ClientCommand::Events { command } => events::run(command, client, output).await,
+        ClientCommand::Groups { command } => groups::run(command, client, output).await,
         ClientCommand::Users { command } => users::run(command, client, output).await,
         ClientCommand::Keys { command } => keys::run(command, client, output).await,
         ClientCommand::Tenants { command } => tenants::run(command, client, output).await,

@@ -10,6 +10,7 @@ pub mod discover;
 pub mod drill;
 pub mod erasures;
 pub mod events;
+pub mod groups;
 pub mod keys;
 pub mod login;
 pub mod queues;
