@@ -1,5 +1,6 @@
 //! The application: everything that use cases need, put together once.
 
+use crate::asof::Sessions;
 use crate::crypto::{Crypto, KeyMaterial, fresh_secret};
 use crate::errors::{of_handle, of_store};
 use crate::fleet::SharedFleet;
@@ -104,6 +105,8 @@ pub(crate) struct Inner {
     pub replicas: Option<Arc<Replicas>>,
     /// Held by whoever starts a tenant's workers.
     pub starting: tokio::sync::Mutex<()>,
+    /// Lists as they were.
+    pub sessions: Sessions,
 }
 
 /// What the application stands on.
@@ -155,6 +158,7 @@ impl App {
             gateway,
             replicas,
             starting: tokio::sync::Mutex::default(),
+            sessions: Sessions::default(),
         }));
         workers::start_all(&app, reports).await.map_err(of_store)?;
         Ok((app, bootstrap))
@@ -352,6 +356,9 @@ impl App {
         if order.after.as_ref().is_some_and(|after| !is_of_kind(after)) {
             let message = "is a cursor of another list".to_owned();
             return Err(Rejection::invalid(&[Problem { pointer: "/cursor".into(), message }]));
+        }
+        if let Some(at) = caller.at {
+            return self.list_at::<D>(caller, at, order, &fields).await;
         }
         let query = EntityQuery {
             kind: D::KIND,

@@ -91,6 +91,7 @@ impl EraseWorker {
         let Some(erasure) = erasure.filter(|erasure| erasure.state.completed.is_none()) else { return Ok(()) };
         let subject = erasure.state.subject;
         let completed = remove(&self.engine, &app.0.journal, self.tenant, subject, json!({ "erasure": id })).await?;
+        app.0.sessions.forget(self.tenant);
         tracing::info!(erasure = %id, events = completed.events, entries = completed.entries, "an erasure is complete");
         let step = Step::on::<Erasure>(id, ErasureCommand::Complete(completed));
         let context = Context::system(Erase::NAME);

@@ -7,6 +7,7 @@
 mod admin;
 mod agents;
 mod app;
+mod asof;
 mod audit;
 mod auth;
 pub mod backup;

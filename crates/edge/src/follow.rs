@@ -29,6 +29,8 @@ const PAGE_BYTES_MAX: usize = 256 * 1024;
 const PAGES_MAX: usize = 4;
 /// ... if they are no larger than this.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
+/// For how long a page is given to others: what is erased meanwhile is seen no longer than this.
+const KEPT_FOR: Duration = Duration::from_secs(1);
 /// Events between a follower and the end of the log from which on it has fallen behind.
 const BEHIND_EVENTS: u64 = 5_000;
 
@@ -91,6 +93,7 @@ struct Recent {
 pub(crate) struct Page {
     after: u64,
     position: u64,
+    made_at: Instant,
     /// What there is.
     pub events: Vec<Arc<Recorded>>,
     /// The events as they were written down, in each form.
@@ -122,7 +125,7 @@ impl Page {
             position = position.min(events[first].header.position - 1);
             events.truncate(first);
         }
-        Page { after, position, events, written: Default::default() }
+        Page { after, position, made_at: Instant::now(), events, written: Default::default() }
     }
 
     fn is_kept(&self, horizon: u64) -> bool {
@@ -153,7 +156,8 @@ impl Room {
     }
 
     async fn page(&self, after: u64, horizon: u64) -> Answer<Arc<Page>> {
-        if let Some(page) = lock(&self.recent).pages.iter().find(|page| page.after == after) {
+        let is_fresh = |page: &&Arc<Page>| page.after == after && page.made_at.elapsed() < KEPT_FOR;
+        if let Some(page) = lock(&self.recent).pages.iter().find(is_fresh) {
             return Ok(page.clone());
         }
         let found = self.app.select(self.tenant, after, &self.wanted, PAGE_EVENTS_MAX).await?;

@@ -3,13 +3,49 @@
 use crate::plan::fold;
 use crate::{Engine, Handled};
 use kernel::{Decider, TenantId, Timestamp};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use store::StoreError;
+use store::{ScanFilter, StoreError};
 
 /// Events that are read at a time.
 const PAGE_EVENTS: usize = 500;
 
 impl Engine {
+    /// Folds the next events of a log into the entities of a kind, up to a position. Answers how far it came.
+    pub async fn fold_page<D: Decider>(
+        &self,
+        log: TenantId,
+        after: u64,
+        position: u64,
+        entities: &mut BTreeMap<String, Handled<D::State>>,
+    ) -> Result<u64, StoreError> {
+        let page = self.store().scan(log, after, ScanFilter::default(), PAGE_EVENTS).await?;
+        let is_of_kind = |stream: &str| stream.rsplit_once('_').is_some_and(|(kind, _)| kind == D::KIND);
+        for event in page.events.iter().filter(|event| event.header.position <= position) {
+            let header = &event.header;
+            if !is_of_kind(&header.stream) {
+                continue;
+            }
+            let known = entities.remove(&header.stream);
+            let created_at = known.as_ref().map_or(header.occurred_at, |known| known.created_at);
+            let state = known.map(|known| Arc::unwrap_or_clone(known.state));
+            let Some(state) = fold::<D>(state, event).map_err(StoreError::Corrupt)? else { continue };
+            let handled = Handled {
+                stream: header.stream.clone(),
+                state: Arc::new(state),
+                version: header.version,
+                position,
+                created_at,
+                updated_at: header.occurred_at,
+            };
+            entities.insert(header.stream.clone(), handled);
+        }
+        match page.position > after {
+            true => Ok(page.position),
+            false => Err(StoreError::Corrupt(format!("the log ends at {after}, before position {position}"))),
+        }
+    }
+
     /// An entity as of a position of the log; `None` when it did not exist then.
     pub async fn entity_at<D: Decider>(
         &self,

@@ -278,6 +278,8 @@ pub(crate) struct ListParams {
     sort: Option<Sort>,
     /// Shows deleted ones too.
     deleted: Option<bool>,
+    /// As it was: a position of the log, or an instant such as `2026-01-01T00:00:00Z`.
+    at: Option<String>,
 }
 
 /// The orders in which lists come.
@@ -292,7 +294,18 @@ pub(crate) enum Sort {
 
 impl ListParams {
     pub fn new(limit: Option<u32>, cursor: Option<String>, sort: Option<Sort>, deleted: Option<bool>) -> Self {
-        ListParams { limit, cursor, sort, deleted }
+        ListParams { limit, cursor, sort, deleted, at: None }
+    }
+
+    /// For lists that have no past.
+    pub fn now(self) -> Result<Self, Failure> {
+        match self.at {
+            None => Ok(self),
+            Some(_) => {
+                let message = "is not for this list, which shows how things are now".to_owned();
+                Err(Rejection::invalid(&[Problem { pointer: "/at".into(), message }]).into())
+            }
+        }
     }
 
     pub fn order(&self) -> Result<ListOrder, Failure> {

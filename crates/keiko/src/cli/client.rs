@@ -7,7 +7,7 @@ use super::Connection;
 use super::answer::Answer;
 use super::call::Call;
 use super::credentials::{Credentials, Login, Store};
-use super::error::{ApiError, hinted, is_passing, unreachable};
+use super::error::{ApiError, hinted, is_building, is_passing, unreachable};
 use super::server::{self, Server};
 use super::table::clean;
 use anyhow::Context;
@@ -19,6 +19,8 @@ use std::io;
 use std::time::Duration;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long between two looks at a list of the past that is being put together.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const AGENT: &str = concat!("keiko-cli/", env!("CARGO_PKG_VERSION"));
 
 /// Who asks.
@@ -35,6 +37,8 @@ pub struct Client {
     auth: Auth,
     /// The latest log position that an answer reflected: what is read next must not be older.
     position: u64,
+    /// How everything that is read was, instead of how it is.
+    at: Option<String>,
 }
 
 impl Client {
@@ -58,7 +62,7 @@ impl Client {
             (Some(store), Some(login)) => Auth::Login(store, login),
             _ => Auth::Nobody,
         };
-        Ok(Client { http: http(&server)?, server, auth, position: 0 })
+        Ok(Client { http: http(&server)?, server, auth, position: 0, at: None })
     }
 
     /// The server's address.
@@ -74,9 +78,28 @@ impl Client {
         }
     }
 
+    /// From now on everything is read as it was, and nothing is changed.
+    pub fn look_back(&mut self, at: String) {
+        self.at = Some(at);
+    }
+
     /// Sends a call and reads its answer.
-    pub async fn send(&mut self, call: Call) -> anyhow::Result<Answer> {
-        let response = self.open(&call).await?;
+    pub async fn send(&mut self, mut call: Call) -> anyhow::Result<Answer> {
+        if let Some(at) = &self.at {
+            if call.method != Method::GET {
+                return Err(hinted("The past cannot be changed.", "leave out 'at' and the moment"));
+            }
+            call.query.push(("at", at.clone()));
+        }
+        let response = loop {
+            match self.open(&call).await {
+                Err(error) if is_building(&error) => {
+                    super::print::note(&error.to_string());
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                answered => break answered?,
+            }
+        };
         let body = response.bytes().await.map_err(|e| self.explain(&e))?;
         let answer = Answer::read(&body)?;
         self.position = self.position.max(answer.position().unwrap_or(0));

@@ -103,6 +103,11 @@ pub fn unreachable(message: impl Into<String>, hint: impl Into<String>) -> anyho
     Hinted { message: message.into(), hint: hint.into(), passing: true }.into()
 }
 
+/// Whether a list of the past is still being put together.
+pub fn is_building(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<ApiError>().is_some_and(|e| e.code == "AS_OF_BUILDING")
+}
+
 /// Whether the same request may succeed later without anybody changing anything.
 pub fn is_passing(error: &anyhow::Error) -> bool {
     let refused_for_now = |e: &ApiError| e.status >= 500 || e.status == 429;

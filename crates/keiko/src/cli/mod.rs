@@ -22,7 +22,9 @@ pub(crate) use error::hinted;
 
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
-use commands::{agents, audit, backup, discover, drill, erasures, events, groups, keys, login, queues, tasks, tenants, users};
+use commands::{
+    agents, audit, backup, discover, drill, erasures, events, groups, keys, login, past, queues, tasks, tenants, users,
+};
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
 // No `Debug`: an API key must not end up in a log.
@@ -143,6 +145,9 @@ pub enum ClientCommand {
         #[command(subcommand)]
         command: drill::DrillCommand,
     },
+    /// Show things as they were
+    #[command(after_help = past::EXAMPLES)]
+    At(past::At),
     /// Erase what is kept of a person
     #[command(after_help = erasures::EXAMPLES)]
     Erasures {
@@ -184,6 +189,7 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Audit { command } => audit::run(command, client, &connection).await,
         ClientCommand::Backup { command } => backup::run(command, client, output).await,
         ClientCommand::Drill { command } => drill::run(command, client, output).await,
+        ClientCommand::At(args) => past::run(args, client, output).await,
         ClientCommand::Erasures { command } => erasures::run(command, client, output).await,
         ClientCommand::Discover(args) => discover::run(args, client, output).await,
     }

@@ -237,6 +237,10 @@ struct AgentParams {
     capability: Option<String>,
     /// Shows deleted ones too.
     deleted: Option<bool>,
+    /// A position of the log, or an instant such as `2026-01-01T00:00:00Z`; now when nothing is said.
+    #[serde(rename = "at")]
+    #[param(rename = "at")]
+    _at: Option<String>,
 }
 
 /// The words for an agent's condition.
@@ -259,7 +263,7 @@ pub(crate) fn word<T: Serialize>(value: &T) -> String {
 /// List agents
 #[utoipa::path(get, path = "/api/v1/agents", tag = "agents", extensions(("x-permission" = json!("agents.read"))),
     params(AgentParams), responses((status = 200, body = Many<AgentAttributes>)))]
-async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<AgentParams>) -> Outcome {
+async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<AgentParams>) -> Outcome {
     let mut fields = vec![];
     fields.extend(params.capability.map(|c| IndexField::new("capability", c)));
     fields.extend(params.status.map(|s| IndexField::new("status", word(&s))));
@@ -470,7 +474,7 @@ fn summary(output: &Json) -> String {
     params(("id" = String, Path, description = "Id or name"), ListParams), responses((status = 200, body = Many<HistoryAttributes>)))]
 async fn history(
     State(state): State<Arc<EdgeState>>,
-    By(caller): By,
+    AsOf(caller): AsOf,
     Handle(id): Handle,
     Params(params): Params<ListParams>,
 ) -> Outcome {

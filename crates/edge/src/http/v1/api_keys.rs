@@ -89,7 +89,7 @@ pub(crate) fn time(pointer: &str, text: Option<&str>) -> Result<Option<Timestamp
 /// List the keys that work
 #[utoipa::path(get, path = "/api/v1/api-keys", tag = "identity", extensions(("x-permission" = json!("keys.read"))),
     params(ListParams), responses((status = 200, body = Many<KeyAttributes>)))]
-async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
+async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<ListParams>) -> Outcome {
     let page = state.app.keys(&caller, &params.order()?).await?;
     let items: Vec<_> =
         page.items.iter().map(|k| Resource { id: k.stream.clone(), kind: "api_key", attributes: attributes(k, None) }).collect();

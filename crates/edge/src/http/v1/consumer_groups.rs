@@ -445,7 +445,7 @@ fn entity(status: StatusCode, view: &GroupView) -> Outcome {
 #[utoipa::path(get, path = "/api/v1/consumer-groups", tag = "events", extensions(("x-permission" = json!("consumer-groups.read"))),
     params(ListParams), responses((status = 200, body = Many<GroupAttributes>)))]
 async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
-    let (groups, next, position) = state.app.groups(&caller, &params.order()?).await?;
+    let (groups, next, position) = state.app.groups(&caller, &params.now()?.order()?).await?;
     let resource =
         |view: &GroupView| Resource { id: view.group.stream.clone(), kind: "consumer_group", attributes: attributes(view) };
     let items: Vec<_> = groups.iter().map(resource).collect();

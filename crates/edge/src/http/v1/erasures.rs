@@ -1,6 +1,5 @@
 //! `/api/v1/erasures`: removing what is kept of a person.
 
-use crate::http::access::By;
 use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
@@ -80,7 +79,7 @@ fn attributes(erasure: &Handled<Erasure>) -> ErasureAttributes {
 /// List erasures
 #[utoipa::path(get, path = "/api/v1/erasures", tag = "audit", extensions(("x-permission" = json!("erasures.read"))),
     params(ListParams), responses((status = 200, body = Many<ErasureAttributes>)))]
-async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
+async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<ListParams>) -> Outcome {
     let page = state.app.erasures(&caller, &params.order()?).await?;
     let item = |e: &Handled<Erasure>| Resource { id: e.stream.clone(), kind: "erasure", attributes: attributes(e) };
     let items: Vec<_> = page.items.iter().map(item).collect();

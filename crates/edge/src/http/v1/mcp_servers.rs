@@ -157,7 +157,7 @@ fn entity(status: StatusCode, server: &Handled<McpServer>) -> Outcome {
 /// List MCP servers
 #[utoipa::path(get, path = "/api/v1/mcp-servers", tag = "tools", extensions(("x-permission" = json!("mcp-servers.read"))),
     params(ListParams), responses((status = 200, body = Many<McpServerAttributes>)))]
-async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
+async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<ListParams>) -> Outcome {
     let page = state.app.mcp_servers(&caller, &params.order()?).await?;
     let items = page.items.iter();
     let items: Vec<_> = items.map(|s| Resource { id: s.stream.clone(), kind: "mcp_server", attributes: attributes(s) }).collect();

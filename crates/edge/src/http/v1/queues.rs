@@ -1,6 +1,6 @@
 //! `/api/v1/queues`: how tasks are given out.
 
-use crate::http::access::By;
+use crate::http::asof::AsOf;
 use crate::http::body::{Input, ListParams, Params, whole};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
 use crate::http::names::Handle;
@@ -91,7 +91,7 @@ fn attributes(queue: &Configured, version: u64) -> QueueAttributes {
 /// List queues that were configured, and the default one
 #[utoipa::path(get, path = "/api/v1/queues", tag = "tasks", extensions(("x-permission" = json!("tasks.queues.read"))),
     params(ListParams), responses((status = 200, body = Many<QueueAttributes>)))]
-async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
+async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<ListParams>) -> Outcome {
     let (page, default) = state.app.queues(&caller, &params.order()?).await?;
     let id = |queue: &Configured| queue_id(&caller.actor.tenant, &queue.name).to_string();
     let shipped = default.iter().map(|q| Resource { id: id(q), kind: "queue", attributes: attributes(q, 0) });

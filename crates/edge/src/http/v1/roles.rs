@@ -90,7 +90,7 @@ fn builtin() -> impl Iterator<Item = Resource<RoleAttributes>> {
 /// List roles: custom ones in order, then the built-in ones on the last page
 #[utoipa::path(get, path = "/api/v1/roles", tag = "identity", extensions(("x-permission" = json!("roles.read"))),
     params(ListParams), responses((status = 200, body = Many<RoleAttributes>)))]
-async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
+async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<ListParams>) -> Outcome {
     let page = state.app.roles(&caller, &params.order()?).await?;
     let own = page.items.iter().map(|r| Resource { id: r.stream.clone(), kind: "role", attributes: attributes(r) });
     let shipped = builtin().filter(|_| page.next.is_none());

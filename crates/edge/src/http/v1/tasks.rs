@@ -242,6 +242,10 @@ struct TaskParams {
     #[serde(rename = "filter[task_hash]")]
     #[param(rename = "filter[task_hash]")]
     task_hash: Option<String>,
+    /// A position of the log, or an instant such as `2026-01-01T00:00:00Z`; now when nothing is said.
+    #[serde(rename = "at")]
+    #[param(rename = "at")]
+    _at: Option<String>,
 }
 
 /// The words for where a task stands.
@@ -259,7 +263,7 @@ enum TaskStatus {
 /// List tasks; callers with an `:own` permission see their own
 #[utoipa::path(get, path = "/api/v1/tasks", tag = "tasks", extensions(("x-permission" = json!("tasks.read"))),
     params(TaskParams), responses((status = 200, body = Many<TaskAttributes>)))]
-async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<TaskParams>) -> Outcome {
+async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<TaskParams>) -> Outcome {
     let mut fields = vec![];
     fields.extend(params.task_hash.map(|h| IndexField::new("task_hash", h)));
     fields.extend(params.status.map(|s| IndexField::new("status", word(&s))));

@@ -1,6 +1,5 @@
 //! `/api/v1/tenants`: owners of everything else. For administrators of the default tenant.
 
-use crate::http::access::By;
 use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
@@ -75,7 +74,7 @@ fn attributes(tenant: &Handled<Tenant>) -> TenantAttributes {
 /// List tenants
 #[utoipa::path(get, path = "/api/v1/tenants", tag = "identity", extensions(("x-permission" = json!("tenants.read"))),
     params(ListParams), responses((status = 200, body = Many<TenantAttributes>)))]
-async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
+async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<ListParams>) -> Outcome {
     let page = state.app.tenants(&caller, &params.order()?).await?;
     let items: Vec<_> =
         page.items.iter().map(|t| Resource { id: t.stream.clone(), kind: "tenant", attributes: attributes(t) }).collect();

@@ -97,7 +97,7 @@ fn attributes(user: &Handled<User>) -> UserAttributes {
 /// List users
 #[utoipa::path(get, path = "/api/v1/users", tag = "identity", extensions(("x-permission" = json!("users.read"))),
     params(ListParams), responses((status = 200, body = Many<UserAttributes>)))]
-async fn list(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<ListParams>) -> Outcome {
+async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<ListParams>) -> Outcome {
     let page = state.app.users(&caller, &params.order()?).await?;
     let items: Vec<_> =
         page.items.iter().map(|u| Resource { id: u.stream.clone(), kind: "user", attributes: attributes(u) }).collect();

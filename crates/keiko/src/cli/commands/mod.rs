@@ -13,6 +13,7 @@ pub mod events;
 pub mod groups;
 pub mod keys;
 pub mod login;
+pub mod past;
 pub mod queues;
 pub mod tasks;
 pub mod tenants;
