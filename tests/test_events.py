@@ -138,17 +138,6 @@ def test_should_stream_what_happened_and_what_happens(admin):
     assert admin.events(after=before)[:2] == [event, event2], "the same events as in the list"
 
 
-def test_should_keep_events_whole_whose_json_came_in_lines(admin, capability):
-    before = head(admin)
-    body = '{"description": "lines", "capability": "%s",\r\n "input": {\n  "a": [1,\r\n 2]\n }}' % capability
-    made = admin.request("POST", "/tasks", headers={"Content-Type": "application/json"}, content=body.encode())
-    assert made.status_code == 201
-    with admin.stream("/events/stream", after=before) as live:
-        block = next(blocks(live.iter_lines()))
-    data = "\n".join(value for field, value in block if field == "data")
-    assert json.loads(data)["data"]["input"] == {"a": [1, 2]} and dict(block)["id"] == str(before + 1)
-
-
 def test_should_resume_after_the_last_id_without_gap_or_repetition(admin):
     before = head(admin)
     for _ in range(20):

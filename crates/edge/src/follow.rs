@@ -294,13 +294,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use app::ScannedEvents;
     use kernel::id::EventId;
     use kernel::{ActorRef, Category, EventHeader, Timestamp};
 
-    fn event(position: u64, bytes: usize) -> Arc<Recorded> {
+    /// An event with a payload.
+    pub(crate) fn event(position: u64, payload: Vec<u8>) -> Arc<Recorded> {
         let header = EventHeader {
             id: EventId::from_bytes([0; 16]),
             kind: "test.thing.made".into(),
@@ -318,11 +319,11 @@ mod tests {
             causation: None,
             trace_parent: None,
         };
-        Arc::new(Recorded { header, salt: None, payload: Some(vec![0; bytes]), payload_hash: [0; 32], leaf: [0; 32] })
+        Arc::new(Recorded { header, salt: None, payload: Some(payload), payload_hash: [0; 32], leaf: [0; 32] })
     }
 
     fn cut(after: u64, positions: &[u64], bytes: usize, looked_to: u64, horizon: u64) -> (u64, Vec<u64>) {
-        let events = positions.iter().map(|at| event(*at, bytes)).collect();
+        let events = positions.iter().map(|at| event(*at, vec![0; bytes])).collect();
         let page = Page::cut(after, ScannedEvents { events, position: looked_to }, horizon);
         (page.position, page.events.iter().map(|event| event.header.position).collect())
     }

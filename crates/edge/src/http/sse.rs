@@ -124,3 +124,34 @@ fn frame(event: &Recorded, form: Form) -> Bytes {
     bytes.put_u8(b'\n');
     bytes.freeze()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::follow::tests::event;
+    use serde_json::json;
+
+    #[test]
+    fn an_event_is_whole_whatever_line_ends_its_json_has() {
+        let raw: Box<serde_json::value::RawValue> = serde_json::from_str("{\"a\":\r\n [1,\n2]}").unwrap();
+        let event = event(7, kernel::event::payload(&raw, &kernel::Origin::default()).unwrap());
+        let text = String::from_utf8(frame(&event, Form::Native).to_vec()).unwrap();
+        let block = text.strip_suffix("\n\n").unwrap();
+        let lines: Vec<&str> = block.lines().collect();
+        assert_eq!(lines[0], "id: 7");
+        let data: Vec<&str> = lines[1..].iter().map(|line| line.strip_prefix("data: ").unwrap()).collect();
+        let shown: Value = serde_json::from_str(&data.join("\n")).unwrap();
+        assert_eq!((&shown["data"], &shown["position"]), (&json!({ "a": [1, 2] }), &json!(7)));
+    }
+
+    #[test]
+    fn what_is_kept_of_the_latest_events_is_bounded() {
+        let frames = Frames::default();
+        let large = kernel::event::payload(&"x".repeat(FRAMES_BYTES_MAX / 3), &kernel::Origin::default()).unwrap();
+        let made: Vec<Bytes> = (1..=9).map(|at| frames.frame(&event(at, large.clone()), Form::Native)).collect();
+        assert_eq!(frames.frame(&event(9, large.clone()), Form::Native).as_ptr(), made[8].as_ptr(), "the latest is shared");
+        assert_ne!(frames.frame(&event(9, large), Form::Structured), made[8], "each form has its own");
+        let recent = frames.0.lock().unwrap();
+        assert!(recent.bytes <= FRAMES_BYTES_MAX && recent.known.len() == recent.order.len() && recent.known.len() < 4);
+    }
+}
