@@ -119,3 +119,105 @@ def test_should_replay_a_story_step_by_step(keiko, admin, tmp_path):
     assert command(tmp_path, "events", "replay", "nothing").returncode == 1
     shown = command(tmp_path, "tasks", "get", task["id"], "--at", steps[0]["event"]["position"])
     assert "pending" in shown.stdout
+
+
+def test_should_show_every_list_as_it_was_seen_then(keiko, admin):
+    """What the lists showed at each moment is what they show now of that moment."""
+    capability = unique("cap")
+    agent = keiko.agent(admin, capability)
+    paths = ("tasks", "agents", "users", "roles", "queues", "api-keys", "tenants", "mcp-servers")
+    seen = {}
+
+    def look():
+        at = position(admin)
+        seen[at] = {path: admin.everything(f"/{path}") for path in paths}
+        assert position(admin) == at, "nothing else happens meanwhile"
+
+    look()
+    task = submit(admin, capability)
+    look()
+    agent.complete(agent.take(), {"answer": 42})
+    role = done(admin.post("/roles", {"name": unique("role"), "permissions": []}), 201)
+    look()
+    other = submit(admin, capability)
+    done(admin.post(f"/tasks/{other['id']}/actions/cancel"))
+    assert admin.delete(f"/roles/{role['id']}").status_code == 204
+    done(admin.put(f"/queues/{unique('queue')}", {"paused": True}), 200, 201)
+    look()
+    for at, lists in seen.items():
+        for path, items in lists.items():
+            was = admin.everything(f"/{path}", at=at)
+            if path == "agents":
+                # What an agent reports of its load is no event.
+                assert [a["id"] for a in was] == [a["id"] for a in items]
+            else:
+                assert was == items, (at, path)
+    first, *_, last = seen
+    of_then = opened(admin.get("/tasks", at=first, limit=1))
+    assert of_then["meta"]["position"] == first
+    assert task["id"] not in [t["id"] for t in admin.everything("/tasks", at=first)]
+    pending = admin.everything("/tasks", at=list(seen)[1], **{"filter[status]": "pending"})
+    assert task["id"] in [t["id"] for t in pending]
+    assert task["id"] not in [t["id"] for t in admin.everything("/tasks", at=last, **{"filter[status]": "pending"})]
+    assert admin.everything("/tasks", at=last, sort="created_at") == admin.everything("/tasks", at=last)[::-1]
+
+
+def test_should_page_through_a_list_of_the_past(keiko, admin):
+    capability = unique("cap")
+    keiko.agent(admin, capability)
+    tasks = [submit(admin, capability)["id"] for _ in range(7)]
+    at = position(admin)
+    submit(admin, capability)
+    found, cursor = [], None
+    while True:
+        body = opened(admin.get("/tasks", at=at, limit=3, **{"filter[capability]": capability}, **({"cursor": cursor} if cursor else {})))
+        found += [task["id"] for task in body["data"]]
+        cursor = body["meta"].get("next_cursor")
+        if not cursor:
+            break
+    assert found == tasks[::-1]
+
+
+def test_should_refuse_lists_of_no_past(keiko, admin):
+    refused(admin.get("/tasks", at="yesterday"), 400)
+    refused(admin.get("/tasks", at=10**9), 422, "POSITION_AHEAD")
+    refused(admin.get("/consumer-groups", at=1), 400)
+    assert admin.everything("/tasks", at=0) == []
+
+
+def test_should_show_lists_of_the_past_only_to_those_who_may_see_them(keiko, admin):
+    capability = unique("cap")
+    keiko.agent(admin, capability)
+    reader = keiko.user(admin, ["user"])
+    own, other = submit(reader, capability), submit(admin, capability)
+    at = position(admin)
+    ids = [task["id"] for task in reader.everything("/tasks", at=at)]
+    assert own["id"] in ids and other["id"] not in ids
+    stranger = keiko.tenant(admin)
+    assert stranger.everything("/tasks", at=1) == []
+
+
+def test_should_answer_while_a_long_past_is_put_together_and_forget_it_again(keiko, admin):
+    """More moments than sessions are kept: old ones make room, and each answers what it should."""
+    capability = unique("cap")
+    keiko.agent(admin, capability)
+    moments = []
+    for _ in range(12):
+        submit(admin, capability)
+        moments.append((position(admin), len(moments) + 1))
+    for at, count in moments + moments[::-1]:
+        assert len(admin.everything("/tasks", at=at, **{"filter[capability]": capability})) == count
+
+
+def test_should_show_the_past_on_the_command_line(keiko, admin, tmp_path):
+    login = command(tmp_path, "login", "--server", keiko.url, "admin", "--password-stdin", stdin=ADMIN_PASSWORD)
+    assert login.returncode == 0, login.stderr
+    made = done(admin.post("/agents", {"name": unique("x"), "description": "first"}), 201)
+    at = position(admin)
+    assert admin.delete(f"/agents/{made['id']}").status_code == 204
+    ran = command(tmp_path, "at", at, "agents", "list", "--all")
+    assert ran.returncode == 0 and made["id"] in ran.stdout, ran.stderr
+    assert made["id"] not in command(tmp_path, "agents", "list", "--all").stdout
+    assert command(tmp_path, "at", at, "agents", "get", made["id"]).returncode == 0
+    ran = command(tmp_path, "at", at, "users", "delete", "admin")
+    assert ran.returncode == 1 and "The past cannot be changed" in ran.stderr

@@ -75,7 +75,8 @@ struct Recent {
     bytes: usize,
 }
 
-type Key = (TenantId, u64, Form);
+/// Which event in which form, and whether it still had its content.
+type Key = (TenantId, u64, Form, bool);
 
 impl Frames {
     /// A page's events, one behind the other.
@@ -90,7 +91,7 @@ impl Frames {
     }
 
     fn frame(&self, event: &Recorded, form: Form) -> Bytes {
-        let key = (event.header.tenant, event.header.position, form);
+        let key = (event.header.tenant, event.header.position, form, event.payload.is_some());
         if let Some(known) = self.0.lock().unwrap_or_else(PoisonError::into_inner).known.get(&key) {
             return known.clone();
         }
