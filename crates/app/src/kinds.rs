@@ -17,5 +17,6 @@ pub(crate) fn kinds() -> Kinds {
         .and::<domain::mcp_server::McpServer>()
         .and::<domain::tool::Tool>()
         .and::<domain::erasure::Erasure>()
+        .and::<domain::rebuild::Rebuild>()
         .and::<domain::consumer_group::ConsumerGroup>()
 }

@@ -37,6 +37,7 @@ mod tenants;
 mod throttle;
 mod timeline;
 mod tools;
+mod views;
 mod workers;
 
 pub use admin::reset_password;
@@ -61,6 +62,8 @@ pub use tasks::{HistoryEntry, NewTask, TaskView};
 pub use tenants::NewTenant;
 pub use timeline::{Change, Changes};
 pub use tools::{ListedTool, ToolCall, ToolStatus};
+
+pub use views::ViewStatus;
 
 pub use kernel::Timestamp;
 pub use kernel::id::{TenantId, UserId};

@@ -7,6 +7,7 @@ use crate::erasures::EraseWorker;
 use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
 use crate::groups::{self, GroupFollower, Groups};
 use crate::tenants::ProvisionWorker;
+use crate::views::RebuildWorker;
 use crate::{audit, journal, mcp_servers, replicas};
 use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
@@ -15,8 +16,9 @@ use domain::erasure::Erasure;
 use domain::identity::tenant::Tenant;
 use domain::process::dispatch::{Dispatch, DispatchSettings, LoadedTask};
 use domain::process::liveness::{Liveness, LivenessCommand};
-use domain::process::outstanding::{Erase, Outstanding, Provision};
+use domain::process::outstanding::{Erase, Outstanding, Provision, RebuildView};
 use domain::queue::Queue;
+use domain::rebuild::Rebuild;
 use domain::task::{Status, Task};
 use domain::view::stats::{AgentStats, AgentStatsView};
 use engine::{Context, Engine, Executor, Extras, Handle, Handled, Projection, Step, drive, project};
@@ -196,6 +198,7 @@ pub(crate) async fn start_lead(
         start_provisioner(app, engine, tail).await?;
     }
     start_eraser(app, engine, id, tail).await?;
+    start_rebuilder(engine, id, tail, stats_view.clone()).await?;
     let worker = ClaimWorker {
         engine: engine.clone(),
         runtime: runtime.clone(),
@@ -234,6 +237,23 @@ async fn start_eraser(app: &App, engine: &Engine, tenant: TenantId, position: u6
     }
     let worker = EraseWorker { app: Arc::downgrade(&app.0), engine: engine.clone(), tenant, turn: tokio::sync::Mutex::default() };
     drive(engine, tenant, erase, position, Arc::new(worker));
+    Ok(())
+}
+
+async fn start_rebuilder(
+    engine: &Engine,
+    tenant: TenantId,
+    position: u64,
+    stats: Projection<AgentStatsView>,
+) -> Result<(), StoreError> {
+    let mut rebuild = Outstanding::<RebuildView>::default();
+    for running in each::<Rebuild>(engine, tenant, &[IndexField::new("status", "running")]).await? {
+        if let Ok(id) = running.stream.parse() {
+            rebuild.put(id);
+        }
+    }
+    let worker = RebuildWorker { engine: engine.clone(), tenant, stats, turn: tokio::sync::Mutex::default() };
+    drive(engine, tenant, rebuild, position, Arc::new(worker));
     Ok(())
 }
 

@@ -65,6 +65,7 @@ fn every_shape_ever_written_stays_readable() {
     check::<crate::mcp_server::McpServerEvent>();
     check::<crate::tool::ToolEvent>();
     check::<crate::erasure::ErasureEvent>();
+    check::<crate::rebuild::RebuildEvent>();
     check::<crate::consumer_group::GroupEvent>();
 }
 
@@ -81,6 +82,7 @@ fn every_golden_file_belongs_to_a_known_shape() {
     known.extend(crate::mcp_server::McpServerEvent::known());
     known.extend(crate::tool::ToolEvent::known());
     known.extend(crate::erasure::ErasureEvent::known());
+    known.extend(crate::rebuild::RebuildEvent::known());
     known.extend(crate::consumer_group::GroupEvent::known());
     for entry in std::fs::read_dir(folder()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();

@@ -13,6 +13,7 @@ pub mod policy;
 pub mod process;
 pub mod progress;
 pub mod queue;
+pub mod rebuild;
 pub mod task;
 pub mod tool;
 pub mod view;

@@ -1,6 +1,7 @@
 //! Builds a view of a log and keeps it up to date. Rows and checkpoint move in one transaction.
 //!
-//! A new version of a view is built beside the one in use and takes its place when it has caught up.
+//! A new version of a view is built beside the one in use and takes its place when it has caught up. So is a rebuild: a
+//! further generation of the same version, while the one in use goes on.
 
 use crate::Engine;
 use kernel::{Recorded, TenantId, View, ViewRow};
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use store::{ScanFilter, StoreError, ViewApply, ViewState};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Events folded in one transaction at most.
 const PAGE_EVENTS: usize = 1_000;
@@ -17,26 +18,35 @@ const CHECKPOINT_EVENTS: u64 = 10_000;
 /// A lost wake-up, or a failure, costs this long.
 const LOOK_AGAIN_MS: u64 = 1_000;
 
+/// What is stored as a view's version: the version that its rules have, and above it how often it was rebuilt.
+const GENERATION_BITS: u32 = 16;
+
+/// Who waits for a rebuild.
+type Rebuilt = oneshot::Sender<u64>;
+
 /// A view that is kept up to date.
 pub struct Projection<V: View> {
     engine: Engine,
     log: TenantId,
     state: watch::Receiver<Option<ViewState>>,
+    rebuilds: mpsc::UnboundedSender<Rebuilt>,
     view: PhantomData<fn() -> V>,
 }
 
 impl<V: View> Clone for Projection<V> {
     fn clone(&self) -> Self {
-        Projection { engine: self.engine.clone(), log: self.log, state: self.state.clone(), view: PhantomData }
+        let (state, rebuilds) = (self.state.clone(), self.rebuilds.clone());
+        Projection { engine: self.engine.clone(), log: self.log, state, rebuilds, view: PhantomData }
     }
 }
 
 /// Starts keeping a view of a log up to date.
 pub async fn project<V: View>(engine: &Engine, log: TenantId) -> Result<Projection<V>, StoreError> {
     let (states, state) = watch::channel(active(engine, log, V::NAME).await?);
-    let runner = Runner::<V> { engine: engine.clone(), log, states, view: PhantomData };
-    engine.env().spawn(runner.run());
-    Ok(Projection { engine: engine.clone(), log, state, view: PhantomData })
+    let (rebuilds, asked) = mpsc::unbounded_channel();
+    let runner = Runner::<V> { engine: engine.clone(), log, states, waiting: vec![], view: PhantomData };
+    engine.env().spawn(runner.run(asked));
+    Ok(Projection { engine: engine.clone(), log, state, rebuilds, view: PhantomData })
 }
 
 async fn active(engine: &Engine, log: TenantId, view: &str) -> Result<Option<ViewState>, StoreError> {
@@ -48,6 +58,14 @@ impl<V: View> Projection<V> {
     /// The position that readers see.
     pub fn position(&self) -> u64 {
         self.state.borrow().map_or(0, |state| state.position)
+    }
+
+    /// Builds the view anew beside the one in use, and answers the position at which it took its place. `None` when this
+    /// process no longer keeps the view.
+    pub async fn rebuild(&self) -> Option<u64> {
+        let (sender, done) = oneshot::channel();
+        self.rebuilds.send(sender).ok()?;
+        done.await.ok()
     }
 
     /// All rows whose key starts with `prefix`, up to `limit`, with the position that they reflect. Rows of an older
@@ -63,10 +81,11 @@ struct Runner<V> {
     engine: Engine,
     log: TenantId,
     states: watch::Sender<Option<ViewState>>,
+    waiting: Vec<Rebuilt>,
     view: PhantomData<fn() -> V>,
 }
 
-/// How far the version that is being built has come.
+/// How far a generation of the view has come.
 #[derive(Clone, Copy)]
 struct Progress {
     /// Where it stands in memory.
@@ -75,18 +94,25 @@ struct Progress {
     stored: u64,
 }
 
+/// The generations of this version: the one in use, and the one that is being built.
+#[derive(Clone, Copy, Default)]
+struct Generations {
+    live: Option<Progress>,
+    next: Option<Progress>,
+}
+
 impl<V: View> Runner<V> {
-    async fn run(self) {
+    async fn run(mut self, mut asked: mpsc::UnboundedReceiver<Rebuilt>) {
         let env = self.engine.env().clone();
         let mut tail = self.engine.store().tail(self.log);
-        let mut progress = None;
+        let mut generations = None;
         loop {
             tail.mark_unchanged();
-            match self.catch_up(progress).await {
-                Ok(reached) => progress = Some(reached),
+            match self.catch_up(generations, &mut asked).await {
+                Ok(reached) => generations = Some(reached),
                 Err(error) => {
                     tracing::warn!(view = V::NAME, %error, "the view could not be moved; trying again");
-                    progress = None;
+                    generations = None;
                     env.sleep_ms(LOOK_AGAIN_MS).await;
                 }
             }
@@ -94,52 +120,102 @@ impl<V: View> Runner<V> {
                 biased;
                 () = env.stop().cancelled() => return,
                 _ = tail.changed() => {}
+                Some(rebuilt) = asked.recv() => self.waiting.push(rebuilt),
                 () = env.sleep_ms(LOOK_AGAIN_MS) => {}
             }
         }
     }
 
-    async fn start(&self) -> Result<Progress, StoreError> {
+    /// What the store holds of this version.
+    async fn start(&self) -> Result<Generations, StoreError> {
         let known = self.engine.store().view_state(self.log, V::NAME).await?;
-        let fresh = ViewState { version: V::VERSION, position: 0, is_active: false };
-        let state = known.into_iter().find(|s| s.version == V::VERSION).unwrap_or(fresh);
-        Ok(Progress { state, stored: state.position })
+        let of_version = || known.iter().filter(|state| state.version & ((1 << GENERATION_BITS) - 1) == V::VERSION);
+        let progress = |state: &ViewState| Progress { state: *state, stored: state.position };
+        let live = of_version().find(|state| state.is_active).map(progress);
+        let next = of_version().filter(|state| !state.is_active).max_by_key(|state| state.version).map(progress);
+        Ok(Generations { live, next })
     }
 
-    async fn catch_up(&self, progress: Option<Progress>) -> Result<Progress, StoreError> {
-        let mut progress = match progress {
-            Some(progress) => progress,
+    async fn catch_up(
+        &mut self,
+        generations: Option<Generations>,
+        asked: &mut mpsc::UnboundedReceiver<Rebuilt>,
+    ) -> Result<Generations, StoreError> {
+        let mut generations = match generations {
+            Some(generations) => generations,
             None => self.start().await?,
         };
         loop {
-            let state = &mut progress.state;
-            let scanned = self.engine.store().scan(self.log, state.position, ScanFilter::default(), PAGE_EVENTS).await?;
-            let is_caught_up = scanned.position >= *self.engine.store().tail(self.log).borrow();
-            let rows = self.fold(&scanned.events).await?;
-            let activate = is_caught_up && !state.is_active;
-            state.position = scanned.position;
-            if !rows.is_empty() || activate || state.position - progress.stored >= CHECKPOINT_EVENTS {
-                let (view, version, expected, position) = (V::NAME.to_owned(), V::VERSION, progress.stored, state.position);
-                self.engine.store().apply(self.log, ViewApply { view, version, expected, position, rows, activate }).await?;
-                progress.stored = position;
-                state.is_active |= activate;
+            while let Ok(rebuilt) = asked.try_recv() {
+                self.waiting.push(rebuilt);
             }
-            if state.is_active {
-                self.states.send_replace(Some(*state));
+            if generations.next.is_none() && (generations.live.is_none() || !self.waiting.is_empty()) {
+                generations.next = Some(self.begin(generations.live).await?);
             }
-            if is_caught_up {
-                return Ok(progress);
+            // The one in use first: a rebuild holds nobody up.
+            if let Some(live) = &mut generations.live {
+                while !self.step(live).await? {}
+                self.states.send_replace(Some(live.state));
+            }
+            let Some(next) = &mut generations.next else { return Ok(generations) };
+            if self.step(next).await? {
+                self.activate(next).await?;
+                generations = Generations { live: generations.next, next: None };
+                let position = generations.live.map_or(0, |live| live.state.position);
+                for rebuilt in self.waiting.drain(..) {
+                    // Whoever asked may have gone away.
+                    let _ = rebuilt.send(position);
+                }
+                return Ok(generations);
             }
         }
     }
 
-    async fn fold(&self, events: &[Arc<Recorded>]) -> Result<Vec<Result<ViewRow, String>>, StoreError> {
+    /// A further generation, beside the one in use.
+    async fn begin(&self, live: Option<Progress>) -> Result<Progress, StoreError> {
+        let generation = live.map_or(0, |live| (live.state.version >> GENERATION_BITS) + 1);
+        let version = V::VERSION | generation << GENERATION_BITS;
+        let progress = Progress { state: ViewState { version, position: 0, is_active: false }, stored: 0 };
+        // What is begun is there for all to see, also before its first row.
+        self.apply(&progress, vec![], false).await?;
+        Ok(progress)
+    }
+
+    /// Folds the next events into a generation. Answers whether it has reached the end of the log.
+    async fn step(&self, progress: &mut Progress) -> Result<bool, StoreError> {
+        let after = progress.state.position;
+        let scanned = self.engine.store().scan(self.log, after, ScanFilter::default(), PAGE_EVENTS).await?;
+        let rows = self.fold(&scanned.events, progress.state.version).await?;
+        progress.state.position = scanned.position;
+        if !rows.is_empty() || scanned.position - progress.stored >= CHECKPOINT_EVENTS {
+            self.apply(progress, rows, false).await?;
+            progress.stored = scanned.position;
+        }
+        Ok(scanned.position >= *self.engine.store().tail(self.log).borrow())
+    }
+
+    /// Makes a generation the one that is used.
+    async fn activate(&self, progress: &mut Progress) -> Result<(), StoreError> {
+        self.apply(progress, vec![], true).await?;
+        progress.stored = progress.state.position;
+        progress.state.is_active = true;
+        self.states.send_replace(Some(progress.state));
+        Ok(())
+    }
+
+    async fn apply(&self, progress: &Progress, rows: Vec<Result<ViewRow, String>>, activate: bool) -> Result<(), StoreError> {
+        let (view, expected) = (V::NAME.to_owned(), progress.stored);
+        let ViewState { version, position, .. } = progress.state;
+        self.engine.store().apply(self.log, ViewApply { view, version, expected, position, rows, activate }).await
+    }
+
+    async fn fold(&self, events: &[Arc<Recorded>], version: u32) -> Result<Vec<Result<ViewRow, String>>, StoreError> {
         let mut rows: BTreeMap<String, Option<V::Row>> = BTreeMap::new();
         for event in events {
             let Some(key) = V::key(event) else { continue };
             let row = match rows.remove(&key) {
                 Some(row) => row,
-                None => self.stored(&key).await?,
+                None => self.stored(&key, version).await?,
             };
             rows.insert(key, V::fold(row, event));
         }
@@ -153,8 +229,8 @@ impl<V: View> Runner<V> {
         written.collect()
     }
 
-    async fn stored(&self, key: &str) -> Result<Option<V::Row>, StoreError> {
-        let row = self.engine.store().view_get(self.log, V::NAME, V::VERSION, key).await?;
+    async fn stored(&self, key: &str, version: u32) -> Result<Option<V::Row>, StoreError> {
+        let row = self.engine.store().view_get(self.log, V::NAME, version, key).await?;
         row.map(|row| serde_json::from_slice(&row.row).map_err(|e| StoreError::Corrupt(format!("view {}: {e}", V::NAME))))
             .transpose()
     }

@@ -3,14 +3,14 @@
 use async_trait::async_trait;
 use engine::{Context, Engine, Env, Executor, Extras, HandleError, Step, drive, project};
 use kernel::rules::Meta;
-use kernel::{Decider, Facts, IndexField, Kind, Process, Recorded, Rejection, TenantId, Timestamp, UniqueChange, View};
+use kernel::{Decider, Facts, IndexField, Kind, Process, Recorded, Rejection, TenantId, Timestamp, UniqueChange, View, ViewRow};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 use store::faults::FaultyStore;
 use store::memory::MemoryStore;
 use store::sqlite::{Directory, SqliteSettings, SqliteStore};
-use store::{ScanFilter, Store, StoreError};
+use store::{ScanFilter, Store, StoreError, ViewApply};
 
 const LOG: fn() -> TenantId = || TenantId::from_bytes([1; 16]);
 
@@ -255,6 +255,58 @@ async fn a_view_follows_the_log_and_a_new_version_takes_over_when_it_has_caught_
     assert_eq!(rows.len(), 1);
     let states = again.store().view_state(LOG(), "sum").await.unwrap();
     assert_eq!(states.iter().map(|s| (s.version, s.is_active)).collect::<Vec<_>>(), [(2, true)], "the old version is gone");
+}
+
+#[tokio::test]
+async fn a_rebuild_takes_over_when_it_has_caught_up_and_the_view_in_use_goes_on_meanwhile() {
+    let engine = on_memory();
+    let view = project::<Sum<1>>(&engine, LOG()).await.unwrap();
+    for n in 1..=3 {
+        handle(&engine, "counter_a", add(n)).await.unwrap();
+    }
+    eventually("the view is at 3", async || (view.position() == 3).then_some(())).await;
+    // Rows that are wrong, as after a mistake that was mended since.
+    let wrong = ViewRow { key: "counter_a".into(), row: b"999".to_vec() };
+    let spoiled = ViewApply { view: "sum".into(), version: 1, expected: 3, position: 3, rows: vec![Ok(wrong)], activate: false };
+    engine.store().apply(LOG(), spoiled).await.unwrap();
+    assert_eq!(view.list("", 10).await.unwrap().0, [("counter_a".to_owned(), 999)]);
+    // Several that ask get one rebuild each, or share one.
+    let (one, other) = tokio::join!(view.rebuild(), view.rebuild());
+    assert_eq!((one, other), (Some(3), Some(3)));
+    assert_eq!(view.list("", 10).await.unwrap().0, [("counter_a".to_owned(), 6)]);
+    let states = engine.store().view_state(LOG(), "sum").await.unwrap();
+    assert!(states.len() == 1 && states[0].is_active && states[0].version > 1 << 16, "the old rows are gone: {states:?}");
+    handle(&engine, "counter_a", add(4)).await.unwrap();
+    eventually("the view follows", async || (view.list("", 10).await.unwrap().0[0].1 == 10).then_some(())).await;
+    // After a restart the rebuilt one is in use.
+    engine.env().shut_down().await;
+    let again = Engine::new(engine.store().clone(), Env::system());
+    let view = project::<Sum<1>>(&again, LOG()).await.unwrap();
+    assert_eq!(view.list("", 10).await.unwrap(), (vec![("counter_a".to_owned(), 10)], 4));
+}
+
+#[tokio::test]
+async fn a_rebuild_that_was_cut_short_goes_on_after_a_restart() {
+    let engine = on_memory();
+    for n in 1..=3 {
+        handle(&engine, "counter_a", add(n)).await.unwrap();
+    }
+    let view = project::<Sum<1>>(&engine, LOG()).await.unwrap();
+    eventually("the view is at 3", async || (view.position() == 3).then_some(())).await;
+    engine.env().shut_down().await;
+    let begun =
+        |position, rows| ViewApply { view: "sum".into(), version: 1 | 1 << 16, expected: 0, position, rows, activate: false };
+    let row = ViewRow { key: "counter_a".into(), row: b"1".to_vec() };
+    engine.store().apply(LOG(), begun(1, vec![Ok(row)])).await.unwrap();
+    let again = Engine::new(engine.store().clone(), Env::system());
+    let view = project::<Sum<1>>(&again, LOG()).await.unwrap();
+    assert_eq!(view.list("", 10).await.unwrap().0, [("counter_a".to_owned(), 6)], "the one in use serves at once");
+    eventually("the other has taken over", async || {
+        let states = again.store().view_state(LOG(), "sum").await.unwrap();
+        (states.len() == 1 && states[0].version == 1 | 1 << 16).then_some(())
+    })
+    .await;
+    assert_eq!(view.list("", 10).await.unwrap().0, [("counter_a".to_owned(), 6)]);
 }
 
 #[tokio::test]

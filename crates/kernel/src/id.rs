@@ -196,6 +196,8 @@ ids! {
     JournalId = JournalTag "jrn";
     /// The erasure of a person.
     ErasureId = ErasureTag "erasure";
+    /// The rebuild of a view.
+    RebuildId = RebuildTag "rebuild";
     /// An event.
     EventId = EventTag "evt";
     /// One request at the edge.

@@ -94,6 +94,17 @@ impl Effect for Erase {
     type Id = kernel::id::ErasureId;
 }
 
+/// Builds views anew.
+pub struct RebuildView;
+
+impl Effect for RebuildView {
+    const NAME: &'static str = "rebuilder";
+    const BEGINS: &'static str = "views.rebuild.requested";
+    const ENDS: &'static str = "views.rebuild.completed";
+    type Entity = crate::rebuild::Rebuild;
+    type Id = kernel::id::RebuildId;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -59,6 +59,7 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::timeline::routes())
         .merge(v1::erasures::routes())
         .merge(v1::backups::routes())
+        .merge(v1::views::routes())
         .merge(mcp::routes())
 }
 

@@ -23,7 +23,7 @@ pub(crate) use error::hinted;
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
 use commands::{
-    agents, audit, backup, discover, drill, erasures, events, groups, keys, login, past, queues, tasks, tenants, users,
+    agents, audit, backup, discover, drill, erasures, events, groups, keys, login, past, queues, tasks, tenants, users, views,
 };
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
@@ -145,6 +145,13 @@ pub enum ClientCommand {
         #[command(subcommand)]
         command: drill::DrillCommand,
     },
+    /// Look at views, and build them anew
+    #[command(after_help = views::EXAMPLES)]
+    Views {
+        /// What to do
+        #[command(subcommand)]
+        command: views::ViewsCommand,
+    },
     /// Show things as they were
     #[command(after_help = past::EXAMPLES)]
     At(past::At),
@@ -190,6 +197,7 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Backup { command } => backup::run(command, client, output).await,
         ClientCommand::Drill { command } => drill::run(command, client, output).await,
         ClientCommand::At(args) => past::run(args, client, output).await,
+        ClientCommand::Views { command } => views::run(command, client, output).await,
         ClientCommand::Erasures { command } => erasures::run(command, client, output).await,
         ClientCommand::Discover(args) => discover::run(args, client, output).await,
     }

@@ -18,4 +18,5 @@ pub(super) mod tenants;
 pub(super) mod timeline;
 pub(super) mod tools;
 pub(super) mod users;
+pub(super) mod views;
 pub(super) mod work;

@@ -18,6 +18,7 @@ pub mod queues;
 pub mod tasks;
 pub mod tenants;
 pub mod users;
+pub mod views;
 
 mod decision;
 mod replay;
