@@ -421,3 +421,23 @@ def test_should_take_the_word_of_a_consumer_on_any_replica(fleet):
     refused(b.post(f"/consumer-groups/{group}/actions/ack", {"tokens": [got[0][0][0]["token"]]}), 409, "DELIVERY_STALE")
     assert a.delete(f"/consumer-groups/{group}").status_code == 204
     refused(b.post(f"/consumer-groups/{group}/actions/fetch", {"consumer": "c"}), 404, "GROUP_NOT_FOUND")
+
+
+def test_should_show_a_stalled_group_on_every_replica_and_go_on_when_the_leader_dies(fleet):
+    fleet = fleet(2)
+    leader, [other] = fleet.leader()
+    admin = other.login()
+    role = done(admin.post("/roles", {"name": unique("role"), "permissions": []}), 201)["id"]
+    body = {"name": "slow", "filter": {"stream": role}, "start": "beginning", "stalled_after_ms": 1_000}
+    group = done(admin.post("/consumer-groups", body), 201)["id"]
+    warned = lambda replica: [w for w in replica.client().get("/ready").json()["warnings"] if group in w["ids"]]
+    for replica in fleet.replicas:
+        until(lambda: warned(replica), f"{replica.url} shows the stalled group")
+    alerts = lambda: [e["type"].rsplit(".", 1)[1] for e in done(admin.get("/events", stream=group, category="system"))]
+    assert alerts() == ["stalled"], "once, whatever the number of replicas"
+    leader.kill()
+    act = lambda verb, body: done(admin.post(f"/consumer-groups/{group}/actions/{verb}", body))
+    taken = act("fetch", {"consumer": "c"})
+    assert act("ack", {"tokens": [taken[0]["token"]]})[0]["result"] == "done", "nothing rests on a leader"
+    until(lambda: alerts() == ["stalled", "recovered"], "the next leader looks after the group", 20)
+    until(lambda: not warned(other), "it is well again")

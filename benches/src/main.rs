@@ -8,6 +8,7 @@
 mod appends;
 mod discovery;
 mod fleet;
+mod groups;
 mod grpc;
 mod http;
 mod machine;
@@ -39,7 +40,7 @@ KEIKO_BIN names the server under test (default: target/release/keiko).";
 
 /// The groups of figures, in the order of the report.
 const GROUPS: &[&str] =
-    &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "appends", "sealing", "postgres"];
+    &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "groups", "appends", "sealing", "postgres"];
 
 /// How much is measured.
 pub(crate) struct Scale {
@@ -175,6 +176,7 @@ async fn measure(group: &str, place: &Place, scale: &Scale) -> anyhow::Result<Se
         "tools" => tools::measure(place, scale).await,
         "discovery" => discovery::measure(place, scale).await,
         "sse" => sse::measure(place, scale).await,
+        "groups" => groups::measure(place, scale).await,
         "appends" => appends::measure(place, scale).await,
         "sealing" => sealing::measure(place, scale).await,
         "postgres" => postgres::measure(scale).await,
