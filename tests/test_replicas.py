@@ -388,3 +388,56 @@ def test_should_deliver_each_event_of_a_group_once_whichever_replica_is_asked(fl
     for role in roles:
         order = [p for stream, p, is_acked in words["ordered"] if stream == role and is_acked]
         assert order == sorted(order), "the order of a stream holds across replicas"
+
+
+def test_should_take_the_word_of_a_consumer_on_any_replica(fleet):
+    """What one replica has in memory of a group is old as soon as another one has moved it."""
+    a, b = (replica.login() for replica in fleet(2).replicas)
+    role = done(a.post("/roles", {"name": unique("role"), "permissions": []}), 201)["id"]
+    group = done(a.post("/consumer-groups", {"name": "words", "filter": {"stream": role}, "start": "beginning"}), 201)["id"]
+    act = lambda api, verb, body: done(api.post(f"/consumer-groups/{group}/actions/{verb}", body))
+    fetch = lambda api, wait_ms=0: act(api, "fetch", {"consumer": "c", "wait_ms": wait_ms})
+    [first] = fetch(a)
+    assert fetch(b) == [] and fetch(a) == []
+    assert act(b, "ack", {"tokens": [first["token"]]}) == [{"token": first["token"], "result": "done"}]
+    refused(a.post(f"/consumer-groups/{group}/actions/ack", {"tokens": [first["token"]]}), 409, "DELIVERY_STALE")
+    for n, (takes, says) in enumerate([(a, b), (b, a), (a, b), (b, a)]):
+        done(says.put(f"/roles/{role}", {"permissions": [f"x.y{n}"]}))
+        [one] = fetch(takes, 5_000)
+        assert act(says, "extend", {"tokens": [one["token"]]})[0]["result"] == "done"
+        assert act(says, "ack", {"tokens": [one["token"]]})[0]["result"] == "done"
+    # What is said at one replica wakes whoever waits at the other.
+    done(a.put(f"/roles/{role}", {"permissions": ["x.y"]}))
+    [one] = fetch(a, 5_000)
+    got = []
+    thread = threading.Thread(target=lambda: got.append((fetch(b, 15_000), time.monotonic())))
+    thread.start()
+    time.sleep(0.5)
+    at = time.monotonic()
+    assert act(a, "nak", {"tokens": [one["token"]]})[0]["result"] == "done"
+    thread.join(20)
+    assert len(got[0][0]) == 1 and got[0][1] - at < 2
+    done(a.post(f"/consumer-groups/{group}/actions/seek", {"position": 0}))
+    refused(b.post(f"/consumer-groups/{group}/actions/ack", {"tokens": [got[0][0][0]["token"]]}), 409, "DELIVERY_STALE")
+    assert a.delete(f"/consumer-groups/{group}").status_code == 204
+    refused(b.post(f"/consumer-groups/{group}/actions/fetch", {"consumer": "c"}), 404, "GROUP_NOT_FOUND")
+
+
+def test_should_show_a_stalled_group_on_every_replica_and_go_on_when_the_leader_dies(fleet):
+    fleet = fleet(2)
+    leader, [other] = fleet.leader()
+    admin = other.login()
+    role = done(admin.post("/roles", {"name": unique("role"), "permissions": []}), 201)["id"]
+    body = {"name": "slow", "filter": {"stream": role}, "start": "beginning", "stalled_after_ms": 1_000}
+    group = done(admin.post("/consumer-groups", body), 201)["id"]
+    warned = lambda replica: [w for w in replica.client().get("/ready").json()["warnings"] if group in w["ids"]]
+    for replica in fleet.replicas:
+        until(lambda: warned(replica), f"{replica.url} shows the stalled group")
+    alerts = lambda: [e["type"].rsplit(".", 1)[1] for e in done(admin.get("/events", stream=group, category="system"))]
+    assert alerts() == ["stalled"], "once, whatever the number of replicas"
+    leader.kill()
+    act = lambda verb, body: done(admin.post(f"/consumer-groups/{group}/actions/{verb}", body))
+    taken = act("fetch", {"consumer": "c"})
+    assert act("ack", {"tokens": [taken[0]["token"]]})[0]["result"] == "done", "nothing rests on a leader"
+    until(lambda: alerts() == ["stalled", "recovered"], "the next leader looks after the group", 20)
+    until(lambda: not warned(other), "it is well again")

@@ -9,6 +9,7 @@ mod appends;
 mod discovery;
 mod fanout;
 mod fleet;
+mod groups;
 mod grpc;
 mod http;
 mod machine;
@@ -39,8 +40,20 @@ const USAGE: &str = "usage: keiko-bench [--quick] [--only NAME]... [--dir DIR] [
 KEIKO_BIN names the server under test (default: target/release/keiko).";
 
 /// The groups of figures, in the order of the report.
-const GROUPS: &[&str] =
-    &["startup", "latency", "throughput", "grpc", "tools", "discovery", "sse", "fanout", "appends", "sealing", "postgres"];
+const GROUPS: &[&str] = &[
+    "startup",
+    "latency",
+    "throughput",
+    "grpc",
+    "tools",
+    "discovery",
+    "sse",
+    "fanout",
+    "groups",
+    "appends",
+    "sealing",
+    "postgres",
+];
 
 /// How much is measured.
 pub(crate) struct Scale {
@@ -181,6 +194,7 @@ async fn measure(group: &str, place: &Place, scale: &Scale) -> anyhow::Result<Se
         "discovery" => discovery::measure(place, scale).await,
         "sse" => sse::measure(place, scale).await,
         "fanout" => fanout::measure(place, scale).await,
+        "groups" => groups::measure(place, scale).await,
         "appends" => appends::measure(place, scale).await,
         "sealing" => sealing::measure(place, scale).await,
         "postgres" => postgres::measure(scale).await,

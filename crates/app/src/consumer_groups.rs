@@ -207,7 +207,7 @@ impl App {
         if group.state.is_deleted {
             return Ok(GroupView { group, state: None });
         }
-        let state = self.group_state(tenant, &group.stream).await?;
+        let (_, state) = self.group_state(tenant, &group.stream).await?;
         Ok(GroupView { group, state: Some(state) })
     }
 

@@ -208,15 +208,15 @@ impl App {
         Err(Rejection::new(Kind::Conflict, "DELIVERY_STALE", message, hint).with("tokens", tokens))
     }
 
-    /// How far a group is.
-    pub(crate) async fn group_state(&self, log: TenantId, stream: &str) -> Answer<GroupState> {
+    /// A group and how far it is.
+    pub(crate) async fn group_state(&self, log: TenantId, stream: &str) -> Answer<(Handled<ConsumerGroup>, GroupState)> {
         let cell = self.cell(log, stream)?;
         let mut slot = cell.lock().await;
         let mut loaded = self.load(log, stream, &mut slot).await?;
         let now = self.env().now();
         let state = self.measure(log, &mut loaded, now).await?;
         *slot = Some(loaded.cached);
-        Ok(state)
+        Ok((loaded.group, state))
     }
 
     /// Looks after a group that nobody may be reading: deliveries that are over, what is not written down, how far it is.
@@ -232,13 +232,7 @@ impl App {
         };
         let unnoted = self.with_group(log, stream, swept).await?;
         self.note_parked(engine, log, stream, unnoted, &Context::system(Groups::PART)).await;
-        let cell = self.cell(log, stream)?;
-        let mut slot = cell.lock().await;
-        let mut loaded = self.load(log, stream, &mut slot).await?;
-        let now = self.env().now();
-        let state = self.measure(log, &mut loaded, now).await?;
-        *slot = Some(loaded.cached);
-        Ok((loaded.group, state))
+        self.group_state(log, stream).await
     }
 
     /// Lets `act` look at a group and change its progress; answers once that is durable.

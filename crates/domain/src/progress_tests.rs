@@ -33,6 +33,10 @@ fn at(ms: i64) -> Timestamp {
     Timestamp(ms)
 }
 
+fn parked_number(progress: &Progress) -> Option<u64> {
+    progress.parked().values().map(|parked| parked.number).max()
+}
+
 #[test]
 fn given_an_ordered_group_then_a_stream_goes_on_only_after_its_acknowledgement() {
     let mut progress = given(&[1, 1, 2, 1]);
@@ -102,7 +106,11 @@ fn given_an_event_that_fails_again_and_again_then_it_is_parked_with_the_reason_a
     assert_eq!((parked.reason.as_str(), parked.attempts, parked.consumer.as_deref()), ("broken", 3, Some("a")));
     assert_eq!(progress.ready(&TERMS, 10, at(0)), [2]);
     progress.replay(None, at(0));
-    assert_eq!(positions(&progress.deliver(&TERMS, "a", 10, at(0), 9)), [1], "it holds up its stream again");
+    let again = progress.deliver(&TERMS, "a", 10, at(0), 9);
+    assert_eq!(positions(&again), [1], "it holds up its stream again");
+    assert_eq!(parked_number(&progress), None);
+    progress.park(&tokens(&again), "again", at(0));
+    assert_eq!(parked_number(&progress), Some(2), "each parking has a number of its own");
 }
 
 #[test]
