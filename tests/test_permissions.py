@@ -17,7 +17,7 @@ ROLES = {
     ],
     "analyst": ["tasks.read", "memory.read", "stats.read", "metrics.*", "observability.*"],
     "user": ["tasks.create", "tasks.read:own", "agents.query", "memory.read:own"],
-    "security-officer": ["audit.read", "audit.verify", "transparency.*", "incidents.*"],
+    "security-officer": ["audit.read", "audit.verify", "erasures.*", "transparency.*", "incidents.*"],
 }
 # What an agent may do is told in words in api.md; these are the words as permissions.
 AGENT = [
@@ -70,8 +70,10 @@ def things(keiko, admin, tmp_path_factory):
     done(admin.put(f"/queues/{queue}", {"paused": False}), 200, 201)
     server, tool = tool_server(admin, tmp_path_factory.mktemp("odd"))
     group = done(admin.post("/consumer-groups", {"name": unique("group")}), 201)
+    erasure = done(admin.post("/erasures", {"subject": keiko.user(admin, []).id}), 202)
+    rebuild = done(admin.post("/views/agent_stats/actions/rebuild", {}), 202)
     return {
-        "consumer-groups": group["id"],
+        "consumer-groups": group["id"], "erasures": erasure["id"], "rebuilds": rebuild["id"], "views": "agent_stats",
         # Registering the server wrote the journal's first entry.
         "mcp-servers": server, "tools": tool, "journal": "1",
         "agents": worker.id, "tasks": task["id"], "users": keiko.user(admin, []).id, "roles": role["id"], "api-keys": key["id"],
@@ -123,6 +125,7 @@ def test_should_name_permissions_in_the_words_of_the_convention(document):
     areas = {
         "tasks", "orchestrator", "agents", "registry", "discovery", "events", "users", "roles", "keys", "tenants", "metrics", "profile",
         "settings", "stats", "observability", "queues", "sessions", "tools", "mcp-servers", "audit", "consumer-groups",
+        "backups", "erasures", "views",
     }
     for method, path, permission, _ in routes(document):
         known = permission == "open" or permission in LOGGED_IN or permission.split(".")[0] in areas
