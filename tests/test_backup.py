@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -392,3 +393,19 @@ def test_should_restore_between_kinds_of_stores(site, serve):
         assert again["tasks"] == before["tasks"] and again["users"] == before["users"]
     finally:
         server.close()
+
+
+def test_should_read_what_the_first_form_of_backups_holds(site, serve):
+    """A backup by the first version that made them, with an event whose shape has changed since."""
+    old = Path(__file__).parent / "data" / "form1"
+    admin = serve(site.restore(old / "old.backup", keys=old / "keys")).login()
+    tasks = admin.everything("/tasks")
+    assert sorted(task["attributes"]["status"] for task in tasks) == ["cancelled", "cancelled", "completed", "failed", "pending"]
+    cancelled = [task for task in tasks if task["attributes"]["status"] == "cancelled"]
+    for task in cancelled:
+        assert task["attributes"]["error"] is None, "it was called off before a reason could be given"
+        assert admin.events(stream=task["id"])[-1]["data"] == {}, "what is stored stays as it was"
+    pending = next(task for task in tasks if task["attributes"]["status"] == "pending")
+    done(admin.post(f"/tasks/{pending['id']}/actions/cancel", {"reason": "no longer needed"}))
+    assert task_of(admin, pending["id"])["error"] == {"code": "CANCELLED", "message": "no longer needed"}
+    assert admin.events(stream=pending["id"])[-1]["data"] == {"reason": "no longer needed"}

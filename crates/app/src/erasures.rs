@@ -5,7 +5,7 @@ use crate::app::{App, Inner, internal};
 use crate::errors::{of_handle, of_store};
 use crate::{Answer, Caller, ListOrder, Page};
 use async_trait::async_trait;
-use domain::erasure::{Completed, Erasure, ErasureCommand, Requested, begins_own, is_by};
+use domain::erasure::{Completed, Erased, Erasure, ErasureCommand, Requested, begins_own, is_by};
 use domain::identity::user::password_secret;
 use domain::process::outstanding::{Effect, Erase, Outstanding};
 use domain::task::{Task, TaskCommand};
@@ -90,7 +90,7 @@ impl EraseWorker {
         let erasure = self.engine.entity::<Erasure>(self.tenant, &id.to_string()).await.map_err(of_store)?;
         let Some(erasure) = erasure.filter(|erasure| erasure.state.completed.is_none()) else { return Ok(()) };
         let subject = erasure.state.subject;
-        let completed = remove(&self.engine, &app.0.journal, self.tenant, subject, json!({ "erasure": id })).await?;
+        let completed = remove(&self.engine, &app.0.journal, self.tenant, subject, Some(id)).await?;
         app.0.sessions.forget(self.tenant);
         tracing::info!(erasure = %id, events = completed.events, entries = completed.entries, "an erasure is complete");
         let step = Step::on::<Erasure>(id, ErasureCommand::Complete(completed));
@@ -137,14 +137,15 @@ impl Found {
     }
 }
 
-/// Removes what a person said and did from log, journal and tables. `note` goes into the events that say so.
+/// Removes what a person said and did from log, journal and tables.
 pub(crate) async fn remove(
     engine: &Engine,
     journal: &Arc<dyn Journal>,
     tenant: TenantId,
     subject: UserId,
-    note: serde_json::Value,
+    erasure: Option<ErasureId>,
 ) -> Answer<Completed> {
+    let note = json!(Erased { erasure });
     let found = search(engine, tenant, subject).await.map_err(of_store)?;
     let context = Context::system(Erase::NAME);
     call_off(engine, tenant, &found.open, &context).await?;
@@ -189,7 +190,7 @@ async fn search(engine: &Engine, tenant: TenantId, subject: UserId) -> Result<Fo
 /// Calls off work that is still open, so that nobody goes on with it.
 async fn call_off(engine: &Engine, tenant: TenantId, streams: &BTreeSet<String>, context: &Context) -> Answer<()> {
     for stream in streams.iter().filter(|stream| kind_of(stream) == Task::KIND) {
-        let step = Step::on::<Task>(stream, TaskCommand::Cancel);
+        let step = Step::on::<Task>(stream, TaskCommand::Cancel { reason: None });
         match engine.handle::<Task>(tenant, step, context, Extras::default()).await {
             // It has ended already.
             Ok(_) | Err(HandleError::Rejected(_)) => {}

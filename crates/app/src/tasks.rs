@@ -235,8 +235,8 @@ impl App {
     }
 
     /// Calls a task off.
-    pub async fn cancel(&self, caller: &Caller, id: TaskId) -> Answer<TaskView> {
-        self.change(caller, id, TaskCommand::Cancel).await
+    pub async fn cancel(&self, caller: &Caller, id: TaskId, reason: Option<String>) -> Answer<TaskView> {
+        self.change(caller, id, TaskCommand::Cancel { reason }).await
     }
 
     /// Tries a task again after it ended without success.

@@ -1,7 +1,7 @@
 //! The erasure of a person: what was asked for, and what came of it. The content goes from log, journal and tables; headers
 //! and hashes stay, so that the record can still be verified.
 
-use kernel::id::UserId;
+use kernel::id::{ErasureId, UserId};
 use kernel::rules::Meta;
 use kernel::{Decider, EventSet, Facts, IndexField, Recorded, Rejection};
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,20 @@ kernel::events! {
     ErasureEvent {
         Requested(Requested) = "audit.erasure.requested" @ 1,
         Completed(Completed) = "audit.erasure.completed" @ 1,
+    }
+}
+
+/// `audit.payload.erased`: the last event of a stream whose content was erased, whatever its entity.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Erased {
+    /// By which erasure; null when a restored backup was rid of somebody who was erased since.
+    pub erasure: Option<ErasureId>,
+}
+
+kernel::events! {
+    /// What ends a stream.
+    ErasedEvent {
+        Erased(Erased) = "audit.payload.erased" @ 1 System,
     }
 }
 

@@ -147,7 +147,10 @@ pub enum TaskCommand {
         by: Holder,
     },
     /// Call it off.
-    Cancel,
+    Cancel {
+        /// Why, for people.
+        reason: Option<String>,
+    },
     /// Try again after it ended without success.
     Retry,
     /// Nobody is left who could do it.
@@ -293,9 +296,22 @@ pub struct Ended {
     pub error: TaskError,
 }
 
-/// `tasks.task.cancelled`, `tasks.task.retried`
+/// `tasks.task.retried`, and `tasks.task.cancelled` before it had a reason
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Nothing {}
+
+/// `tasks.task.cancelled`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cancelled {
+    /// Why, for people.
+    pub reason: Option<String>,
+}
+
+impl From<Nothing> for Cancelled {
+    fn from(_: Nothing) -> Self {
+        Cancelled { reason: None }
+    }
+}
 
 /// `tasks.task.stale_write_refused`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -319,7 +335,7 @@ kernel::events! {
         RetryScheduled(RetryScheduled) = "tasks.task.retry_scheduled" @ 1,
         Failed(Ended) = "tasks.task.failed" @ 1,
         Died(Ended) = "tasks.task.died" @ 1,
-        Cancelled(Nothing) = "tasks.task.cancelled" @ 1,
+        Cancelled(Cancelled) = "tasks.task.cancelled" @ 2 [1: Nothing],
         Retried(Nothing) = "tasks.task.retried" @ 1,
         StaleWriteRefused(StaleWriteRefused) = "tasks.task.stale_write_refused" @ 1,
     }
@@ -477,8 +493,8 @@ impl Decider for Task {
                 Ok(fail(task, claim, error, *is_retryable, *retry_delay_base_ms, facts))
             }
             TaskCommand::NoteStale { by } => Ok(note_stale(task, by)),
-            TaskCommand::Cancel => match task.status {
-                Status::Pending | Status::Claimed => Ok(vec![TaskEvent::Cancelled(Nothing {})]),
+            TaskCommand::Cancel { reason } => match task.status {
+                Status::Pending | Status::Claimed => Ok(vec![TaskEvent::Cancelled(Cancelled { reason: reason.clone() })]),
                 Status::Cancelled => Ok(vec![]),
                 _ => Err(not_open(task, "cancelled")),
             },
@@ -684,7 +700,10 @@ fn apply(task: &mut Task, event: &TaskEvent, meta: &Meta) {
         TaskEvent::RetryScheduled(r) => task.not_before = Some(r.not_before),
         TaskEvent::Failed(e) => end(task, Status::Failed, Some(&e.error), meta),
         TaskEvent::Died(e) => end(task, Status::Dead, Some(&e.error), meta),
-        TaskEvent::Cancelled(_) => end(task, Status::Cancelled, None, meta),
+        TaskEvent::Cancelled(cancelled) => {
+            let why = |reason: &String| TaskError { code: "CANCELLED".into(), message: reason.clone() };
+            end(task, Status::Cancelled, cancelled.reason.as_ref().map(why).as_ref(), meta)
+        }
         TaskEvent::Retried(_) => {
             task.status = Status::Pending;
             task.attempts_spent = 0;

@@ -199,9 +199,9 @@ fn given_a_deadline_then_only_an_open_task_misses_it() {
 
 #[test]
 fn given_a_cancelled_task_then_its_holder_is_refused_and_cancelling_again_changes_nothing() {
-    let mut story = Story::given(&[submitted(Collision::Lru, 3), claim_by(1), TaskCommand::Cancel]);
+    let mut story = Story::given(&[submitted(Collision::Lru, 3), claim_by(1), TaskCommand::Cancel { reason: None }]);
     assert_eq!(story.when(&complete_by(1, 2, "{}")), Err("CLAIM_STALE"));
-    assert_eq!(story.when(&TaskCommand::Cancel), Ok(vec![]));
+    assert_eq!(story.when(&TaskCommand::Cancel { reason: None }), Ok(vec![]));
     assert_eq!(story.state.unwrap().attempts[0].status, AttemptStatus::Abandoned);
 }
 
@@ -223,7 +223,7 @@ fn any_command() -> impl Strategy<Value = TaskCommand> {
         (1u64..12).prop_map(|token| TaskCommand::Expire { token }),
         who.clone().prop_map(|(n, t)| TaskCommand::Release { by: holder(n, t), reason: String::new() }),
         who.prop_map(|(n, t)| TaskCommand::NoteStale { by: holder(n, t) }),
-        Just(TaskCommand::Cancel),
+        Just(TaskCommand::Cancel { reason: Some("no longer needed".into()) }),
         Just(TaskCommand::Retry),
         Just(TaskCommand::MissDeadline),
     ]

@@ -160,12 +160,13 @@ pub struct ViewRow {
 /// Declares the events of an entity: an enum over structs, their stored types and shapes.
 ///
 /// `events! { TaskEvent { Submitted(Submitted) = "tasks.task.submitted" @ 1, } }`. The word `System` behind the shape puts
-/// an event into that category; without a word it is `Domain`.
+/// an event into that category; without a word it is `Domain`. Older shapes stand behind in brackets, each with its own
+/// struct, from which the present one is made when such an event is read: `@ 2 [1: OldSubmitted]`.
 #[macro_export]
 macro_rules! events {
     (@category) => { $crate::Category::Domain };
     (@category $category:ident) => { $crate::Category::$category };
-    ($(#[$doc:meta])* $name:ident { $($variant:ident($data:ty) = $kind:literal @ $shape:literal $($category:ident)?,)* }) => {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident($data:ty) = $kind:literal @ $shape:literal $($category:ident)? $([$($old:literal: $older:ty),+])?,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq)]
         pub enum $name {
@@ -187,11 +188,14 @@ macro_rules! events {
             fn decode(kind: &str, shape: u16, data: &serde_json::value::RawValue) -> Result<Self, String> {
                 match (kind, shape) {
                     $(($kind, $shape) => serde_json::from_str(data.get()).map($name::$variant).map_err(|e| format!("{kind} shape {shape}: {e}")),)*
+                    $($($(($kind, $old) => serde_json::from_str::<$older>(data.get())
+                        .map(|older| $name::$variant(older.into()))
+                        .map_err(|e| format!("{kind} shape {shape}: {e}")),)+)?)*
                     _ => Err(format!("unknown event {kind} shape {shape}")),
                 }
             }
             fn known() -> Vec<(&'static str, u16)> {
-                vec![$(($kind, $shape),)*]
+                vec![$(($kind, $shape), $($(($kind, $old),)+)?)*]
             }
         }
     };

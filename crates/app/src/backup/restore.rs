@@ -13,7 +13,6 @@ use kernel::id::{TenantId, UserId};
 use kernel::json::references;
 use kernel::tile::Edge;
 use kernel::{Recorded, Timestamp, ViewRow};
-use serde_json::json;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -432,8 +431,7 @@ async fn apply_erasures<'a>(target: &Target, people: impl Iterator<Item = &'a (T
     let tenants = target.store.logs().await?;
     let mut erased = 0;
     for (tenant, person) in people.filter(|(tenant, _)| tenants.contains(tenant)) {
-        let note = json!({ "erasure": null, "restored": true });
-        let removed = erasures::remove(&engine, &target.journal, *tenant, *person, note).await;
+        let removed = erasures::remove(&engine, &target.journal, *tenant, *person, None).await;
         let removed = removed.map_err(|rejection| BackupError::Refused(format!("{} {}", rejection.message, rejection.hint)))?;
         erased += u64::from(removed.streams + removed.entries > 0);
     }

@@ -399,11 +399,20 @@ async fn events(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id):
     Ok(Reply::data(StatusCode::OK, &items)?.at(state.app.position(caller.actor.tenant)))
 }
 
+/// Why a task is called off.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CancelTask {
+    /// For people; shown as the task's error.
+    reason: Option<Text>,
+}
+
 /// Call a task off
 #[utoipa::path(post, path = "/api/v1/tasks/{id}/actions/cancel", tag = "tasks", extensions(("x-permission" = json!("tasks.update"))),
-    params(("id" = String, Path, description = "Id")), request_body = Empty, responses((status = 200, body = One<TaskAttributes>)))]
-async fn cancel(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
-    let task = state.app.cancel(&input.by, task_id(&id)?).await?.entity;
+    params(("id" = String, Path, description = "Id")), request_body = CancelTask, responses((status = 200, body = One<TaskAttributes>)))]
+async fn cancel(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<CancelTask>) -> Outcome {
+    let reason = input.body.reason.map(|reason| reason.0);
+    let task = state.app.cancel(&input.by, task_id(&id)?, reason).await?.entity;
     Reply::entity(StatusCode::OK, "task", &task, task_attributes(&task, None))
 }
 

@@ -5,7 +5,7 @@
 use super::submit::{self, Submit};
 use super::{Paging, Past, Target, decision, events, show_list, show_one, show_past};
 use crate::cli::Output;
-use crate::cli::call::{Call, path};
+use crate::cli::call::{Call, Fields, path};
 use crate::cli::client::Client;
 use crate::cli::table::Column;
 use clap::Subcommand;
@@ -63,7 +63,14 @@ pub enum TasksCommand {
         paging: Paging,
     },
     /// Cancel a task that has not ended
-    Cancel(Target),
+    Cancel {
+        /// Which task
+        #[command(flatten)]
+        task: Target,
+        /// Why, for people
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
     /// Try a failed or dead task again
     Retry(Target),
 }
@@ -82,11 +89,10 @@ pub async fn run(command: TasksCommand, client: &mut Client, output: Output) -> 
             let call = Call::get(path(&["tasks", &task.id, "events"]));
             show_list(client, call, &paging, &events::COLUMNS, output).await
         }
-        TasksCommand::Cancel(task) => act(client, &task, "cancel", output).await,
-        TasksCommand::Retry(task) => act(client, &task, "retry", output).await,
+        TasksCommand::Cancel { task, reason } => {
+            let body = Fields::default().with("reason", reason);
+            show_one(client, Call::append(path(&["tasks", &task.id, "actions", "cancel"]), body), output).await
+        }
+        TasksCommand::Retry(task) => show_one(client, Call::action(&["tasks", &task.id, "actions", "retry"]), output).await,
     }
-}
-
-async fn act(client: &mut Client, task: &Target, verb: &str, output: Output) -> anyhow::Result<()> {
-    show_one(client, Call::action(&["tasks", &task.id, "actions", verb]), output).await
 }
