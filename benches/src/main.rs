@@ -86,7 +86,7 @@ impl Scale {
         runs: 5,
         throughput_runs: 3,
         idle: Duration::from_secs(3),
-        seeded_events: 100_000,
+        seeded_events: 1_000_000,
         rounds: 300,
         tasks: 10_000,
         registered: 10_000,
