@@ -425,3 +425,30 @@ def test_should_refuse_to_look_into_a_running_servers_directory(keiko, tmp_path)
     assert ran.returncode == 1 and "in use by another keiko process" in ran.stderr
     ran = command(tmp_path, "audit", "verify", "--from", tmp_path)
     assert ran.returncode == 1 and "no data directory" in ran.stderr
+
+
+def deep(operator, code):
+    ran = command(operator.home, "doctor", "--deep", "--data-dir", operator.keiko.data_dir, "--output", "json")
+    assert ran.returncode == code, ran.stdout + ran.stderr
+    return {found["name"]: found for found in json.loads(ran.stdout)}
+
+
+def test_should_find_with_a_deep_look_what_a_quick_one_does_not(operator):
+    """Events, hashes and seals are all right, and yet what the server would answer is not what happened."""
+    found = deep(operator, 0)
+    assert found["seals"]["is_ok"] and found["entities"]["is_ok"], found
+    stream = operator.row(operator.size)["stream"]
+    operator.sql(("UPDATE entities SET state = CAST(replace(CAST(state AS TEXT), 'the truth', 'a lie') AS BLOB) WHERE stream = ?", (stream,)))
+    assert command(operator.home, "doctor", "--data-dir", operator.keiko.data_dir).returncode == 0, "the record itself is whole"
+    found = deep(operator, 1)
+    assert not found["entities"]["is_ok"] and stream in found["entities"]["finding"] and found["seals"]["is_ok"]
+
+
+def test_should_name_a_hidden_entity_and_a_broken_seal_in_a_deep_look(operator):
+    stream = operator.row(operator.size)["stream"]
+    operator.sql(("UPDATE entities SET is_deleted = 1 WHERE stream = ?", (stream,)))
+    assert stream in deep(operator, 1)["entities"]["finding"]
+    operator.sql(("UPDATE entities SET is_deleted = 0 WHERE stream = ?", (stream,)))
+    operator.sql(("UPDATE tiles SET hashes = zeroblob(length(hashes)) WHERE level = 0",))
+    found = deep(operator, 1)
+    assert not found["seals"]["is_ok"] and "position" in found["seals"]["finding"]

@@ -1,6 +1,8 @@
 //! The closed list of everything that a log may hold, for folding it anew.
 
-use engine::Kinds;
+use engine::{Compared, Kinds, compare};
+use kernel::id::TenantId;
+use store::{Store, StoreError};
 
 /// The rules of every kind of entity.
 pub(crate) fn kinds() -> Kinds {
@@ -19,4 +21,9 @@ pub(crate) fn kinds() -> Kinds {
         .and::<domain::erasure::Erasure>()
         .and::<domain::rebuild::Rebuild>()
         .and::<domain::consumer_group::ConsumerGroup>()
+}
+
+/// Holds every stored entity of a tenant against its events.
+pub async fn compare_entities(store: &dyn Store, tenant: TenantId) -> Result<Compared, StoreError> {
+    compare(store, &kinds(), tenant).await
 }

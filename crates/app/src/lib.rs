@@ -72,6 +72,7 @@ pub use kernel::tile::{Tile, WIDTH as TILE_WIDTH};
 pub use store::journal::{Entry as JournalEntry, JournalQuery};
 pub use store::{ScanFilter as EventFilter, Scanned as ScannedEvents};
 
+pub use kinds::compare_entities;
 pub(crate) use kinds::kinds;
 
 use engine::Handled;

@@ -22,4 +22,4 @@ pub use handle::{Context, Engine, Extras, HandleError, Handled};
 pub use lead::{BUCKET_OF_ALL, Held, bucket_of, lead};
 pub use plan::{Step, decode};
 pub use project::{Projection, project};
-pub use replay::{Folds, Kinds, replay};
+pub use replay::{Compared, Folds, Kinds, compare, replay};

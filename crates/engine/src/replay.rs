@@ -8,7 +8,10 @@ use kernel::{Decider, EventSet, NewEvent, Recorded, TenantId, UniqueChange};
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::sync::Arc;
-use store::{Append, EntityRow, NewRow, Store, StoreError, StreamWrite};
+use store::{Append, EntityQuery, EntityRow, NewRow, Store, StoreError, StreamWrite};
+
+/// Events that are read at a time.
+const PAGE_EVENTS: usize = 500;
 
 /// The rules of one kind of entity, for folding without knowing its type.
 pub trait Folds: Send + Sync {
@@ -20,6 +23,8 @@ pub trait Folds: Send + Sync {
     fn load(&self, row: &EntityRow, later: &[Arc<Recorded>]) -> Result<Option<AnyState>, StoreError>;
     /// The state with one more event, and the keys that it takes or gives up.
     fn fold(&self, state: Option<&AnyState>, event: &Recorded) -> Result<(Option<AnyState>, Vec<UniqueChange>), String>;
+    /// Whether two states are the same.
+    fn is_same(&self, one: Option<&AnyState>, other: Option<&AnyState>) -> bool;
     /// What is kept of a state.
     fn row(&self, state: Option<&AnyState>, version: u64, state_version: u64) -> Result<NewRow, String>;
 }
@@ -47,6 +52,14 @@ impl<D: Decider> Folds for Of<D> {
         };
         let next = fold::<D>(known.cloned(), event)?;
         Ok((next.map(|state| Arc::new(state) as AnyState), unique))
+    }
+
+    fn is_same(&self, one: Option<&AnyState>, other: Option<&AnyState>) -> bool {
+        let value = |state: Option<&AnyState>| {
+            let state = state.and_then(|state| state.downcast_ref::<D::State>());
+            serde_json::to_value(state).ok()
+        };
+        value(one) == value(other)
     }
 
     fn row(&self, state: Option<&AnyState>, version: u64, state_version: u64) -> Result<NewRow, String> {
@@ -153,6 +166,64 @@ pub async fn replay(store: &dyn Store, kinds: &Kinds, log: TenantId, events: Vec
         }
     }
     Ok(())
+}
+
+/// What came of holding entities against their history.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// How many were looked at.
+    pub entities: u64,
+    /// The first that is not what its events say, and how.
+    pub wrong: Option<(String, String)>,
+}
+
+/// Folds every entity of a log from its events, and holds what is stored of it against that.
+pub async fn compare(store: &dyn Store, kinds: &Kinds, log: TenantId) -> Result<Compared, StoreError> {
+    let mut compared = Compared::default();
+    for folds in kinds.by_kind.values() {
+        let mut query = EntityQuery { with_deleted: true, ..EntityQuery::all(folds.kind()) };
+        loop {
+            let page = store.entities(log, query.clone()).await?;
+            for row in page.rows {
+                compared.entities += 1;
+                if let Some(problem) = differs(store, folds.as_ref(), log, &row).await? {
+                    compared.wrong = Some((row.stream, problem));
+                    return Ok(compared);
+                }
+            }
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => break,
+            }
+        }
+    }
+    Ok(compared)
+}
+
+/// How an entity differs from what its events say.
+async fn differs(store: &dyn Store, folds: &dyn Folds, log: TenantId, row: &EntityRow) -> Result<Option<String>, StoreError> {
+    let (mut state, mut version) = (None, 0);
+    loop {
+        let page = store.read(log, &row.stream, version + 1, PAGE_EVENTS).await?;
+        for event in &page {
+            version = event.header.version;
+            state = match folds.fold(state.as_ref(), event) {
+                Ok((state, _)) => state,
+                Err(problem) => return Ok(Some(format!("its event at position {}: {problem}", event.header.position))),
+            };
+        }
+        if page.len() < PAGE_EVENTS {
+            break;
+        }
+    }
+    let stored = folds.load(row, &later(store, log, row).await?)?;
+    let kept = folds.row(state.as_ref(), version, 0).map_err(StoreError::Corrupt)?;
+    Ok(match () {
+        () if version != row.version => Some(format!("it is stored as version {}, and has {version} events", row.version)),
+        () if !folds.is_same(stored.as_ref(), state.as_ref()) => Some("what is stored is not what its events say".into()),
+        () if kept.is_deleted != row.is_deleted => Some("lists show it, or hide it, against what its events say".into()),
+        () => None,
+    })
 }
 
 /// The streams that the store holds already.

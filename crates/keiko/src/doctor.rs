@@ -1,13 +1,13 @@
 //! `keiko doctor`: looks at a data directory and says what is wrong and what to do. Changes nothing.
 
-use crate::{Settings, keys};
+use crate::{Settings, audit, keys};
 use rustix::fs::statvfs;
 use serde::Serialize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Instant;
 use store::postgres::{PostgresSettings, PostgresStore, Promise};
-use store::sqlite::{Directory, SqliteStore};
+use store::sqlite::{Directory, SqliteSettings, SqliteStore};
 use store::{OpenError, Store};
 
 /// One thing that was looked at.
@@ -25,12 +25,54 @@ fn check(name: &'static str, is_ok: bool, finding: impl Into<String>) -> Check {
     Check { name, is_ok, finding: finding.into() }
 }
 
-/// Looks at everything.
-pub async fn examine(settings: &Settings) -> Vec<Check> {
-    match &settings.database {
+/// Looks at everything; deep also at the seals of the record, and at every entity against its history.
+pub async fn examine(settings: &Settings, is_deep: bool) -> Vec<Check> {
+    let mut checks = match &settings.database {
         Some(database) => examine_database(settings, database).await,
         None => examine_directory(settings),
+    };
+    if is_deep {
+        checks.extend(look_deeper(settings).await.unwrap_or_else(|error| vec![check("seals", false, format!("{error:#}"))]));
     }
+    checks
+}
+
+/// What takes time: the record against its signed checkpoints, and what is stored of entities against their events.
+async fn look_deeper(settings: &Settings) -> anyhow::Result<Vec<Check>> {
+    let memory = audit::Memory::at(None);
+    let found = match &settings.database {
+        Some(_) => audit::verify_database(settings, None, &memory).await?,
+        None => audit::verify_directory(&settings.data_dir, None, &memory).await?,
+    };
+    let sealed: u64 = found.iter().map(|tree| tree.sealed).sum();
+    let mut checks = vec![match found.iter().find(|tree| !tree.is_whole) {
+        None => check("seals", true, format!("{sealed} events and entries are what was sealed")),
+        Some(bad) => {
+            let place = bad.position.map(|position| format!(" at position {position}")).unwrap_or_default();
+            check("seals", false, format!("{}{place}: {}", bad.tree, bad.problem.as_deref().unwrap_or_default()))
+        }
+    }];
+    let store: Box<dyn Store> = match &settings.database {
+        Some(database) => Box::new(PostgresStore::open_as_is(database).await?),
+        None => {
+            let sqlite = SqliteSettings { disk_free_min_bytes: 0 };
+            Box::new(SqliteStore::open(Directory::open(&settings.data_dir)?, &sqlite)?)
+        }
+    };
+    let mut entities = 0;
+    for tenant in store.logs().await? {
+        let compared = app::compare_entities(store.as_ref(), tenant).await?;
+        entities += compared.entities;
+        if let Some((stream, problem)) = compared.wrong {
+            let finding = format!("{stream} of {tenant}: {problem}; restore a backup, which folds everything anew");
+            checks.push(check("entities", false, finding));
+            store.close().await;
+            return Ok(checks);
+        }
+    }
+    store.close().await;
+    checks.push(check("entities", true, format!("{entities} entities are what their events say")));
+    Ok(checks)
 }
 
 /// The database, what it promises, and the keys.

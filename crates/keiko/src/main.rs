@@ -25,7 +25,13 @@ enum KeikoCommand {
     #[command(after_help = "Every setting is a flag, an environment variable and a line in a file: see 'keiko config show'.")]
     Serve(SettingFlags),
     /// Look at a data directory: disk, keys, and whether the record is whole
-    Doctor(SettingFlags),
+    Doctor {
+        /// Look also at the seals of the record, and at every entity against its history; takes longer
+        #[arg(long)]
+        deep: bool,
+        #[command(flatten)]
+        settings: SettingFlags,
+    },
     /// Work on a stopped server's data
     #[command(subcommand)]
     Admin(AdminCommand),
@@ -90,7 +96,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let is_json = matches!(cli.connection.output, Output::Json);
     match cli.command {
         KeikoCommand::Serve(flags) => block_on(serve(flags.settings()?))?,
-        KeikoCommand::Doctor(flags) => return examine(&flags.settings()?, is_json),
+        KeikoCommand::Doctor { deep, settings } => return examine(&settings.settings()?, deep, is_json),
         KeikoCommand::Admin(AdminCommand::ResetPassword { username, tenant, password_stdin, settings }) => {
             block_on(reset_password(settings.settings()?, &tenant, &username, password_stdin))?;
         }
@@ -163,8 +169,8 @@ async fn reset_password(settings: Settings, tenant: &str, username: &str, from_s
     Ok(())
 }
 
-fn examine(settings: &Settings, is_json: bool) -> anyhow::Result<ExitCode> {
-    let checks = block_on(async { Ok(doctor::examine(settings).await) })?;
+fn examine(settings: &Settings, is_deep: bool, is_json: bool) -> anyhow::Result<ExitCode> {
+    let checks = block_on(async { Ok(doctor::examine(settings, is_deep).await) })?;
     if is_json {
         println!("{}", serde_json::to_string_pretty(&checks)?);
     } else {
