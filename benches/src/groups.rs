@@ -56,7 +56,7 @@ pub(crate) async fn measure(place: &Place, scale: &Scale) -> anyhow::Result<Sect
     Ok(section)
 }
 
-async fn fill(address: SocketAddr, admin: &Credential, tasks: usize) -> anyhow::Result<()> {
+pub(crate) async fn fill(address: SocketAddr, admin: &Credential, tasks: usize) -> anyhow::Result<()> {
     let mut first = Connection::open(address).await?;
     register(&mut first, admin, &json!({ "name": "bench-agent", "capabilities": [{ "name": CAPABILITY }] })).await?;
     let mut writers = JoinSet::new();

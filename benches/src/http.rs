@@ -40,7 +40,8 @@ impl Credential {
 
 /// An answer, read to its end.
 pub(crate) struct Answer {
-    status: u16,
+    /// Its status.
+    pub status: u16,
     /// Its body.
     pub body: Bytes,
 }
@@ -52,6 +53,11 @@ impl Answer {
             bail!("answered {} instead of {status}: {}", self.status, String::from_utf8_lossy(&self.body));
         }
         Ok(self.body)
+    }
+
+    /// The body as JSON, if the status is the wanted one.
+    pub fn whole(self, status: u16) -> anyhow::Result<Value> {
+        Ok(serde_json::from_slice(&self.expect(status)?)?)
     }
 
     /// `data` of the body, if the status is the wanted one.

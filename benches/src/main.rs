@@ -11,6 +11,7 @@ mod fanout;
 mod fleet;
 mod groups;
 mod grpc;
+mod history;
 mod http;
 mod machine;
 mod postgres;
@@ -50,6 +51,7 @@ const GROUPS: &[&str] = &[
     "sse",
     "fanout",
     "groups",
+    "history",
     "appends",
     "sealing",
     "postgres",
@@ -67,6 +69,8 @@ pub(crate) struct Scale {
     pub seeded_events: u64,
     /// Submit-claim-complete rounds of a run.
     pub rounds: usize,
+    /// Tasks of a long record.
+    pub history: usize,
     /// Tasks of a throughput run.
     pub tasks: usize,
     /// Agents among which discovery looks.
@@ -89,6 +93,7 @@ impl Scale {
         seeded_events: 1_000_000,
         rounds: 300,
         tasks: 10_000,
+        history: 100_000,
         registered: 10_000,
         requests: 2_000,
         followed: 500,
@@ -101,6 +106,7 @@ impl Scale {
         idle: Duration::from_secs(1),
         seeded_events: 5_000,
         rounds: 50,
+        history: 500,
         tasks: 1_000,
         registered: 500,
         requests: 200,
@@ -195,6 +201,7 @@ async fn measure(group: &str, place: &Place, scale: &Scale) -> anyhow::Result<Se
         "sse" => sse::measure(place, scale).await,
         "fanout" => fanout::measure(place, scale).await,
         "groups" => groups::measure(place, scale).await,
+        "history" => history::measure(place, scale).await,
         "appends" => appends::measure(place, scale).await,
         "sealing" => sealing::measure(place, scale).await,
         "postgres" => postgres::measure(scale).await,
