@@ -155,6 +155,7 @@ pub(crate) fn sample(producer: usize, n: usize) -> Append {
         secrets: vec![],
         now,
         authority: None,
+        if_head: None,
     }
 }
 

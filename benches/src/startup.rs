@@ -149,5 +149,5 @@ fn stream_of(log: TenantId, stream: u64) -> Append {
         row: Some(row),
         erases: false,
     };
-    Append { log, writes: vec![write], idempotency: None, values: vec![], secrets: vec![], authority: None, now }
+    Append { log, writes: vec![write], idempotency: None, values: vec![], secrets: vec![], authority: None, if_head: None, now }
 }

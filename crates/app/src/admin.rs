@@ -31,6 +31,6 @@ pub async fn reset_password(engine: &Engine, keys: &KeyMaterial, tenant: &str, u
     let sessions = each::<Session>(engine, log, &[IndexField::new("user", user.to_string())]).await.map_err(of_store)?;
     let close = || SessionCommand::Close { reason: "password_changed".into() };
     steps.extend(sessions.into_iter().map(|session| Step::on::<Session>(session.stream, close())));
-    let extras = Extras { values: vec![], secrets: vec![(name, Some(sealed))] };
+    let extras = Extras { secrets: vec![(name, Some(sealed))], ..Extras::default() };
     engine.transact(log, &steps, &Context::system("admin"), extras).await.map(|_| ()).map_err(of_handle)
 }

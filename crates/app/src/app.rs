@@ -480,7 +480,7 @@ async fn first_start(
     let steps =
         [Step::new::<Tenant>(tenant, TenantCommand::Create(created)), Step::new::<User>(user, UserCommand::Register(registered))];
     let extras =
-        Extras { values: vec![], secrets: vec![(name, Some(sealed)), (KEYS_FINGERPRINT.into(), Some(keys.fingerprint()))] };
+        Extras { secrets: vec![(name, Some(sealed)), (KEYS_FINGERPRINT.into(), Some(keys.fingerprint()))], ..Extras::default() };
     let context = Context::system("first-start");
     engine.transact(tenant, &steps, &context, extras).await.map_err(of_handle)?;
     engine

@@ -8,18 +8,20 @@ use kernel::id::TenantId;
 use kernel::{Decider, IndexField, Kind, Rejection};
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use store::StoreError;
 use tokio::sync::watch;
 
 /// Sessions that are kept.
 const SESSIONS_MAX: usize = 8;
+/// Sessions that are put together at a time.
+const BUILDING_MAX: usize = 2;
 /// For how long one is kept once it is ready: so long at most it shows what was erased meanwhile.
 const KEPT_MS: u64 = 60_000;
 /// How long a request waits for its session.
 const PATIENCE_MS: u64 = 2_000;
-/// Entities that a session holds.
+/// Entities that all sessions hold together.
 const ENTITIES_MAX: usize = 500_000;
 
 /// What a session is of.
@@ -36,6 +38,7 @@ type Outcome = Option<Result<Arc<dyn Any + Send + Sync>, StoreError>>;
 struct Session {
     of: Of,
     looked_at: Arc<AtomicU64>,
+    entities: Arc<AtomicUsize>,
     outcome: watch::Receiver<Outcome>,
 }
 
@@ -89,24 +92,38 @@ impl App {
         if let Some(known) = sessions.iter().find(|session| session.of == of) {
             return Ok(known.clone());
         }
-        if sessions.len() >= SESSIONS_MAX {
-            let Some(oldest) = sessions.iter().position(|session| session.outcome.borrow().is_some()) else {
-                let message = "Too many lists of the past are being put together.";
-                return Err(Rejection::new(Kind::Unavailable, "BUSY", message, "Try again after the time in Retry-After."));
-            };
+        let is_building = |session: &&Arc<Session>| session.outcome.borrow().is_none();
+        if sessions.iter().filter(is_building).count() >= BUILDING_MAX {
+            let message = "Too many lists of the past are being put together.";
+            return Err(Rejection::new(Kind::Unavailable, "BUSY", message, "Try again after the time in Retry-After."));
+        }
+        let held = |sessions: &[Arc<Session>]| sessions.iter().map(|s| s.entities.load(Ordering::Relaxed)).sum::<usize>();
+        while sessions.len() >= SESSIONS_MAX || held(&sessions) > ENTITIES_MAX {
+            let Some(oldest) = sessions.iter().position(|session| session.outcome.borrow().is_some()) else { break };
             sessions.remove(oldest);
         }
         let (sender, outcome) = watch::channel(None);
-        let session = Arc::new(Session { of, looked_at: Arc::default(), outcome });
+        let session = Arc::new(Session { of, looked_at: Arc::default(), entities: Arc::default(), outcome });
         sessions.push(session.clone());
-        let app = Arc::downgrade(&self.0);
-        let (engine, looked_at) = (self.engine().clone(), session.looked_at.clone());
+        let (app, kept) = (Arc::downgrade(&self.0), Arc::downgrade(&session));
+        let (engine, looked_at, entities) = (self.engine().clone(), session.looked_at.clone(), session.entities.clone());
         self.env().spawn(async move {
-            let built = build::<D>(&engine, of, &looked_at).await;
+            let stop = engine.env().stop().clone();
+            let built = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                built = build::<D>(&engine, of, &looked_at, &entities) => built,
+            };
             sender.send_replace(Some(built));
-            engine.env().sleep_ms(KEPT_MS).await;
-            if let Some(inner) = app.upgrade() {
-                inner.sessions.lock().retain(|session| session.of != of);
+            // What was built is held by the session alone, and goes with it.
+            drop(sender);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = engine.env().sleep_ms(KEPT_MS) => {}
+            }
+            if let (Some(inner), Some(kept)) = (app.upgrade(), kept.upgrade()) {
+                inner.sessions.lock().retain(|session| !Arc::ptr_eq(session, &kept));
             }
         });
         Ok(session)
@@ -115,12 +132,18 @@ impl App {
 
 type Entities<D> = BTreeMap<String, Handled<<D as Decider>::State>>;
 
-async fn build<D: Decider>(engine: &Engine, of: Of, looked_at: &AtomicU64) -> Result<Arc<dyn Any + Send + Sync>, StoreError> {
+async fn build<D: Decider>(
+    engine: &Engine,
+    of: Of,
+    looked_at: &AtomicU64,
+    count: &AtomicUsize,
+) -> Result<Arc<dyn Any + Send + Sync>, StoreError> {
     let mut entities = Entities::<D>::new();
     let mut after = 0;
     while after < of.position {
         after = engine.fold_page::<D>(of.tenant, after, of.position, &mut entities).await?;
         looked_at.store(after, Ordering::Relaxed);
+        count.store(entities.len(), Ordering::Relaxed);
         if entities.len() > ENTITIES_MAX {
             return Err(StoreError::Busy);
         }

@@ -562,9 +562,17 @@ fn candidate(event: &Recorded) -> Candidate {
     }
 }
 
+/// How the names of views begin that hold the progress of groups.
+const VIEWS: &str = "group:";
+
 /// The view that holds a group's progress.
 fn view(stream: &str) -> String {
-    format!("group:{stream}")
+    format!("{VIEWS}{stream}")
+}
+
+/// Whether a view holds the progress of a group, which no event tells.
+pub(crate) fn is_progress(view: &str) -> bool {
+    view.starts_with(VIEWS)
 }
 
 fn apply(stream: &str, revision: u64, rows: Vec<Result<ViewRow, String>>) -> ViewApply {

@@ -93,7 +93,7 @@ impl App {
     }
 
     /// What the roles allow, the caller holds too. A role that is gone allows nothing.
-    async fn check_holds_no_more(&self, caller: &Caller, roles: &[String]) -> Answer<()> {
+    pub(crate) async fn check_holds_no_more(&self, caller: &Caller, roles: &[String]) -> Answer<()> {
         for role in roles {
             let permissions = self.role_permissions(caller.actor.tenant, role).await?;
             check_grant(caller, permissions.iter())?;
@@ -144,7 +144,7 @@ impl App {
             let secret = self.sealed_password(caller.actor.tenant, id, password).await?;
             let mut steps = vec![Step::on::<User>(id, UserCommand::ChangePassword)];
             self.end_sessions(caller, id, "password_changed", &mut steps).await?;
-            self.transact(caller, &steps, Extras { values: vec![], secrets: vec![secret] }).await?;
+            self.transact(caller, &steps, Extras { secrets: vec![secret], ..Extras::default() }).await?;
         }
         if let Some(roles) = roles {
             self.check_roles(caller, &roles).await?;
@@ -154,23 +154,27 @@ impl App {
         self.user(caller, &user.stream).await
     }
 
+    /// Nobody ends the own account.
+    pub(crate) fn check_may_end(&self, caller: &Caller, user: &Handled<User>) -> Answer<()> {
+        match user.stream == caller.actor.who.id {
+            true => {
+                let hint = "Ask another administrator.";
+                Err(Rejection::new(Kind::Refused, "SELF_DELETE", "You cannot delete yourself.", hint))
+            }
+            false => Ok(()),
+        }
+    }
+
     /// Removes a user; its sessions and keys end in the same transaction.
     pub async fn delete_user(&self, caller: &Caller, id_or_name: &str) -> Answer<()> {
         let user = self.user(caller, id_or_name).await?;
-        if user.stream == caller.actor.who.id {
-            return Err(Rejection::new(
-                Kind::Refused,
-                "SELF_DELETE",
-                "You cannot delete yourself.",
-                "Ask another administrator.",
-            ));
-        }
+        self.check_may_end(caller, &user)?;
         self.check_holds_no_more(caller, &user.state.roles).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         let mut steps = vec![Step::on::<User>(id, UserCommand::Delete)];
         self.end_sessions(caller, id, "user_deleted", &mut steps).await?;
         self.end_keys(caller, &user.stream, &mut steps).await?;
-        self.transact(caller, &steps, Extras { values: vec![], secrets: vec![(password_secret(&id), None)] }).await
+        self.transact(caller, &steps, Extras { secrets: vec![(password_secret(&id), None)], ..Extras::default() }).await
     }
 
     async fn transact(&self, caller: &Caller, steps: &[Step], extras: Extras) -> Answer<()> {

@@ -97,7 +97,7 @@ impl App {
         let (profile, secrets) = self.sealed_server(caller, id, new, &[])?;
         self.witness(caller, "mcp-servers.server.registered", &json!({ "id": id, "profile": profile })).await?;
         let step = Step::new::<McpServer>(id, McpServerCommand::Register(profile));
-        let server = self.execute::<McpServer>(caller, step, Extras { values: vec![], secrets }).await?;
+        let server = self.execute::<McpServer>(caller, step, Extras { secrets, ..Extras::default() }).await?;
         Ok(server)
     }
 
@@ -127,7 +127,7 @@ impl App {
         let (profile, secrets) = self.sealed_server(caller, id, new, known.state.profile.transport.secrets())?;
         self.witness(caller, "mcp-servers.server.updated", &json!({ "id": id, "profile": profile })).await?;
         let step = Step::on::<McpServer>(id, McpServerCommand::Update(profile));
-        let server = self.execute::<McpServer>(caller, step, Extras { values: vec![], secrets }).await?;
+        let server = self.execute::<McpServer>(caller, step, Extras { secrets, ..Extras::default() }).await?;
         Ok(server)
     }
 
@@ -141,7 +141,7 @@ impl App {
         steps.extend(tools.into_iter().map(|tool| Step::on::<Tool>(tool.stream, ToolCommand::Remove)));
         let names = server.state.profile.transport.secrets();
         let secrets = names.iter().map(|name| (secret_name(id, name), None)).collect();
-        let extras = Extras { values: vec![], secrets };
+        let extras = Extras { secrets, ..Extras::default() };
         self.engine().transact(tenant, &steps, &caller.context(), extras).await.map_err(of_handle)?;
         Ok(())
     }

@@ -47,7 +47,7 @@ impl App {
         let created =
             Created { slug: new.slug, name: new.name, admin_user: user, admin_username: Personal::new(user, new.admin_username) };
         let step = Step::new::<Tenant>(tenant, TenantCommand::Create(created));
-        self.execute::<Tenant>(caller, step, Extras { values: vec![], secrets: vec![secret] }).await?;
+        self.execute::<Tenant>(caller, step, Extras { secrets: vec![secret], ..Extras::default() }).await?;
         self.wait_until_ready(tenant).await
     }
 
@@ -143,7 +143,7 @@ async fn provision(app: &App, tenant: TenantId) -> Answer<()> {
     let context = Context::system(Provision::NAME);
     if !record.state.is_ready {
         make_admin(app, tenant, created, &context).await?;
-        let moved = Extras { values: vec![], secrets: vec![(password_secret(&created.admin_user), None)] };
+        let moved = Extras { secrets: vec![(password_secret(&created.admin_user), None)], ..Extras::default() };
         let step = Step::on::<Tenant>(tenant, TenantCommand::MarkReady);
         start_tenant(app, tenant, &created.slug).await.map_err(of_store)?;
         engine.handle::<Tenant>(root, step, &context, moved).await.map_err(of_handle)?;
@@ -168,7 +168,7 @@ async fn make_admin(app: &App, tenant: TenantId, created: &Created, context: &Co
         roles: vec!["admin".into()],
     };
     let step = Step::on::<User>(user, UserCommand::Register(registered));
-    let extras = Extras { values: vec![], secrets: vec![(name, Some(resealed))] };
+    let extras = Extras { secrets: vec![(name, Some(resealed))], ..Extras::default() };
     match app.engine().handle::<User>(tenant, step, context, extras).await {
         Ok(_) => Ok(()),
         // An earlier try got this far.

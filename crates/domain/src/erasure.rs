@@ -37,6 +37,17 @@ pub struct Completed {
     pub kept: u64,
 }
 
+impl Completed {
+    /// The two together. What is kept was counted by both.
+    pub fn add(&mut self, more: &Completed) {
+        self.streams += more.streams;
+        self.events += more.events;
+        self.entries += more.entries;
+        self.values += more.values;
+        self.kept = self.kept.max(more.kept);
+    }
+}
+
 kernel::events! {
     /// What happened to an erasure.
     ErasureEvent {

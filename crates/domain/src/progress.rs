@@ -32,6 +32,9 @@ pub struct Terms {
     pub window: usize,
 }
 
+/// Due whatever the clock says: times of events do not run backwards with it.
+const NOW: Timestamp = Timestamp(0);
+
 impl Terms {
     /// Those of a group.
     pub fn of(group: &ConsumerGroup) -> Self {
@@ -227,7 +230,7 @@ impl Progress {
     pub fn take_in(&mut self, found: Vec<Candidate>, looked: u64) {
         for candidate in found.into_iter().filter(|candidate| candidate.position > self.head.cursor) {
             let Candidate { position, stream, kind, recorded_at } = candidate;
-            let open = Open { stream, kind, recorded_at, attempts: 0, lease: None, due: recorded_at };
+            let open = Open { stream, kind, recorded_at, attempts: 0, lease: None, due: NOW };
             self.touched.insert(Touched::Open(position));
             self.open.insert(position, open);
         }

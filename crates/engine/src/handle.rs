@@ -103,6 +103,8 @@ pub struct Extras {
     pub values: Vec<([u8; 32], Option<Vec<u8>>)>,
     /// Sealed secrets by name.
     pub secrets: Vec<(String, Option<Vec<u8>>)>,
+    /// The position that the log must still have.
+    pub if_head: Option<u64>,
 }
 
 /// An entity after a command.
@@ -259,9 +261,9 @@ impl Engine {
 
     /// Changes what lies beside the events of a log, without an event.
     pub async fn put_aside(&self, log: TenantId, extras: Extras) -> Result<(), StoreError> {
-        let Extras { values, secrets } = extras;
+        let Extras { values, secrets, if_head } = extras;
         let (authority, now) = (self.authority, self.env.now());
-        let append = Append { log, writes: vec![], idempotency: None, values, secrets, authority, now };
+        let append = Append { log, writes: vec![], idempotency: None, values, secrets, authority, if_head, now };
         self.store.append(append).await.map(|_| ())
     }
 
@@ -395,7 +397,16 @@ impl Engine {
             writes.push(StreamWrite { stream, expected_version, events, unique, row, erases });
         }
         let (values, secrets) = (extras.values.clone(), extras.secrets.clone());
-        Append { log, writes, idempotency: context.idempotency.clone(), values, secrets, authority: self.authority, now }
+        Append {
+            log,
+            writes,
+            idempotency: context.idempotency.clone(),
+            values,
+            secrets,
+            authority: self.authority,
+            if_head: extras.if_head,
+            now,
+        }
     }
 
     /// Waits until everything that the lanes show is durable. Answers the log's position, or `None` when the lanes showed
@@ -415,8 +426,16 @@ impl Engine {
             erases: false,
         });
         let now = self.env.now();
-        let check =
-            Append { log, writes: checks.collect(), idempotency: None, values: vec![], secrets: vec![], authority: None, now };
+        let check = Append {
+            log,
+            writes: checks.collect(),
+            idempotency: None,
+            values: vec![],
+            secrets: vec![],
+            authority: None,
+            if_head: None,
+            now,
+        };
         let answer = self.store.append(check);
         let cells: Vec<Arc<Cell>> = held.into_iter().map(|h| h.cell).collect();
         match answer.await {

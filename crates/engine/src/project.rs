@@ -187,7 +187,7 @@ impl<V: View> Runner<V> {
         let scanned = self.engine.store().scan(self.log, after, ScanFilter::default(), PAGE_EVENTS).await?;
         let rows = self.fold(&scanned.events, progress.state.version).await?;
         progress.state.position = scanned.position;
-        if !rows.is_empty() || scanned.position - progress.stored >= CHECKPOINT_EVENTS {
+        if !rows.is_empty() || scanned.position.saturating_sub(progress.stored) >= CHECKPOINT_EVENTS {
             self.apply(progress, rows, false).await?;
             progress.stored = scanned.position;
         }

@@ -155,8 +155,16 @@ pub async fn replay(store: &dyn Store, kinds: &Kinds, log: TenantId, events: Vec
             unique,
             row: Some(row),
         };
-        let append =
-            Append { log, writes: vec![write], idempotency: None, values: vec![], secrets: vec![], authority: None, now };
+        let append = Append {
+            log,
+            writes: vec![write],
+            idempotency: None,
+            values: vec![],
+            secrets: vec![],
+            authority: None,
+            if_head: None,
+            now,
+        };
         answers.push((position, store.append(append)));
     }
     for (position, answer) in answers {

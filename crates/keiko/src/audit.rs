@@ -57,21 +57,30 @@ impl Found {
 }
 
 /// Checkpoints that were seen and believed, one file for each tree.
-pub struct Memory(Option<PathBuf>);
+pub struct Memory {
+    folder: Option<PathBuf>,
+    /// Whether what was seen before does not count any more.
+    is_anew: bool,
+}
 
 impl Memory {
     /// In a folder; nowhere when there is none.
     pub fn at(folder: Option<PathBuf>) -> Self {
-        Memory(folder)
+        Memory { folder, is_anew: false }
+    }
+
+    /// The same, where what was seen before does not count any more.
+    pub fn anew(folder: Option<PathBuf>) -> Self {
+        Memory { folder, is_anew: true }
     }
 
     fn file(&self, tree: &str) -> Option<PathBuf> {
-        Some(self.0.as_ref()?.join(tree.replace('/', "_")))
+        Some(self.folder.as_ref()?.join(tree.replace('/', "_")))
     }
 
     /// What is trusted of a tree: a key that was given, else the one that was seen before, else `shown`.
     pub fn trust(&self, tree: &str, given: Option<&VerifierKey>, shown: VerifierKey) -> anyhow::Result<Trust<'static>> {
-        let remembered = self.file(tree).and_then(|file| std::fs::read_to_string(file).ok());
+        let remembered = self.file(tree).filter(|_| !self.is_anew).and_then(|file| std::fs::read_to_string(file).ok());
         let (mut key, mut known) = (shown, vec![]);
         if let Some((line, note)) = remembered.as_deref().and_then(|text| text.split_once('\n')) {
             key = VerifierKey::parse(line).with_context(|| format!("what was remembered of {tree} cannot be read; remove it"))?;

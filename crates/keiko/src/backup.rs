@@ -4,10 +4,11 @@
 use crate::audit::Found;
 use crate::{Parts, Settings, keys};
 use anyhow::{Context, bail};
-use app::backup::{BackupError, Contents, Restored, Source, Target, Until, create, read, restore};
+use app::backup::{BackupError, Contents, Restored, Source, Target, Until, create, created_at, read, restore};
 use app::{SealingKey, TenantId, Timestamp, UserId, VerifierKey, check_ed25519};
 use engine::verify::Trust;
 use engine::{Engine, Env};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -43,7 +44,9 @@ pub fn newest(path: &Path) -> anyhow::Result<PathBuf> {
     }
     let entries = fs::read_dir(path).with_context(|| format!("cannot read the folder '{}'", path.display()))?;
     let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let newest = files.filter(|file| file.extension().is_some_and(|ending| ending == ENDING)).max();
+    let backups = files.filter(|file| file.extension().is_some_and(|ending| ending == ENDING));
+    // By what they say of themselves: names may be anything.
+    let newest = backups.filter_map(|file| Some((created_at(&file).ok()?, file))).max().map(|(_, file)| file);
     newest.with_context(|| format!("there is no backup in '{}'", path.display()))
 }
 
@@ -62,7 +65,9 @@ impl Incoming {
         if path.exists() {
             bail!("'{}' exists already; choose another name", path.display());
         }
-        let part = path.with_extension(format!("{ENDING}.part"));
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.part", &crate::cli::nonce()[..8]));
+        let part = path.with_file_name(name);
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -70,7 +75,7 @@ impl Incoming {
                 .create(folder)
                 .with_context(|| format!("cannot make '{}'", folder.display()))?;
         }
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part);
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
         let file = file.with_context(|| format!("cannot write '{}'", part.display()))?;
         Ok(Incoming { file, part, path, bytes: 0 })
     }
@@ -89,7 +94,9 @@ impl Incoming {
 
     /// Gives it its name.
     pub fn keep(self) -> anyhow::Result<PathBuf> {
-        fs::rename(&self.part, &self.path)?;
+        let taken =
+            |error: rustix::io::Errno| anyhow::anyhow!("cannot give the backup its name '{}': {error}", self.path.display());
+        renameat_with(CWD, &self.part, CWD, &self.path, RenameFlags::NOREPLACE).map_err(taken)?;
         if let Some(folder) = self.path.parent() {
             let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
             File::open(folder)?.sync_all()?;
@@ -166,9 +173,10 @@ pub fn remember_erasures(backup: &Path, contents: &Contents) -> anyhow::Result<u
         return Ok(0);
     }
     let list: Vec<Erased> = known.iter().map(|(tenant, subject)| Erased { tenant: *tenant, subject: *subject }).collect();
-    let part = folder.join(format!("{ERASURES}.part"));
-    fs::write(&part, serde_json::to_vec_pretty(&list)?)?;
-    File::open(&part)?.sync_all()?;
+    let part = folder.join(format!("{ERASURES}.{}.part", &crate::cli::nonce()[..8]));
+    let mut writing = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
+    writing.write_all(&serde_json::to_vec_pretty(&list)?)?;
+    writing.sync_all()?;
     fs::rename(part, file)?;
     Ok(list.len())
 }
@@ -241,7 +249,8 @@ async fn restore_directory(
     env: Env,
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> anyhow::Result<Restored> {
-    let data_dir = &settings.data_dir;
+    // Where a link leads, so that the link stays one.
+    let data_dir = &fs::canonicalize(&settings.data_dir).unwrap_or(settings.data_dir.clone());
     if data_dir.exists()
         && fs::read_dir(data_dir).is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|e| e.file_name() != "keys")))
     {
@@ -250,18 +259,41 @@ async fn restore_directory(
     let mut name = data_dir.file_name().unwrap_or_default().to_owned();
     name.push(".restoring");
     let new = data_dir.with_file_name(name);
+    if order.keys.is_some_and(|keys| keys.starts_with(&new)) {
+        bail!("'{}' is what an earlier restore left and would be removed; move the key files elsewhere first", new.display());
+    }
     if new.exists() {
         fs::remove_dir_all(&new).with_context(|| format!("cannot remove what an earlier restore left in '{}'", new.display()))?;
     }
     let outcome = fill(settings, order, env, &new, progress).await;
     let restored = outcome.inspect_err(|_| drop(fs::remove_dir_all(&new)))?;
-    if data_dir.exists() {
-        fs::remove_dir_all(data_dir)?;
-    }
-    fs::rename(&new, data_dir)?;
+    swap(&new, data_dir)?;
     let parent = data_dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()?;
     Ok(restored)
+}
+
+/// Gives a new directory the name of an old one that is empty but for key files, which the new one holds too. Until the
+/// new one has the name, nothing of the old one is removed.
+fn swap(new: &Path, data_dir: &Path) -> anyhow::Result<()> {
+    let mut name = data_dir.file_name().unwrap_or_default().to_owned();
+    name.push(".before-restore");
+    let old = data_dir.with_file_name(name);
+    let is_there = data_dir.exists();
+    if is_there {
+        fs::rename(data_dir, &old)
+            .with_context(|| format!("cannot take '{}' out of the way; restore to a place beside it", data_dir.display()))?;
+    }
+    if let Err(error) = fs::rename(new, data_dir) {
+        if is_there {
+            fs::rename(&old, data_dir)?;
+        }
+        return Err(error).with_context(|| format!("cannot rename '{}'", new.display()));
+    }
+    match is_there {
+        true => fs::remove_dir_all(&old).with_context(|| format!("restored, but cannot remove '{}'", old.display())),
+        false => Ok(()),
+    }
 }
 
 async fn fill(

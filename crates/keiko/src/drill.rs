@@ -7,6 +7,7 @@ use crate::{Settings, backup};
 use anyhow::{Context, bail};
 use app::Timestamp;
 use app::backup::Until;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -69,7 +70,8 @@ struct Home(PathBuf);
 impl Home {
     fn new() -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("keiko-drill-{}-{}", std::process::id(), crate::cli::nonce()));
-        std::fs::create_dir(&path).with_context(|| format!("cannot make '{}'", path.display()))?;
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("cannot make '{}'", path.display()))?;
         Ok(Home(path))
     }
 }

@@ -52,7 +52,16 @@ pub fn write(stream: &str, expected: u64, events: usize, now: i64) -> StreamWrit
 
 /// An append of writes to log `n`.
 pub fn append(n: u8, writes: Vec<StreamWrite>) -> Append {
-    Append { log: log(n), writes, idempotency: None, values: vec![], secrets: vec![], authority: None, now: Timestamp(1_000) }
+    Append {
+        log: log(n),
+        writes,
+        idempotency: None,
+        values: vec![],
+        secrets: vec![],
+        authority: None,
+        if_head: None,
+        now: Timestamp(1_000),
+    }
 }
 
 /// Runs the whole suite, each part on a fresh store.
@@ -78,6 +87,7 @@ where
     orders_concurrent_appends(open().await).await;
     erases_what_a_stream_said(open().await).await;
     puts_back_what_lay_beside(open().await).await;
+    refuses_what_rests_on_an_earlier_head(open().await).await;
 }
 
 async fn reads_its_own_append(s: Subject) {
@@ -185,6 +195,21 @@ async fn erases_what_a_stream_said(s: Subject) {
     assert_eq!(s.idempotent(log(1), "k").await.unwrap(), None);
     assert_eq!(s.value(log(1), &[9; 32]).await.unwrap(), None);
     assert!(s.value(log(1), &[8; 32]).await.unwrap().is_some());
+}
+
+async fn refuses_what_rests_on_an_earlier_head(s: Subject) {
+    s.append(append(1, vec![write("thing_a", 0, 1, 0)])).await.unwrap();
+    let mut removing = append(1, vec![]);
+    removing.values = vec![([9; 32], None)];
+    removing.if_head = Some(1);
+    let mut naming = append(1, vec![write("thing_b", 0, 1, 0)]);
+    naming.values = vec![([9; 32], Some(b"large".to_vec()))];
+    s.append(naming).await.unwrap();
+    assert_eq!(s.append(removing.clone()).await.unwrap_err(), StoreError::ViewMoved(2));
+    assert!(s.value(log(1), &[9; 32]).await.unwrap().is_some(), "a later event names it");
+    removing.if_head = Some(2);
+    s.append(removing).await.unwrap();
+    assert_eq!(s.value(log(1), &[9; 32]).await.unwrap(), None);
 }
 
 async fn puts_back_what_lay_beside(s: Subject) {

@@ -19,6 +19,9 @@ pub struct Append {
     pub secrets: Vec<(String, Option<Vec<u8>>)>,
     /// Leadership that the append rests on; it is refused when somebody else has it.
     pub authority: Option<Authority>,
+    /// The position that the log must have, when the change rests on nothing having happened since; else it is refused with
+    /// [`StoreError::ViewMoved`].
+    pub if_head: Option<u64>,
     /// The engine's time.
     pub now: Timestamp,
 }
@@ -283,8 +286,8 @@ pub enum StoreError {
     /// The idempotency key was used before.
     #[error("the idempotency key was used before")]
     Repeated(Idempotent),
-    /// A view's checkpoint is not where it was expected.
-    #[error("the view stands at {0}")]
+    /// A view's checkpoint, a tree or a log is not where it was expected.
+    #[error("it stands at {0}")]
     ViewMoved(u64),
     /// Too many appends wait: try again later.
     #[error("too many writes wait")]

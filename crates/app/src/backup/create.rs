@@ -3,6 +3,8 @@
 use super::BackupError;
 use super::form::{Bytes, Closing, EntryLine, EventLine, FORM, Head, Line, Opening};
 use crate::crypto::{KeyMaterial, SealingKey};
+use crate::errors::of_store;
+use crate::group_progress::is_progress;
 use crate::{Answer, App, Caller};
 use domain::erasure::Erasure;
 use engine::Engine;
@@ -10,20 +12,25 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use kernel::id::TenantId;
 use kernel::json::references;
-use kernel::{Decider, IndexField};
+use kernel::{Decider, IndexField, Kind, Rejection, ViewRow};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Arc;
 use store::journal::{Journal, JournalQuery};
 use store::tree::TreeStore;
-use store::{BesideKind, EntityQuery, ScanFilter, StoreError};
+use store::{BesideKind, EntityQuery, ScanFilter, StoreError, ViewState};
 use tokio::sync::mpsc;
 
 /// Events, entries or things that are read at a time.
 const PAGE: usize = 1_000;
 /// Large values that are read at a time.
 const VALUES: usize = 16;
+/// Rows of one consumer group's progress: more than its window and what it may have parked at a time.
+const ROWS: usize = 1_000_000;
+/// How often a group's progress is read again because it moved meanwhile.
+const TRIES: usize = 200;
+const PAUSE_MS: u64 = 5;
 /// Bytes that are handed over at a time.
 const PART_BYTES: usize = 128 * 1024;
 /// Parts that wait to be taken.
@@ -54,14 +61,20 @@ impl App {
     /// Makes a backup of every tenant, for an administrator of the default one.
     pub async fn backup(&self, caller: &Caller) -> Answer<mpsc::Receiver<Result<Vec<u8>, BackupError>>> {
         self.only_root(caller)?;
-        self.witness(caller, "audit.backup.made", &serde_json::json!({})).await?;
         let inner = &self.0;
-        Ok(create(Source {
+        let source = Source {
             engine: inner.engine.clone(),
             journal: inner.journal.clone(),
             sealing: inner.crypto.checkpoints.clone(),
             keys: inner.crypto.fingerprint.clone(),
-        }))
+        };
+        let tenants = source.engine.store().logs().await.map_err(of_store)?;
+        if let Err(error) = erasures(&source, &tenants).await {
+            let hint = "Try again after the time in Retry-After; GET /api/v1/erasures shows which one runs.";
+            return Err(Rejection::new(Kind::Unavailable, "BUSY", error.to_string(), hint));
+        }
+        self.witness(caller, "audit.backup.made", &serde_json::json!({})).await?;
+        Ok(create(source))
     }
 }
 
@@ -172,6 +185,7 @@ async fn checkpoint(trees: &dyn TreeStore, tenant: TenantId) -> Result<String, S
 async fn copy_log(source: &Source, tenant: TenantId, writer: &mut Writer) -> Result<(), BackupError> {
     let store = source.engine.store();
     let damaged = |position: u64| move |e: String| BackupError::Refused(format!("position {position} cannot be copied: {e}"));
+    let progress = progress(source, tenant).await?;
     let checkpoint = checkpoint(store.as_ref(), tenant).await?;
     let size = store.head(tenant).await?;
     writer.put(&Line::Log(Head { tenant, size, checkpoint })).await?;
@@ -198,25 +212,42 @@ async fn copy_log(source: &Source, tenant: TenantId, writer: &mut Writer) -> Res
             }
         }
     }
-    copy_views(source, tenant, writer).await
-}
-
-async fn copy_views(source: &Source, tenant: TenantId, writer: &mut Writer) -> Result<(), BackupError> {
-    let store = source.engine.store();
-    for (view, state) in store.views(tenant).await?.into_iter().filter(|(_, state)| state.is_active) {
-        let (version, position, is_active) = (state.version, state.position, state.is_active);
-        writer.put(&Line::View { view: view.clone(), version, position, is_active }).await?;
-        let mut after = String::new();
-        loop {
-            let rows = store.view_list(tenant, &view, version, "", &after, PAGE).await?;
-            let Some(last) = rows.last() else { break };
-            after = last.key.clone();
-            for row in rows {
-                writer.put(&Line::Row { view: view.clone(), version, key: row.key, row: Bytes(row.row) }).await?;
-            }
-        }
+    for line in &progress {
+        writer.put(line).await?;
     }
     Ok(())
+}
+
+/// What cannot be folded again: the progress of consumer groups, each as it was at one moment. Taken before the log's
+/// size, so that it never goes beyond what is copied of the log.
+async fn progress(source: &Source, tenant: TenantId) -> Result<Vec<Line>, BackupError> {
+    let store = source.engine.store();
+    let mut lines = vec![];
+    for (view, _) in store.views(tenant).await?.into_iter().filter(|(view, state)| state.is_active && is_progress(view)) {
+        lines.extend(at_one_moment(source, tenant, &view).await?);
+    }
+    Ok(lines)
+}
+
+async fn at_one_moment(source: &Source, tenant: TenantId, view: &str) -> Result<Vec<Line>, BackupError> {
+    let store = source.engine.store();
+    let state = async || -> Result<Option<ViewState>, StoreError> {
+        Ok(store.view_state(tenant, view).await?.into_iter().find(|state| state.is_active))
+    };
+    for _ in 0..TRIES {
+        let Some(before) = state().await? else { return Ok(vec![]) };
+        let rows = store.view_list(tenant, view, before.version, "", "", ROWS).await?;
+        if state().await? != Some(before) {
+            // Somebody took or settled something meanwhile.
+            source.engine.env().sleep_ms(PAUSE_MS).await;
+            continue;
+        }
+        let (version, position, is_active) = (before.version, before.position, before.is_active);
+        let head = Line::View { view: view.to_owned(), version, position, is_active };
+        let row = |row: ViewRow| Line::Row { view: view.to_owned(), version, key: row.key, row: Bytes(row.row) };
+        return Ok(std::iter::once(head).chain(rows.into_iter().map(row)).collect());
+    }
+    Err(BackupError::Refused(format!("{view} changes too fast to be copied; make the backup again")))
 }
 
 async fn copy_journal(source: &Source, tenant: TenantId, writer: &mut Writer) -> Result<(), BackupError> {

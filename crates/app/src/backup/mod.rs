@@ -13,12 +13,15 @@ mod read;
 mod restore;
 
 pub use create::{Source, create};
-pub use read::{Contents, TreeContents, origin, read};
+pub use read::{Contents, TreeContents, created_at, origin, read};
 pub use restore::{Restored, Target, Until, restore};
 
 /// Why a backup was not made, not believed or not restored. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
+    /// The file cannot be opened.
+    #[error("the backup '{0}' cannot be read: {1}")]
+    Unreadable(String, std::io::Error),
     /// The file cannot be read or written.
     #[error("the backup cannot be read: {0}")]
     Io(#[from] std::io::Error),

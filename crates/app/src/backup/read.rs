@@ -19,6 +19,11 @@ use store::journal::Entry;
 /// Longest line that is read.
 const LINE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// When a backup was begun, as its first line says.
+pub fn created_at(path: &Path) -> Result<Timestamp, BackupError> {
+    Ok(Lines::open(path)?.1.created_at)
+}
+
 /// The name under which a backup is signed.
 pub fn origin(root: TenantId) -> String {
     format!("keiko/{root}/backup")
@@ -38,8 +43,8 @@ pub struct Contents {
     pub last_at: Timestamp,
     /// People whose erasure it knows of.
     pub erasures: BTreeSet<(TenantId, UserId)>,
-    /// Tells the key files that belong to it from others.
-    pub(crate) keys: Vec<u8>,
+    /// Over all its lines but the last: what was signed.
+    pub(crate) hash: [u8; 32],
 }
 
 /// A tree in a backup.
@@ -71,7 +76,7 @@ pub(super) struct Lines {
 
 impl Lines {
     pub fn open(path: &Path) -> Result<(Self, Opening), BackupError> {
-        let file = File::open(path)?;
+        let file = File::open(path).map_err(|error| BackupError::Unreadable(path.display().to_string(), error))?;
         let reader = BufReader::new(GzDecoder::new(BufReader::new(file)));
         let mut lines = Lines { reader, hash: Sha256::new(), count: 0 };
         match lines.next() {
@@ -102,18 +107,22 @@ impl Lines {
         Ok(line)
     }
 
+    /// Over all lines so far but the last.
+    pub fn hash(&self) -> [u8; 32] {
+        self.hash.clone().finalize().into()
+    }
+
     /// Checks what the last line says of the others, and that nothing follows it.
-    fn end(mut self, note: &str, lines: u64, trust: &Trust<'_>) -> Result<(), BackupError> {
-        let hash: [u8; 32] = self.hash.finalize().into();
+    fn end(mut self, note: &str, lines: u64, trust: &Trust<'_>) -> Result<[u8; 32], BackupError> {
+        let hash = self.hash();
         let signed = checkpoint_of(note, &trust.key, trust.check).map_err(BackupError::Damaged)?;
         if lines != self.count || signed.size != self.count || signed.root != hash {
             return Err(BackupError::Damaged("its lines are not those that were signed".into()));
         }
-        let mut rest = vec![];
-        self.reader.read_to_end(&mut rest).map_err(|e| BackupError::Damaged(e.to_string()))?;
+        let rest = self.reader.read(&mut [0]).map_err(|e| BackupError::Damaged(e.to_string()))?;
         let after = self.reader.into_inner().into_inner().fill_buf()?.len();
-        match rest.len() + after {
-            0 => Ok(()),
+        match rest + after {
+            0 => Ok(hash),
             _ => Err(BackupError::Damaged("something follows its end".into())),
         }
     }
@@ -169,7 +178,7 @@ pub fn read(
         trees: vec![],
         last_at: Timestamp(0),
         erasures: BTreeSet::new(),
-        keys: opening.keys.0,
+        hash: [0; 32],
     };
     let mut reading: Option<Reading> = None;
     loop {
@@ -191,7 +200,7 @@ pub fn read(
             Line::Backup(_) => return Err(misplaced()),
             Line::End(end) => {
                 contents.trees.extend(reading.map(Reading::end).transpose()?);
-                lines.end(&end.note, end.lines, &trust(&origin(root))?)?;
+                contents.hash = lines.end(&end.note, end.lines, &trust(&origin(root))?)?;
                 return Ok(contents);
             }
             // Their bytes are covered by the signature at the end.

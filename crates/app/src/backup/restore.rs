@@ -79,13 +79,12 @@ pub async fn restore(
         ));
     }
     let sealing = SealingKey::new(&target.keys.checkpoint_pkcs8).map_err(BackupError::Refused)?;
-    let (contents, cut) = check(path, &sealing, until)?;
-    if contents.keys != target.keys.fingerprint() {
-        let why = "the key files are not those that belong to this backup; give the folder that holds them with --keys";
-        return Err(BackupError::Refused(why.into()));
-    }
+    let (contents, cut) = check(path, &sealing, &target.keys.fingerprint(), until)?;
     let mut work = Work { target, cut, kinds: crate::kinds(), restored: Restored::default(), progress, values: BTreeSet::new() };
-    work.run(path).await?;
+    // The file is read a second time: only if it is still the same, what came of it is sealed.
+    if work.run(path).await? != contents.hash {
+        return Err(BackupError::Damaged("it is not the file any more that was checked".into()));
+    }
     seal(target, &sealing).await?;
     let mut restored = work.restored;
     restored.erased = apply_erasures(target, contents.erasures.union(erased)).await?;
@@ -103,16 +102,22 @@ struct Cut {
     is_whole: bool,
 }
 
-fn check(path: &Path, sealing: &SealingKey, until: Until) -> Result<(Contents, Cut), BackupError> {
+fn check(path: &Path, sealing: &SealingKey, keys: &[u8], until: Until) -> Result<(Contents, Cut), BackupError> {
     let mut written_at = None;
     let mut root = None;
+    let mut began_at = Timestamp(i64::MAX);
     let mut look = |event: &Recorded| {
         let header = &event.header;
         let root = *root.get_or_insert(header.tenant);
+        began_at = began_at.min(header.recorded_at);
         if header.tenant == root && until == Until::Position(header.position) {
             written_at = Some(header.recorded_at);
         }
     };
+    if Lines::open(path)?.1.keys.0 != keys {
+        let why = "the key files are not those that belong to this backup; give the folder that holds them with --keys";
+        return Err(BackupError::Refused(why.into()));
+    }
     let contents = read(path, &mut |name| Ok(own(sealing, name)), &mut look)?;
     for tree in &contents.trees {
         if let Some(wrong) = &tree.verified.wrong {
@@ -126,12 +131,15 @@ fn check(path: &Path, sealing: &SealingKey, until: Until) -> Result<(Contents, C
         Until::Position(position) => {
             let end = contents.tenants.first().map_or(0, |root| contents.size(*root, Tree::Log));
             let beyond =
-                || BackupError::Refused(format!("the backup ends at position {end}; there is no position {position} in it"));
+                || BackupError::Refused(format!("the backup holds positions 1 to {end}; there is no position {position} in it"));
             Cut { time: written_at.ok_or_else(beyond)?, root: position, is_whole: false }
         }
         Until::Time(time) if time > contents.created_at => {
             let why = format!("the backup was made at {}; nothing after that is in it", contents.created_at);
             return Err(BackupError::Refused(why));
+        }
+        Until::Time(time) if time < began_at => {
+            return Err(BackupError::Refused(format!("the record begins at {began_at}; there is nothing before that")));
         }
         Until::Time(time) => Cut { time, root: u64::MAX, is_whole: false },
     };
@@ -155,6 +163,8 @@ struct Part {
     is_over: bool,
     /// Values that the next entry brings.
     entry_values: BTreeMap<[u8; 32], Vec<u8>>,
+    /// Values that the backup holds.
+    known_values: BTreeSet<[u8; 32]>,
 }
 
 struct Work<'a> {
@@ -168,7 +178,8 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    async fn run(&mut self, path: &Path) -> Result<(), BackupError> {
+    /// Answers the hash of what was read.
+    async fn run(&mut self, path: &Path) -> Result<[u8; 32], BackupError> {
         let (mut lines, opening) = Lines::open(path)?;
         let root = opening.tenants.first().copied();
         let mut part: Option<Part> = None;
@@ -178,10 +189,10 @@ impl Work<'_> {
                 Line::Log(head) => Some((head.tenant, Tree::Log)),
                 Line::Journal(head) => Some((head.tenant, Tree::Journal)),
                 Line::End(_) => {
-                    return match part {
-                        Some(part) => self.end(part).await,
-                        None => Ok(()),
-                    };
+                    if let Some(part) = part {
+                        self.end(part).await?;
+                    }
+                    return Ok(lines.hash());
                 }
                 _ => None,
             };
@@ -214,7 +225,12 @@ impl Work<'_> {
                     self.take_entry(part, entry).await?;
                 }
             }
-            Line::EntryValue(bytes) => drop(part.entry_values.insert(bytes.sha256(), bytes.0)),
+            Line::EntryValue(_) if part.is_over => {}
+            Line::EntryValue(bytes) => {
+                let hash = bytes.sha256();
+                part.known_values.insert(hash);
+                part.entry_values.insert(hash, bytes.0);
+            }
             Line::View { view, version, position, .. } if self.cut.is_whole => {
                 self.put_rows(part).await?;
                 part.view = Some((view, version, position));
@@ -274,7 +290,10 @@ impl Work<'_> {
 
     async fn take_entry(&mut self, part: &mut Part, entry: Entry) -> Result<(), BackupError> {
         let hashes = references(entry.data.as_deref().unwrap_or_default());
-        let values: Vec<_> = hashes.into_iter().map(|hash| (hash, part.entry_values.remove(&hash).unwrap_or_default())).collect();
+        // What was brought before is only named again; what the backup does not hold is not made up.
+        let brought: Vec<[u8; 32]> = hashes.into_iter().filter(|hash| part.known_values.contains(hash)).collect();
+        let values: Values =
+            brought.into_iter().map(|hash| (hash, part.entry_values.remove(&hash).unwrap_or_default())).collect();
         part.bytes += entry.data.as_ref().map_or(0, Vec::len) + values.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
         part.edge.push(entry.leaf);
         let _ = part.edge.take_changed();
@@ -381,6 +400,7 @@ impl Part {
             edge: Edge::default(),
             is_over: false,
             entry_values: BTreeMap::new(),
+            known_values: BTreeSet::new(),
         }
     }
 
@@ -434,6 +454,10 @@ async fn apply_erasures<'a>(target: &Target, people: impl Iterator<Item = &'a (T
         let removed = erasures::remove(&engine, &target.journal, *tenant, *person, None).await;
         let removed = removed.map_err(|rejection| BackupError::Refused(format!("{} {}", rejection.message, rejection.hint)))?;
         erased += u64::from(removed.streams + removed.entries > 0);
+    }
+    if erased > 0 {
+        let scrubbed = erasures::scrub(&engine, &target.journal).await;
+        scrubbed.map_err(|rejection| BackupError::Refused(format!("{} {}", rejection.message, rejection.hint)))?;
     }
     Ok(erased)
 }

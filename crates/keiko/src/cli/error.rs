@@ -103,6 +103,11 @@ pub fn unreachable(message: impl Into<String>, hint: impl Into<String>) -> anyho
     Hinted { message: message.into(), hint: hint.into(), passing: true }.into()
 }
 
+/// Whether the server asks to come again.
+pub fn is_busy(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<ApiError>().is_some_and(|e| e.code == "BUSY")
+}
+
 /// Whether a list of the past is still being put together.
 pub fn is_building(error: &anyhow::Error) -> bool {
     error.downcast_ref::<ApiError>().is_some_and(|e| e.code == "AS_OF_BUILDING")

@@ -94,7 +94,14 @@ async fn content_is_erased(journal: Arc<dyn Journal>) {
     journal.record(entry(1, Class::Security, "a", 2)).await.unwrap();
     journal.record(entry(2, Class::ToolCall, "a", 1)).await.unwrap();
     assert_eq!(journal.values(tenant(1), [0; 32], 9).await.unwrap(), [([5; 32], b"large".to_vec())]);
-    journal.erase(tenant(1), vec![1], vec![[5; 32]]).await.unwrap();
+    journal.erase(tenant(1), vec![1]).await.unwrap();
+    assert_eq!(
+        journal.erase_values(tenant(1), vec![[5; 32]], 1).await,
+        Err(StoreError::ViewMoved(2)),
+        "a later entry may name it"
+    );
+    assert!(journal.value(tenant(1), &[5; 32]).await.unwrap().is_some());
+    journal.erase_values(tenant(1), vec![[5; 32]], 2).await.unwrap();
     journal.scrub().await.unwrap();
     let found = all(&journal, 1).await;
     assert_eq!(found.iter().map(|e| e.data.is_some()).collect::<Vec<_>>(), [false, true]);
@@ -111,6 +118,9 @@ async fn content_is_erased(journal: Arc<dyn Journal>) {
         let naming = NewEntry { values: vec![([6; 32], bytes.to_vec())], ..entry(3, Class::ToolCall, "a", at) };
         journal.record(naming).await.unwrap();
     }
+    let unknown = NewEntry { values: vec![([7; 32], vec![])], ..entry(3, Class::ToolCall, "a", 30) };
+    journal.record(unknown).await.unwrap();
+    assert_eq!(journal.value(tenant(3), &[7; 32]).await, Ok(None), "nothing is made up for a value that is not there");
     journal.forget(BTreeMap::from([(Class::ToolCall, Timestamp(15))])).await.unwrap();
     assert_eq!(journal.value(tenant(3), &[6; 32]).await.unwrap().as_deref(), Some(&b"large"[..]));
 }

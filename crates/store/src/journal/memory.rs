@@ -27,8 +27,12 @@ impl MemoryJournal {
     fn put(&self, entry: NewEntry) -> u64 {
         let mut inner = self.inner();
         for (hash, bytes) in &entry.values {
-            let known = inner.values.entry((entry.tenant, *hash)).or_insert_with(|| (entry.at, bytes.clone()));
-            known.0 = entry.at;
+            if !bytes.is_empty() {
+                inner.values.entry((entry.tenant, *hash)).or_insert_with(|| (entry.at, bytes.clone()));
+            }
+            if let Some(known) = inner.values.get_mut(&(entry.tenant, *hash)) {
+                known.0 = entry.at;
+            }
         }
         let entries = inner.entries.entry(entry.tenant).or_default();
         let position = entries.len() as u64 + 1;
@@ -98,13 +102,22 @@ impl Journal for MemoryJournal {
         Ok(found.take(limit).map(|((_, hash), (_, bytes))| (*hash, bytes.clone())).collect())
     }
 
-    async fn erase(&self, tenant: TenantId, positions: Vec<u64>, values: Vec<[u8; 32]>) -> Result<(), StoreError> {
+    async fn erase_values(&self, tenant: TenantId, values: Vec<[u8; 32]>, seen: u64) -> Result<(), StoreError> {
+        let mut inner = self.inner();
+        let head = inner.entries.get(&tenant).map_or(0, |entries| entries.len() as u64);
+        if head != seen {
+            return Err(StoreError::ViewMoved(head));
+        }
+        inner.values.retain(|(of, hash), _| *of != tenant || !values.contains(hash));
+        Ok(())
+    }
+
+    async fn erase(&self, tenant: TenantId, positions: Vec<u64>) -> Result<(), StoreError> {
         let mut inner = self.inner();
         let entries = inner.entries.entry(tenant).or_default();
         for entry in entries.iter_mut().filter(|entry| positions.contains(&entry.header.position)) {
             (entry.salt, entry.data) = (None, None);
         }
-        inner.values.retain(|(of, hash), _| *of != tenant || !values.contains(hash));
         Ok(())
     }
 

@@ -165,8 +165,11 @@ pub trait Journal: crate::tree::TreeStore + Send + Sync + 'static {
     /// Large values after a hash, in order of hashes.
     async fn values(&self, tenant: TenantId, after: [u8; 32], limit: usize) -> Result<Vec<([u8; 32], Vec<u8>)>, StoreError>;
 
-    /// Removes the content of the entries at these positions, and these values, for ever.
-    async fn erase(&self, tenant: TenantId, positions: Vec<u64>, values: Vec<[u8; 32]>) -> Result<(), StoreError>;
+    /// Removes the content of the entries at these positions, for ever.
+    async fn erase(&self, tenant: TenantId, positions: Vec<u64>) -> Result<(), StoreError>;
+
+    /// Removes values for ever, if no entry was written behind position `seen`; else [`StoreError::ViewMoved`].
+    async fn erase_values(&self, tenant: TenantId, values: Vec<[u8; 32]>, seen: u64) -> Result<(), StoreError>;
 
     /// Rewrites what the journal keeps, so that nothing of what was removed is left in its free space.
     async fn scrub(&self) -> Result<(), StoreError>;

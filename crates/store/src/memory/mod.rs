@@ -62,6 +62,10 @@ impl Log {
     }
 
     fn check(&self, append: &Append) -> Result<(), StoreError> {
+        let head = self.events.len() as u64;
+        if append.if_head.is_some_and(|wanted| wanted != head) {
+            return Err(StoreError::ViewMoved(head));
+        }
         if let Some(known) = append.idempotency.as_ref().and_then(|i| self.idempotent.get(&i.key)) {
             return Err(StoreError::Repeated(known.clone()));
         }

@@ -55,7 +55,7 @@ pub(super) async fn scrub(pool: &Pool) -> Result<(), StoreError> {
     // It takes as long as it takes; the connection is not given back with that setting.
     let client = Object::take(client);
     let scrubbed = async {
-        client.batch_execute("SET statement_timeout = 0").await?;
+        client.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
         client.batch_execute(&format!("VACUUM {SCRUBBED}")).await
     };
     scrubbed.await.map_err(|e| failed(&e))

@@ -74,18 +74,6 @@ pub(super) async fn forget(client: &mut Object, before: &BTreeMap<Class, Timesta
     Ok((forgotten, gone))
 }
 
-/// Removes the contents of some entries and some values.
-pub(super) async fn erase(client: &mut Object, tenant: &[u8], positions: &[i64], hashes: &[Vec<u8>]) -> Result<(), Error> {
-    let transaction = client.transaction().await?;
-    let contents = "DELETE FROM journal_contents c USING journals j \
-                    WHERE j.tenant = $1 AND c.journal = j.number AND c.position = ANY($2)";
-    transaction.execute(contents, &[&tenant, &positions]).await?;
-    let values =
-        "DELETE FROM journal_values v USING journals j WHERE j.tenant = $1 AND v.journal = j.number AND v.hash = ANY($2)";
-    transaction.execute(values, &[&tenant, &hashes]).await?;
-    transaction.commit().await
-}
-
 fn day_of(table: &str) -> Option<i64> {
     match table.rsplit_once("_day_") {
         Some((_, day)) => day.parse().ok(),

@@ -163,11 +163,32 @@ impl Journal for PostgresJournal {
         rows.iter().map(|row| Ok((fixed(row, 0)?, row.get(1)))).collect()
     }
 
-    async fn erase(&self, tenant: TenantId, positions: Vec<u64>, values: Vec<[u8; 32]>) -> Result<(), StoreError> {
+    async fn erase(&self, tenant: TenantId, positions: Vec<u64>) -> Result<(), StoreError> {
         let positions: Vec<i64> = positions.into_iter().map(|position| position as i64).collect();
+        let sql = "DELETE FROM journal_contents c USING journals j WHERE j.tenant = $1 AND c.journal = j.number AND c.position = ANY($2)";
+        self.rows(sql, &[&&tenant.bytes()[..], &positions]).await.map(|_| ())
+    }
+
+    async fn erase_values(&self, tenant: TenantId, values: Vec<[u8; 32]>, seen: u64) -> Result<(), StoreError> {
         let hashes: Vec<Vec<u8>> = values.iter().map(|hash| hash.to_vec()).collect();
         let mut client = self.pool.get().await.map_err(|e| unreachable(&e))?;
-        contents::erase(&mut client, &tenant.bytes()[..], &positions, &hashes).await.map_err(|e| failed(&e))
+        let journal = number(&client, tenant).await.map_err(|e| failed(&e))?;
+        let erased = async {
+            let transaction = client.transaction().await?;
+            transaction.execute("SELECT pg_advisory_xact_lock($1, $2)", &[&JOURNAL_LOCKS, &journal]).await?;
+            let head = "SELECT coalesce(max(position), 0) FROM journal_entries WHERE journal = $1";
+            let head = transaction.query_one(head, &[&journal]).await?.get::<_, i64>(0) as u64;
+            if head == seen {
+                let sql = "DELETE FROM journal_values WHERE journal = $1 AND hash = ANY($2)";
+                transaction.execute(sql, &[&journal, &hashes]).await?;
+            }
+            transaction.commit().await?;
+            Ok(head)
+        };
+        match erased.await.map_err(|e: tokio_postgres::Error| failed(&e))? {
+            head if head == seen => Ok(()),
+            head => Err(StoreError::ViewMoved(head)),
+        }
     }
 
     /// The tables of the journal are scrubbed together with those of the log.
@@ -431,9 +452,9 @@ const INSERT_ENTRIES: &str = "INSERT INTO journal_entries (journal, position, en
      $8::text[], $9::text[], $10::bytea[], $11::bytea[])";
 const INSERT_CONTENTS: &str = "INSERT INTO journal_contents (journal, position, class, at, salt, data) \
      SELECT * FROM unnest($1::int[], $2::bigint[], $3::int[], $4::bigint[], $5::bytea[], $6::bytea[])";
-const UPSERT_VALUES: &str = "INSERT INTO journal_values AS v (journal, hash, used_at, bytes) \
-     SELECT * FROM unnest($1::int[], $2::bytea[], $3::bigint[], $4::bytea[]) \
-     ON CONFLICT (journal, hash) DO UPDATE SET used_at = greatest(v.used_at, excluded.used_at)";
+const UPSERT_VALUES: &str = "WITH n AS (SELECT * FROM unnest($1::int[], $2::bytea[], $3::bigint[], $4::bytea[]) AS n(journal, hash, used_at, bytes)), \
+     renewed AS (UPDATE journal_values v SET used_at = greatest(v.used_at, n.used_at) FROM n WHERE v.journal = n.journal AND v.hash = n.hash) \
+     INSERT INTO journal_values (journal, hash, used_at, bytes) SELECT * FROM n WHERE length(n.bytes) > 0 ON CONFLICT (journal, hash) DO NOTHING";
 
 async fn insert(client: &Object, placed: &[Placed<'_>]) -> Result<(), tokio_postgres::Error> {
     fn of<'a, P: Borrow<Placed<'a>>, T: ToSql + Sync + Send + 'static>(placed: &[P], value: impl Fn(&Placed<'a>) -> T) -> Column {
@@ -490,6 +511,9 @@ fn value_statement(placed: &[Placed<'_>]) -> Option<(&'static str, Vec<Column>)>
         for (hash, bytes) in &p.entry.values {
             let known = values.entry((p.journal, *hash)).or_insert_with(|| (p.entry.at.0, bytes.clone()));
             known.0 = known.0.max(p.entry.at.0);
+            if known.1.is_empty() {
+                known.1.clone_from(bytes);
+            }
         }
     }
     if values.is_empty() {

@@ -123,6 +123,9 @@ impl Known {
     }
 
     fn check(&self, append: &Append) -> Result<(), StoreError> {
+        if append.if_head.is_some_and(|wanted| wanted != self.position) {
+            return Err(StoreError::ViewMoved(self.position));
+        }
         if append.authority.is_some_and(|a| self.leases.get(&a.bucket) != Some(&a.token)) {
             return Err(StoreError::Fenced);
         }

@@ -79,12 +79,21 @@ fn turn_on_log(connection: &Connection) -> Result<()> {
 pub(super) fn rewrite(connection: &Connection, directory: &Path, free_min_bytes: u64) -> Result<Result<(), StoreError>> {
     let pages: u64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
     let page_bytes: u64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
-    // The temporary copy and the write-ahead log each hold the whole database.
+    // The write-ahead log holds the whole database once more, and so does the temporary copy, which may lie elsewhere.
     let needed = pages.saturating_mul(page_bytes).saturating_mul(2).saturating_add(free_min_bytes);
-    if super::free_bytes(directory).is_some_and(|free| free < needed) {
+    let temporary = temporary_folder().unwrap_or(directory.to_owned());
+    let has_room = |folder: &Path, bytes: u64| super::free_bytes(folder).is_none_or(|free| free >= bytes);
+    if !has_room(directory, needed) || !has_room(&temporary, pages.saturating_mul(page_bytes)) {
         return Ok(Err(StoreError::DiskLow));
     }
-    connection.execute_batch("PRAGMA temp_store = FILE; VACUUM; PRAGMA temp_store = MEMORY;")?;
+    let vacuumed = connection.execute_batch("PRAGMA temp_store = FILE; VACUUM;");
+    connection.execute_batch("PRAGMA temp_store = MEMORY;")?;
+    match vacuumed {
+        Ok(()) => {}
+        // Nothing was written: the copy found no room, or somebody was in the way.
+        Err(error) if is_refusal(&error) => return Ok(Err(StoreError::DiskLow)),
+        Err(error) => return Err(error),
+    }
     for _ in 0..TRUNCATE_TRIES {
         let is_busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         if !is_busy {
@@ -94,6 +103,19 @@ pub(super) fn rewrite(connection: &Connection, directory: &Path, free_min_bytes:
         std::thread::sleep(TRUNCATE_PAUSE);
     }
     Ok(Err(StoreError::Busy))
+}
+
+/// Where SQLite puts temporary files: it looks at these in this order.
+fn temporary_folder() -> Option<PathBuf> {
+    let named = ["SQLITE_TMPDIR", "TMPDIR"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let usual = ["/var/tmp", "/usr/tmp", "/tmp"].into_iter().map(PathBuf::from);
+    named.chain(usual).find(|folder| folder.is_dir())
+}
+
+fn is_refusal(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory};
+    let refusals = [CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory];
+    error.sqlite_error_code().is_some_and(|code| refusals.contains(&code))
 }
 
 /// Closes a connection that wrote and never failed; the last one empties the write-ahead log and removes it.

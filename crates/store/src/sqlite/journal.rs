@@ -64,7 +64,8 @@ enum Job {
     Forget(BTreeMap<Class, Timestamp>, Reply<u64>),
     Grow(TenantId, Growth, Reply<()>),
     Cosign(TenantId, String, Reply<()>),
-    Erase(TenantId, Vec<u64>, Vec<[u8; 32]>, Reply<()>),
+    Erase(TenantId, Vec<u64>, Reply<()>),
+    EraseValues(TenantId, Vec<[u8; 32]>, u64, Reply<()>),
     Scrub(Reply<()>),
     Close(oneshot::Sender<()>),
 }
@@ -223,9 +224,15 @@ impl Journal for SqliteJournal {
         self.readers.run(read).await
     }
 
-    async fn erase(&self, tenant: TenantId, positions: Vec<u64>, values: Vec<[u8; 32]>) -> Result<(), StoreError> {
+    async fn erase_values(&self, tenant: TenantId, values: Vec<[u8; 32]>, seen: u64) -> Result<(), StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Job::Erase(tenant, positions, values, reply))?;
+        self.send(Job::EraseValues(tenant, values, seen, reply))?;
+        answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the journal's writer stopped".into())))
+    }
+
+    async fn erase(&self, tenant: TenantId, positions: Vec<u64>) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Erase(tenant, positions, reply))?;
         answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the journal's writer stopped".into())))
     }
 
@@ -356,8 +363,16 @@ impl Thread {
             Job::Cosign(tenant, note, reply) => {
                 drop(reply.send(self.change(tenant, |c, log| Ok(tree::cosign(c, log, &note)?))));
             }
-            Job::Erase(tenant, positions, values, reply) => {
-                drop(reply.send(self.change(tenant, |c, log| Ok(erase(c, log, &positions, &values)?))));
+            Job::Erase(tenant, positions, reply) => {
+                drop(reply.send(self.change(tenant, |c, log| Ok(erase(c, log, &positions)?))));
+            }
+            Job::EraseValues(tenant, values, seen, reply) => {
+                let head = self.logs.get(&tenant).map_or(0, |log| log.position);
+                let outcome = match head == seen {
+                    true => self.change(tenant, |c, log| Ok(erase_values(c, log, &values)?)),
+                    false => Err(StoreError::ViewMoved(head)),
+                };
+                drop(reply.send(outcome));
             }
             Job::Scrub(reply) => drop(reply.send(self.scrub())),
             Job::Entry(..) | Job::Close(_) => {}
@@ -496,11 +511,15 @@ impl Thread {
     }
 }
 
-fn erase(c: &Connection, log: i64, positions: &[u64], values: &[[u8; 32]]) -> rusqlite::Result<()> {
+fn erase(c: &Connection, log: i64, positions: &[u64]) -> rusqlite::Result<()> {
     let mut content = c.prepare_cached("UPDATE entries SET salt = NULL, data = NULL WHERE id = ?1")?;
     for position in positions {
         content.execute([(log << POSITION_BITS) | position.cast_signed()])?;
     }
+    Ok(())
+}
+
+fn erase_values(c: &Connection, log: i64, values: &[[u8; 32]]) -> rusqlite::Result<()> {
     let mut value = c.prepare_cached("DELETE FROM stored_values WHERE log = ?1 AND hash = ?2")?;
     for hash in values {
         value.execute(params![log, &hash[..]])?;
@@ -531,6 +550,11 @@ fn insert(c: &Connection, log: &mut Log, entry: &NewEntry) -> rusqlite::Result<u
         &leaf[..],
     ])?;
     for (hash, bytes) in &entry.values {
+        if bytes.is_empty() {
+            let sql = "UPDATE stored_values SET used_at = max(used_at, ?3) WHERE log = ?1 AND hash = ?2";
+            c.prepare_cached(sql)?.execute(params![log.number, &hash[..], entry.at.0])?;
+            continue;
+        }
         c.prepare_cached(
             "INSERT INTO stored_values (log, hash, used_at, bytes) VALUES (?1, ?2, ?3, ?4) \
              ON CONFLICT (log, hash) DO UPDATE SET used_at = max(used_at, excluded.used_at)",

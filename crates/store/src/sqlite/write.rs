@@ -82,6 +82,9 @@ fn check_and_write(
 }
 
 fn check(c: &Connection, log: &LogState, append: &Append) -> Result<Vec<Option<Before>>, Failure> {
+    if append.if_head.is_some_and(|wanted| wanted != log.position) {
+        return Err(Failure::Refused(StoreError::ViewMoved(log.position)));
+    }
     let mut before = Vec::with_capacity(append.writes.len());
     for write in &append.writes {
         before.push(check_version(c, log.number, write)?);

@@ -15,7 +15,7 @@ use app::{TILE_WIDTH, Tile, Tree, VerifierKey};
 use clap::{Args, Subcommand};
 use engine::verify::{Leaf, published, split_bundle};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Shown below the help of `keiko audit`.
 pub const EXAMPLES: &str = "\
@@ -63,6 +63,9 @@ pub struct Verify {
     /// Neither use nor keep what was seen before
     #[arg(long)]
     forget: bool,
+    /// Forget what was seen before and keep what is seen now, after a restore of an older backup
+    #[arg(long, conflicts_with = "forget")]
+    accept: bool,
 }
 
 /// Which tree.
@@ -105,7 +108,7 @@ async fn verify(args: Verify, client: &mut Client, connection: &Connection) -> a
         None => None,
     };
     let folder = if args.forget { None } else { Store::of_user().ok().map(|store| store.checkpoints()) };
-    let memory = Memory::at(folder);
+    let memory = if args.accept { Memory::anew(folder) } else { Memory::at(folder) };
     let found = match args.from.as_deref() {
         None => online(client, key.as_ref(), &memory).await?,
         Some("database") => {
@@ -116,14 +119,18 @@ async fn verify(args: Verify, client: &mut Client, connection: &Connection) -> a
             let mut other = Client::connect(&connection.at(url))?;
             online(&mut other, key.as_ref(), &memory).await?
         }
-        Some(backup) if PathBuf::from(backup).is_file() => {
+        Some(path) if is_backup(&PathBuf::from(path)) => {
+            let backup = crate::backup::newest(&PathBuf::from(path))?;
             let shown = match &key {
                 Some(key) => key.clone(),
                 None => super::backup::key_of(client).await.map_err(|error| {
                     error.context("a backup is held against the key that must have signed it; give it with --key")
                 })?,
             };
-            crate::backup::verify(&PathBuf::from(backup), &shown, key.as_ref(), &memory)?
+            crate::backup::verify(&backup, &shown, key.as_ref(), &memory)?
+        }
+        Some(missing) if !PathBuf::from(missing).exists() => {
+            return Err(hinted(format!("'{missing}' does not exist."), "name a data directory, a backup or an address"));
         }
         Some(directory) => verify_directory(&PathBuf::from(directory), key.as_ref(), &memory).await?,
     };
@@ -138,10 +145,16 @@ async fn verify(args: Verify, client: &mut Client, connection: &Connection) -> a
                 _ => String::new(),
             };
             let problem = bad.problem.as_deref().unwrap_or_default();
-            let hint = "compare with a backup and with checkpoints that others hold, before anything is written again";
+            let hint = "compare with a backup and with checkpoints that others hold, before anything is written again; \
+                        if this was restored from a backup older than what was seen, that is expected: --accept takes it as it is now";
             Err(hinted(format!("{} is not whole{place}: {problem}.", bad.tree), hint))
         }
     }
+}
+
+/// A file, or a folder that holds backups and is no data directory.
+fn is_backup(path: &Path) -> bool {
+    path.is_file() || (path.is_dir() && !path.join("FORMAT").exists() && crate::backup::newest(path).is_ok())
 }
 
 /// A text that the server gives about a tree.

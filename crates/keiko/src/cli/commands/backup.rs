@@ -5,7 +5,7 @@
 use crate::backup::{self, Incoming, Order};
 use crate::cli::call::{Call, path};
 use crate::cli::client::Client;
-use crate::cli::error::hinted;
+use crate::cli::error::{hinted, is_busy};
 use crate::cli::{Output, SettingFlags, print};
 use anyhow::Context;
 use app::backup::{Contents, Restored, Until};
@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Shown below the help of `keiko backup`.
 pub const EXAMPLES: &str = "\
@@ -27,6 +27,10 @@ Examples:
 
 A backup holds no key files: copy the folder 'keys' of the data directory once, to another place than the backups.
 KEIKO_DATABASE_URL decides whether a restore goes to a database instead of a data directory.";
+
+/// How long a backup waits for an erasure, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(300);
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What `keiko backup` can do.
 #[derive(Subcommand)]
@@ -95,18 +99,27 @@ pub async fn run(command: BackupCommand, client: &mut Client, output: Output) ->
     match command {
         BackupCommand::Create(args) => {
             let path = backup::place(&args.path, engine::Env::system().now());
-            let (path, contents) = match args.offline {
-                true => offline(&args, path).await?,
-                false => online(client, path).await?,
+            let made = async {
+                match args.offline {
+                    true => offline(&args, path).await,
+                    false => online(client, path).await,
+                }
             };
-            backup::remember_erasures(&path, &contents)?;
+            // Interrupted, what came so far is removed.
+            let (path, contents) = tokio::select! {
+                biased;
+                stopped = super::interrupted() => return Err(stopped),
+                made = made => made?,
+            };
+            backup::remember_erasures(&path, &contents)
+                .with_context(|| format!("'{}' is made, but erasures.json beside it could not be written", path.display()))?;
             output.one(&shown(&path, &contents)?)
         }
         BackupCommand::Show(args) => {
             let path = backup::newest(&args.path)?;
             let key = match &args.keys {
                 Some(folder) => backup::own_key(folder)?,
-                None => key_of(client).await?,
+                None => key_of(client).await.map_err(without_server)?,
             };
             let contents = backup::check(&path, &key)?;
             output.one(&shown(&path, &contents)?)?;
@@ -114,6 +127,10 @@ pub async fn run(command: BackupCommand, client: &mut Client, output: Output) ->
         }
         BackupCommand::Restore(args) => restore(*args, output).await,
     }
+}
+
+fn without_server(error: anyhow::Error) -> anyhow::Error {
+    error.context("a backup is checked against the key that signed it; without a server give the key files with --keys")
 }
 
 /// The public key of the server, which signs its backups.
@@ -126,13 +143,27 @@ pub async fn key_of(client: &mut Client) -> anyhow::Result<VerifierKey> {
 pub async fn online(client: &mut Client, path: PathBuf) -> anyhow::Result<(PathBuf, Contents)> {
     let key = key_of(client).await?;
     let mut incoming = Incoming::begin(path)?;
-    let mut response = client.open(&Call::post("backups", json!({})).stream_after(None)).await?;
+    let mut response = begin(client).await?;
     let mut said = Instant::now();
     while let Some(part) = response.chunk().await.context("the backup broke off; the server's log says why")? {
         incoming.write(&part)?;
         say(&mut said, || format!("{} MiB", incoming.bytes >> 20));
     }
     checked(incoming, &key)
+}
+
+/// A person that is being erased is waited for.
+async fn begin(client: &mut Client) -> anyhow::Result<reqwest::Response> {
+    let late = Instant::now() + PATIENCE;
+    loop {
+        match client.open(&Call::post("backups", json!({})).stream_after(None)).await {
+            Err(error) if is_busy(&error) && Instant::now() < late => {
+                print::note(&error.to_string());
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 async fn offline(args: &Create, path: PathBuf) -> anyhow::Result<(PathBuf, Contents)> {
@@ -200,14 +231,15 @@ async fn restore(args: Restore, output: Output) -> anyhow::Result<()> {
     let path = backup::newest(&args.path)?;
     let key = backup::own_key(args.keys.as_deref().unwrap_or(&settings.keys_dir))?;
     let erased = backup::erasures(&path, args.erasures.as_deref(), &key)?;
+    let knew = erased.len();
     let order = Order { path: &path, keys: args.keys.as_deref(), until: args.until.unwrap_or(Until::End), erased };
     let mut said = Instant::now();
     let mut progress = |done| say(&mut said, || format!("{done} events and entries"));
     let restored = backup::restore_to(&settings, &order, &mut progress).await?;
     output.one(&told(&path, &restored))?;
-    print::note(
-        "Restored and checked. Backups know only of erasures before them: if a person was erased since, name a newer list with --erasures.",
-    );
+    if args.erasures.is_none() && knew == 0 {
+        print::note("If a person was erased since this backup, name a newer backup with --erasures: this one does not know.");
+    }
     Ok(())
 }
 

@@ -64,7 +64,11 @@ pub async fn run(command: DrillCommand, client: &mut Client, output: Output) -> 
         }
     };
     let from = args.from.clone().or(made.clone()).unwrap_or_default();
-    let drilled = drill::restore(&from, &keys).await;
+    let drilled = tokio::select! {
+        biased;
+        stopped = super::interrupted() => Err(stopped),
+        drilled = drill::restore(&from, &keys) => drilled,
+    };
     if let Some(made) = made {
         std::fs::remove_file(made)?;
     }

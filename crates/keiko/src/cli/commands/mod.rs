@@ -68,6 +68,24 @@ pub struct Paging {
     all: bool,
 }
 
+/// Ends when somebody interrupts the command, with what is to be said then.
+async fn interrupted() -> anyhow::Error {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = async || -> std::io::Result<()> {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    };
+    match wait().await {
+        Ok(()) => hinted("Interrupted.", "what was begun is removed; run the command again"),
+        Err(error) => error.into(),
+    }
+}
+
 /// Asks for a list and shows it.
 async fn show_list(client: &mut Client, call: Call, paging: &Paging, columns: &[Column], output: Output) -> anyhow::Result<()> {
     if paging.all {
