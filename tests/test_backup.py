@@ -170,7 +170,9 @@ def test_should_restore_a_position_and_an_instant(site, serve):
         assert then.events()[:position] == admin.events()[:position]
         ran = command(site.home, "audit", "verify", "--from", site.restore(path, "--until", until_when), "--forget")
         assert ran.returncode == 0, ran.stderr
-    assert "ends at position" in site.restore(path, "--until", "99999999", code=1)
+    assert "there is no position 99999999 in it" in site.restore(path, "--until", "99999999", code=1)
+    assert "there is no position 0 in it" in site.restore(path, "--until", "0", code=1)
+    assert "the record begins at" in site.restore(path, "--until", "2001-01-01T00:00:00Z", code=1)
     assert "nothing after that is in it" in site.restore(path, "--until", "2099-01-01T00:00:00Z", code=1)
     refused_as_usage = command(site.home, "backup", "restore", path, "--until", "yesterday")
     assert refused_as_usage.returncode == 2 and "is no position" in refused_as_usage.stderr
@@ -409,3 +411,103 @@ def test_should_read_what_the_first_form_of_backups_holds(site, serve):
     done(admin.post(f"/tasks/{pending['id']}/actions/cancel", {"reason": "no longer needed"}))
     assert task_of(admin, pending["id"])["error"] == {"code": "CANCELLED", "message": "no longer needed"}
     assert admin.events(stream=pending["id"])[-1]["data"] == {"reason": "no longer needed"}
+
+
+def test_should_restore_a_consumer_group_that_worked_while_the_backup_was_made(site, serve):
+    """The group goes on where it was, never ahead of the log that was copied; nothing that it had not done is left out."""
+    admin, stop, settled = site.server.login(), threading.Event(), set()
+    group = done(admin.post("/consumer-groups", {"name": unique("group"), "mode": "shared", "start": "now", "filter": {"type": "tasks.*"}}), 201)["id"]
+
+    def write():
+        client = site.server.login()
+        while not stop.is_set():
+            submit(client, site.capability)
+
+    def consume():
+        client = site.server.login()
+        while not stop.is_set():
+            got = done(client.post(f"/consumer-groups/{group}/actions/fetch", {"consumer": "c", "limit": 5, "wait_ms": 50}))
+            if got:
+                done(client.post(f"/consumer-groups/{group}/actions/ack", {"tokens": [d["token"] for d in got]}))
+                settled.update(d["event"]["position"] for d in got)
+
+    threads = [threading.Thread(target=work) for work in (write, write, consume)]
+    [thread.start() for thread in threads]
+    until(lambda: len(settled) > 30, "the group works")
+    path = site.backup()
+    stop.set()
+    [thread.join() for thread in threads]
+    then = serve(site.restore(path)).login()
+    logged = {e["position"] for e in then.events(type="tasks.*") if e["position"] >= min(settled)}
+    again = set()
+    while got := done(then.post(f"/consumer-groups/{group}/actions/fetch", {"consumer": "c", "limit": 500})):
+        again |= {d["event"]["position"] for d in got}
+        done(then.post(f"/consumer-groups/{group}/actions/ack", {"tokens": [d["token"] for d in got]}))
+    assert logged <= settled | again, "what was not settled comes again"
+    new = submit(then, site.capability)
+    got = done(then.post(f"/consumer-groups/{group}/actions/fetch", {"consumer": "c", "wait_ms": 5_000}))
+    assert [d["event"]["stream"] for d in got] == [new["id"]], "and what is new follows"
+
+
+def test_should_take_the_newest_backup_whatever_it_is_called(site):
+    folder = site.home / "many"
+    folder.mkdir()
+    site.run("backup", "create", folder / "zzz-before-the-upgrade.backup")
+    submit(site.admin, site.capability)
+    newer = site.run("backup", "create", f"{folder}/")
+    (folder / "zzzz.backup").write_text("not one")
+    assert site.run("backup", "show", folder)["events"] == newer["events"]
+    assert command(site.home, "audit", "verify", "--from", folder).returncode == 0
+
+
+def test_should_restore_beside_key_files_and_never_take_them_away(site):
+    path = site.backup()
+    target = site.home / unique("keys-only") / "data"
+    shutil.copytree(site.keys, target / "keys")
+    told = site.run("backup", "restore", path, "--data-dir", target)
+    assert told["events"] > 10 and (target / "keys" / "sealing.key").read_bytes() == (site.keys / "sealing.key").read_bytes()
+    assert [entry.name for entry in target.parent.iterdir()] == ["data"]
+    link, real = site.home / unique("link"), site.home / unique("real")
+    real.mkdir()
+    link.symlink_to(real)
+    site.run("backup", "restore", path, "--data-dir", link, "--keys", site.keys)
+    assert link.is_symlink() and (real / "keiko.db").exists()
+    left = site.home / "left.restoring"
+    shutil.copytree(site.keys, left / "keys")
+    assert "move the key files elsewhere" in site.run("backup", "restore", path, "--data-dir", site.home / "left", "--keys", left / "keys", code=1)
+    assert (left / "keys" / "sealing.key").exists()
+
+
+def test_should_leave_nothing_behind_when_it_is_interrupted(site):
+    folder = site.home / "kept-for-interrupts"
+    site.run("backup", "create", f"{folder}/")
+    for command_line in (["drill", "restore", "--from", folder, "--keys", site.keys], ["backup", "create", f"{site.home / 'interrupted'}/"]):
+        temporary = site.home / unique("tmp")
+        temporary.mkdir()
+        going = subprocess.Popen(
+            [str(binary()), *map(str, command_line)], env={**clean_env(site.home, {}), "TMPDIR": str(temporary)}, cwd=site.home,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        time.sleep(0.15)
+        going.terminate()
+        _, stderr = going.communicate(timeout=20)
+        assert list(temporary.iterdir()) == [], stderr
+        assert not list(site.home.glob("interrupted/*.part"))
+
+
+def test_should_erase_again_at_a_moment_before_there_was_a_journal(tmp_path, serve):
+    server = Keiko(tmp_path / "small" / "data").start_in_new_home()
+    try:
+        admin = server.login()
+        maria = server.user(admin, ["developer"])
+        asked = done(admin.post("/erasures", {"subject": maria.id}), 202)
+        until(lambda: done(admin.get(f"/erasures/{asked['id']}"))["attributes"]["status"] == "completed", "she is erased", 30)
+        home = tmp_path / "operator"
+        home.mkdir()
+        assert command(home, "login", "--server", server.url, "admin", "--password-stdin", stdin=ADMIN_PASSWORD).returncode == 0
+        assert command(home, "backup", "create", home / "mini.backup").returncode == 0
+        for position in range(1, 8):
+            ran = command(home, "backup", "restore", home / "mini.backup", "--data-dir", home / f"r{position}", "--keys", server.data_dir / "keys", "--until", position)
+            assert ran.returncode == 0, (position, ran.stderr)
+    finally:
+        server.close()

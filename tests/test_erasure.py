@@ -1,5 +1,7 @@
 """The erasure of a person: a canary in everything the person said is found nowhere afterwards, and the record is whole."""
 
+import json
+import socket
 import threading
 import time
 
@@ -141,7 +143,8 @@ def test_should_answer_the_same_request_with_the_same_erasure(keiko, admin):
     first = done(admin.post("/erasures", {"subject": other.name}, headers=key), 202)
     assert done(admin.post("/erasures", {"subject": other.name}, headers=key), 200, 202)["id"] == first["id"]
     until(lambda: done(admin.get(f"/erasures/{first['id']}"))["attributes"]["status"] == "completed", "it is complete", 30)
-    refused(admin.post("/erasures", {"subject": other.id}), 404, "USER_NOT_FOUND")
+    refused(admin.post("/erasures", {"subject": other.name}), 404, "USER_NOT_FOUND")
+    assert erase(admin, other.id)["attributes"]["result"]["events"] == 0, "by the id it can be asked for again, for what came late"
 
 
 def test_should_refuse_what_makes_no_sense(keiko, admin):
@@ -162,6 +165,9 @@ def test_should_let_nobody_erase_who_may_not(keiko, admin):
     officer = keiko.user(admin, ["security-officer"])
     refused(officer.post("/erasures", {"subject": victim.id}), 403, "PERMISSION_ESCALATION")
     done(victim.get("/tasks"))
+    boss = person(keiko, admin, unique("boss"), role="admin")
+    assert admin.delete(f"/users/{boss.id}").status_code == 204
+    refused(officer.post("/erasures", {"subject": boss.id}), 403, "PERMISSION_ESCALATION")
     harmless = keiko.user(admin, [])
     erase(officer, harmless.id)
 
@@ -180,7 +186,8 @@ def test_should_finish_an_erasure_that_a_crash_cut_short(new_keiko):
         mark = unique("crash")
         maria, capability = person(server, admin, mark), idle(server, admin)
         for n in range(120):
-            submit(maria, capability, f"{mark} {n}")
+            # Large values too: they lie beside the events, and only the events know them.
+            submit(maria, capability, f"{mark} {n}", input={"text": f"{mark} {n} " * 1_500})
         assert traces(server, mark)
         asked = done(admin.post("/erasures", {"subject": maria.id}), 202)
         time.sleep(delay)
@@ -195,23 +202,31 @@ def test_should_go_on_working_while_a_person_is_erased(new_keiko):
     server = new_keiko().start()
     admin = server.login()
     maria, capability = person(server, admin), idle(server, admin)
+    # Values that others have too are kept once, and belong to whoever refers to them.
+    shared = [{"text": f"shared {n} " * 3_000} for n in range(20)]
     for n in range(200):
-        submit(maria, capability, f"{CANARY} {n}")
-    failures, stop = [], threading.Event()
+        submit(maria, capability, f"{CANARY} {n}", input=shared[n % len(shared)])
+    failures, stop, theirs = [], threading.Event(), []
 
     def write():
         client = server.login()
         while not stop.is_set():
-            if (answer := client.post("/tasks", {"capability": capability, "description": "others go on"})).status_code != 201:
+            value = shared[len(theirs) % len(shared)]
+            answer = client.post("/tasks", {"capability": capability, "description": "others go on", "input": value})
+            if answer.status_code != 201:
                 failures.append(answer.text)
+            else:
+                theirs.append((answer.json()["data"]["id"], value))
 
     writer = threading.Thread(target=write)
     writer.start()
     erase(admin, maria.id)
     stop.set()
     writer.join()
-    assert not failures
+    assert not failures and len(theirs) > len(shared)
     assert traces(server, CANARY) == []
+    for task, value in theirs:
+        assert task_of(admin, task)["input"] == value, "what others said is whole"
 
 
 def test_should_erase_from_the_command_line(keiko, admin, tmp_path):
@@ -223,3 +238,26 @@ def test_should_erase_from_the_command_line(keiko, admin, tmp_path):
     ran = command(tmp_path, "erasures", "create", maria.name, "--yes")
     assert ran.returncode == 0 and "completed" in ran.stdout, ran.stdout + ran.stderr
     assert maria.id in command(tmp_path, "erasures", "list").stdout
+
+
+def test_should_also_remove_what_a_request_brings_that_was_under_way(keiko, admin):
+    """Its head came before the account ended, its body after the erasure was complete."""
+    mark, capability = unique("late"), idle(keiko, admin)
+    maria = person(keiko, admin, mark)
+    host, port = keiko.url.removeprefix("http://").split(":")
+    body = json.dumps({"capability": capability, "description": f"{mark} comes late"}).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: {maria.headers['Authorization']}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode() + body[:10])
+        time.sleep(0.3)
+        erase(admin, maria.id)
+        connection.sendall(body[10:])
+        answer = b""
+        while part := connection.recv(65_536):
+            answer += part
+    status = int(answer.split(b" ")[1])
+    assert status in (201, 401), answer
+    if status == 201:
+        assert traces(keiko, mark)
+        erase(admin, maria.id)
+    assert traces(keiko, mark) == []

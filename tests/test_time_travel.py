@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -221,3 +222,28 @@ def test_should_show_the_past_on_the_command_line(keiko, admin, tmp_path):
     assert command(tmp_path, "at", at, "agents", "get", made["id"]).returncode == 0
     ran = command(tmp_path, "at", at, "users", "delete", "admin")
     assert ran.returncode == 1 and "The past cannot be changed" in ran.stderr
+
+
+def test_should_hold_no_more_of_the_past_than_it_says(new_keiko):
+    """Many moments, one after another: what made room is really gone."""
+    server = new_keiko(env={"KEIKO_AGENT_LEASE": "10m"}).start()
+    admin = server.login()
+    capability = unique("cap")
+    server.agent(admin, capability)
+    for n in range(150):
+        submit(admin, capability, input={"text": "x" * 15_000, "n": n})
+    head = position(admin)
+
+    def resident():
+        line = next(line for line in Path(f"/proc/{server.proc.pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+
+    for at in range(head - 10, head):
+        opened(admin.get("/tasks", at=at, limit=1))
+    before = resident()
+    for at in range(head - 110, head - 10):
+        opened(admin.get("/tasks", at=at, limit=1))
+    assert resident() - before < 60, "100 more lists of 2 MB each are not held"
+    began = time.monotonic()
+    server.stop()
+    assert time.monotonic() - began < 8, "nothing that is kept holds up the end"
