@@ -19,8 +19,10 @@ const NAMES: [&str; 1] = [AgentStatsView::NAME];
 pub struct ViewStatus {
     /// Its name.
     pub name: String,
-    /// Its version, and above 65,535 how often it was rebuilt.
+    /// The version of its rules.
     pub version: Option<u32>,
+    /// How often it was rebuilt in that version.
+    pub rebuilds: u32,
     /// Events up to here are folded in.
     pub position: u64,
     /// How far a rebuild has come, if one goes on.
@@ -41,7 +43,8 @@ impl App {
             let live = states.iter().find(|state| state.is_active);
             found.push(ViewStatus {
                 name: name.to_owned(),
-                version: live.map(|live| live.version),
+                version: live.map(|live| engine::generation(live.version).0),
+                rebuilds: live.map_or(0, |live| engine::generation(live.version).1),
                 position: live.map_or(0, |live| live.position),
                 rebuilding: states.iter().find(|state| !state.is_active).map(|state| state.position),
                 head,

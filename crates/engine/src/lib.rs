@@ -21,5 +21,5 @@ pub use env::Env;
 pub use handle::{Context, Engine, Extras, HandleError, Handled};
 pub use lead::{BUCKET_OF_ALL, Held, bucket_of, lead};
 pub use plan::{Step, decode};
-pub use project::{Projection, project};
+pub use project::{Projection, generation, project};
 pub use replay::{Compared, Folds, Kinds, compare, replay};

@@ -21,6 +21,11 @@ const LOOK_AGAIN_MS: u64 = 1_000;
 /// What is stored as a view's version: the version that its rules have, and above it how often it was rebuilt.
 const GENERATION_BITS: u32 = 16;
 
+/// The version of a view's rules and how often it was rebuilt, of what is stored as its version.
+pub fn generation(stored: u32) -> (u32, u32) {
+    (stored & ((1 << GENERATION_BITS) - 1), stored >> GENERATION_BITS)
+}
+
 /// Who waits for a rebuild.
 type Rebuilt = oneshot::Sender<u64>;
 
@@ -129,7 +134,7 @@ impl<V: View> Runner<V> {
     /// What the store holds of this version.
     async fn start(&self) -> Result<Generations, StoreError> {
         let known = self.engine.store().view_state(self.log, V::NAME).await?;
-        let of_version = || known.iter().filter(|state| state.version & ((1 << GENERATION_BITS) - 1) == V::VERSION);
+        let of_version = || known.iter().filter(|state| generation(state.version).0 == V::VERSION);
         let progress = |state: &ViewState| Progress { state: *state, stored: state.position };
         let live = of_version().find(|state| state.is_active).map(progress);
         let next = of_version().filter(|state| !state.is_active).max_by_key(|state| state.version).map(progress);
@@ -173,8 +178,8 @@ impl<V: View> Runner<V> {
 
     /// A further generation, beside the one in use.
     async fn begin(&self, live: Option<Progress>) -> Result<Progress, StoreError> {
-        let generation = live.map_or(0, |live| (live.state.version >> GENERATION_BITS) + 1);
-        let version = V::VERSION | generation << GENERATION_BITS;
+        let next = live.map_or(0, |live| generation(live.state.version).1 + 1);
+        let version = V::VERSION | next << GENERATION_BITS;
         let progress = Progress { state: ViewState { version, position: 0, is_active: false }, stored: 0 };
         // What is begun is there for all to see, also before its first row.
         self.apply(&progress, vec![], false).await?;

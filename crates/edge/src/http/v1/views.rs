@@ -25,8 +25,10 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 /// A view.
 #[derive(Serialize, ToSchema)]
 struct ViewAttributes {
-    /// Its version, and how often it was rebuilt above 65,535; null before it is there.
+    /// The version of its rules; null before it is there.
     version: Option<u32>,
+    /// How often it was rebuilt in that version.
+    rebuilds: u32,
     /// Its checkpoint: after a restart it goes on from here. Events that change no row move it every 10,000 events only.
     position: u64,
     /// How far a rebuild has come; null when none goes on.
@@ -45,6 +47,7 @@ struct RebuildProgress {
 fn attributes(view: &ViewStatus) -> ViewAttributes {
     ViewAttributes {
         version: view.version,
+        rebuilds: view.rebuilds,
         position: view.position,
         rebuilding: view.rebuilding.map(|position| RebuildProgress { position, of: view.head }),
     }

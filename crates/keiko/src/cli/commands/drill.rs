@@ -85,6 +85,8 @@ fn now() -> Timestamp {
 struct Lost {
     events: Option<u64>,
     rpo: Duration,
+    /// Why the server's log could not be looked at.
+    why: Option<String>,
 }
 
 /// How old the first event is that the backup lacks. When nobody answers, the time since the backup is all that is known.
@@ -96,9 +98,12 @@ async fn lost(client: &mut Client, drilled: &Drilled) -> Lost {
     match (first, head) {
         (Ok(first), Some(head)) => {
             let at = first.items().first().and_then(|event| event["timestamp"].as_str()?.parse().ok());
-            Lost { events: Some(head.saturating_sub(drilled.position)), rpo: at.map_or(Duration::ZERO, since) }
+            Lost { events: Some(head.saturating_sub(drilled.position)), rpo: at.map_or(Duration::ZERO, since), why: None }
         }
-        _ => Lost { events: None, rpo: since(drilled.created_at) },
+        (first, _) => {
+            let why = first.err().map_or("tenants.read is missing".to_owned(), |error| error.to_string());
+            Lost { events: None, rpo: since(drilled.created_at), why: Some(why) }
+        }
     }
 }
 
@@ -117,8 +122,8 @@ fn tell(drilled: &Drilled, lost: &Lost, args: &Restore, output: Output) -> anyho
             "journal_entries": drilled.entries,
         },
     }))?;
-    if lost.events.is_none() {
-        print::note("The server was not reached, so RPO is the time since the backup was made.");
+    if let Some(why) = &lost.why {
+        print::note(&format!("The server's log was not read, so RPO is the time since the backup was made: {why}"));
     }
     match lost.rpo.as_secs() > args.rpo_max || drilled.ready.as_secs() > args.rto_max {
         false => Ok(()),

@@ -80,7 +80,9 @@ async fn create(args: Create, client: &mut Client, output: Output) -> anyhow::Re
     loop {
         let erasure = client.send(Call::get(path(&["erasures", &id]))).await?;
         if erasure.attributes().get("status").is_some_and(|status| status == "completed") {
-            print::note("Backups made before still hold what was erased; a restore applies the erasure again.");
+            print::note(
+                "Backups made before still hold what was erased. Make a new one into the same folder now: only then does a restore of the older ones erase it again.",
+            );
             return show_one(client, Call::get(path(&["erasures", &id])), output).await;
         }
         tokio::time::sleep(LOOK_AGAIN).await;

@@ -36,6 +36,8 @@ pub const COLUMNS: [Column; 6] = [
 ];
 
 /// Pauses before a lost connection is tried again.
+/// Events that are shown when nothing is said.
+const LIMIT: u32 = 50;
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A stream that is silent for so long is taken for dead; the server sends comments more often.
@@ -83,12 +85,26 @@ pub enum EventsCommand {
 pub async fn run(command: EventsCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
     match command {
         EventsCommand::List { after, kind, stream, filter, limit } => {
-            let call = Call::get("events").query("after", after).query("type", kind).query("filter", filter);
-            let answer = client.send(call.query("stream", stream).query("limit", limit)).await?;
-            output.list(answer.items(), &COLUMNS)
+            let call = Call::get("events").query("type", kind).query("filter", filter).query("stream", stream);
+            output.list(&list(call, after.unwrap_or(0), limit, client).await?, &COLUMNS)
         }
         EventsCommand::Replay { id } => replay::run(&id, client, output).await,
         EventsCommand::Tail { after, filter } => tail(after, filter.as_deref(), client, output).await,
+    }
+}
+
+/// Events after a position, as many as are wanted. One answer looks at a part of the log only when there is a filter.
+async fn list(call: Call, mut after: u64, limit: Option<u32>, client: &mut Client) -> anyhow::Result<Vec<Value>> {
+    let wanted = limit.unwrap_or(LIMIT) as usize;
+    let mut found: Vec<Value> = vec![];
+    loop {
+        let left = wanted - found.len();
+        let answer = client.send(call.clone().query("after", Some(after)).query("limit", Some(left))).await?;
+        found.extend_from_slice(answer.items());
+        match answer.position() {
+            Some(position) if position > after && found.len() < wanted => after = position,
+            _ => return Ok(found),
+        }
     }
 }
 

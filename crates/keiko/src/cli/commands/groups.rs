@@ -305,6 +305,7 @@ impl Consume {
     async fn run(self, client: &mut Client) -> anyhow::Result<()> {
         const LIMIT: u64 = 100;
         let mut shown = 0;
+        let mut seen = None;
         loop {
             let left = self.max.map_or(LIMIT, |max| max.saturating_sub(shown).min(LIMIT));
             if left == 0 {
@@ -312,8 +313,8 @@ impl Consume {
             }
             let wait_ms = if self.once { 0 } else { WAIT_MS };
             let body = json!({ "consumer": self.consumer, "limit": left, "wait_ms": wait_ms });
-            let deliveries = match client.send(Call::post(action(&self.group, "fetch"), body)).await {
-                Ok(answer) => answer.items().to_vec(),
+            let (deliveries, at) = match client.send(Call::post(action(&self.group, "fetch"), body)).await {
+                Ok(answer) => (answer.items().to_vec(), answer.position()),
                 Err(error) if !self.once && is_passing(&error) => {
                     print::note(&format!("{error:#}"));
                     sleep(PAUSE).await;
@@ -322,7 +323,11 @@ impl Consume {
                 Err(error) => return Err(error),
             };
             if deliveries.is_empty() && self.once {
-                return Ok(());
+                // A filter may leave out more than one look takes in.
+                if seen == Some(at) {
+                    return Ok(());
+                }
+                seen = Some(at);
             }
             shown += deliveries.len() as u64;
             self.show(&deliveries, client).await?;

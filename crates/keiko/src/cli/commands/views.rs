@@ -17,10 +17,11 @@ Examples:
 
 A rebuild goes on beside the view in use, which stays current; the new one takes its place when it has caught up.";
 
-const COLUMNS: [Column; 4] = [
+const COLUMNS: [Column; 5] = [
     Column::id("NAME", "/id"),
     Column::text("VERSION", "/attributes/version"),
-    Column::text("POSITION", "/attributes/position"),
+    Column::text("REBUILDS", "/attributes/rebuilds"),
+    Column::text("CHECKPOINT", "/attributes/position"),
     Column::text("REBUILDING", "/attributes/rebuilding/position"),
 ];
 
