@@ -3,6 +3,7 @@
 //! A connection that is closed writes nothing, so that no write follows a failed one. The writer's may at its end, when
 //! nothing failed ([`let_go`]).
 
+use super::wal;
 use crate::StoreError;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Result, ffi};
@@ -31,6 +32,7 @@ impl Database {
 
     /// The one connection that writes. A new database gets checksums on its pages; an older one stays as it is.
     pub fn writing(&self) -> Result<Connection> {
+        self.check_log()?;
         let connection = self.open(OpenFlags::default())?;
         pages::reserve(&connection)?;
         turn_on_log(&connection)?;
@@ -42,6 +44,22 @@ impl Database {
              PRAGMA cache_size = -16000;",
         )?;
         Ok(connection)
+    }
+
+    /// Refuses a write-ahead log of which SQLite would forget what was acknowledged.
+    fn check_log(&self) -> Result<()> {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push("-wal");
+        let path = self.path.with_file_name(name);
+        let why = match wal::damaged(&path) {
+            Ok(None) => return Ok(()),
+            Ok(Some(frame)) => format!(
+                "'{}' is damaged at frame {frame}, and transactions that were acknowledged lie behind it; restore a backup, and keep these files",
+                path.display()
+            ),
+            Err(error) => format!("'{}' cannot be read: {error}", path.display()),
+        };
+        Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(why)))
     }
 
     /// A connection that only reads.

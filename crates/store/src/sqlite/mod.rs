@@ -11,6 +11,7 @@ mod read;
 mod schema;
 mod tree;
 mod verify;
+mod wal;
 mod write;
 mod writer;
 

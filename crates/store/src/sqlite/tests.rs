@@ -174,3 +174,79 @@ async fn many_waiting_appends_share_few_commits() {
     }
     assert!(store.health().commits < 100, "{} commits for 500 appends", store.health().commits);
 }
+
+/// A store whose process died: its files as they were, with everything in the write-ahead log.
+async fn died(home: &Path) -> Vec<Arc<Recorded>> {
+    let store = open(home);
+    for n in 0..6 {
+        store.append(append(1, vec![write(&format!("thing_{n}"), 0, 2, n)])).await.unwrap();
+    }
+    let events = store.scan(log(1), 0, ScanFilter::default(), 100).await.unwrap().events;
+    let copy = home.join("died");
+    std::fs::create_dir(&copy).unwrap();
+    for name in ["FORMAT", "keiko.db", "keiko.db-wal"] {
+        std::fs::copy(home.join(name), copy.join(name)).unwrap();
+    }
+    store.close().await;
+    events
+}
+
+/// Any byte of the write-ahead log that is flipped after a crash is found, or only what was written last is missing.
+#[tokio::test]
+async fn a_flipped_byte_in_the_log_of_a_crash_is_found_unless_it_could_be_its_torn_end() {
+    let home = TempDir::new().unwrap();
+    let events = died(home.path()).await;
+    let died = home.path().join("died");
+    let whole = std::fs::read(died.join("keiko.db-wal")).unwrap();
+    assert!(whole.len() > 20_000);
+    let every = if std::env::var_os("KEIKO_FAULTS_LONG").is_some() { 1 } else { 97 };
+    let (mut found, mut shorter, mut tried) = (0, 0, 0);
+    for at in (0..whole.len()).step_by(every) {
+        let again = home.path().join("again");
+        std::fs::create_dir(&again).unwrap();
+        for name in ["FORMAT", "keiko.db"] {
+            std::fs::copy(died.join(name), again.join(name)).unwrap();
+        }
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1 << (at % 8);
+        std::fs::write(again.join("keiko.db-wal"), flipped).unwrap();
+        tried += 1;
+        let opened = Directory::open(&again)
+            .and_then(|directory| SqliteStore::open(directory, &SqliteSettings { disk_free_min_bytes: 0 }));
+        match opened {
+            Err(error) => {
+                assert!(error.to_string().contains("damaged") || error.to_string().contains("page"), "byte {at}: {error}");
+                found += 1;
+            }
+            Ok(store) => {
+                let left = store.scan(log(1), 0, ScanFilter::default(), 100).await.unwrap().events;
+                assert!(
+                    left.len() >= events.len() - 2 && left == events[..left.len()],
+                    "byte {at}: {} of {}",
+                    left.len(),
+                    events.len()
+                );
+                shorter += usize::from(left.len() < events.len());
+                store.close().await;
+            }
+        }
+        std::fs::remove_dir_all(&again).unwrap();
+    }
+    println!("{tried} bytes of a write-ahead log flipped: {found} found, {shorter} like a torn end");
+    assert!(found > tried / 2);
+}
+
+#[test]
+fn a_log_that_was_torn_by_a_crash_is_no_damage() {
+    let home = TempDir::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(died(home.path()));
+    let path = home.path().join("died/keiko.db-wal");
+    let whole = std::fs::read(&path).unwrap();
+    let torn = home.path().join("torn");
+    for length in (0..whole.len()).step_by(499) {
+        std::fs::write(&torn, &whole[..length]).unwrap();
+        assert_eq!(wal::damaged(&torn).unwrap(), None, "{length}");
+    }
+    assert_eq!(wal::damaged(&home.path().join("none")).unwrap(), None);
+}
