@@ -201,7 +201,8 @@ async fn a_flipped_byte_in_the_log_of_a_crash_is_found_unless_it_could_be_its_to
     assert!(whole.len() > 20_000);
     let every = if std::env::var_os("KEIKO_FAULTS_LONG").is_some() { 11 } else { 97 };
     let (mut found, mut shorter, mut tried) = (0, 0, 0);
-    for at in (0..whole.len()).step_by(every) {
+    // A damaged header cannot be told from one that was torn when a new round began.
+    for at in (32..whole.len()).step_by(every) {
         let again = home.path().join("again");
         std::fs::create_dir(&again).unwrap();
         for name in ["FORMAT", "keiko.db"] {

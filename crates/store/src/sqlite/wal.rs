@@ -14,7 +14,7 @@ const FRAME_HEADER_BYTES: usize = 24;
 const MAGIC: u32 = 0x377f_0682;
 const PAGE_BYTES_MAX: u32 = 65_536;
 
-/// The first frame of a write-ahead log that was damaged after it was synced, from 1; 0 for the header.
+/// The first frame of a write-ahead log that was damaged after it was synced, from 1.
 pub(super) fn damaged(path: &Path) -> io::Result<Option<u64>> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -29,8 +29,8 @@ pub(super) fn damaged(path: &Path) -> io::Result<Option<u64>> {
     }
     reader.read_exact(&mut header)?;
     let Some(mut frames) = Frames::of(&header) else {
-        // The header is synced before the first frame.
-        return Ok((length > HEADER_BYTES as u64).then_some(0));
+        // It may be the torn header of a round that was about to begin: what lies behind it is in the database already.
+        return Ok(None);
     };
     let mut frame = vec![0; FRAME_HEADER_BYTES + frames.page_bytes];
     let (mut number, mut bad, mut is_committed_behind) = (0, None, false);
