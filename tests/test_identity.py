@@ -99,7 +99,7 @@ def test_should_refuse_an_expired_token(keiko):
     token = keiko.login().session["access_token"]
     _, public = public_key(keiko.client().get("/.well-known/jwks.json").json(), token)
     found = signing_key(keiko.data_dir, public)
-    assert found, "no file in the data directory holds the Ed25519 signing key in a known form"
+    assert found, "no file in the data directory holds the signing key in a known form"
     too_old, control = expired(token, found[0])
     assert works(keiko.client(token=control)), "the control, signed the same way, must work"
     refused(keiko.client(token=too_old).get("/auth/me"), 401)
@@ -284,7 +284,8 @@ def neighbours(keiko, admin, tmp_path_factory):
     group = done(admin.post("/consumer-groups", {"name": unique("group")}), 201)["id"]
     erasure = done(admin.post("/erasures", {"subject": keiko.user(admin, []).id}), 202)["id"]
     rebuild = done(admin.post("/views/agent_stats/actions/rebuild", {}), 202)["id"]
-    ids = {"erasures": erasure, "rebuilds": rebuild, "events": event, "consumer-groups": group, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
+    client = done(admin.post("/clients", {"name": unique("client"), "redirect_uris": ["https://client.example/back"]}), 201)["id"]
+    ids = {"clients": client, "erasures": erasure, "rebuilds": rebuild, "events": event, "consumer-groups": group, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
     return {"ids": ids, "boss": boss, "agent": keiko.agent(boss, capability), "token": task["attributes"]["claim"]["token"]}
 
 

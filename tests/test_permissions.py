@@ -6,6 +6,10 @@ from harness import absent, done, refused, submit, tool_server, unique
 
 OPEN = {
     "/health", "/ready", "/openapi.json", "/docs", "/.well-known/jwks.json", "/api/v1/auth/login", "/api/v1/auth/refresh",
+    # The authorization server: who asks is found out there, by its own rules (test_oauth.py).
+    "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration", "/.well-known/oauth-protected-resource",
+    "/.well-known/oauth-protected-resource/mcp", "/oauth/authorize", "/oauth/token", "/oauth/device_authorization", "/oauth/device",
+    "/oauth/revoke", "/oauth/introspect", "/oauth/register", "/oauth/logout",
 }
 EVERYONE = ["discovery.read", "profile.*"]
 ROLES = {
@@ -70,10 +74,11 @@ def things(keiko, admin, tmp_path_factory):
     done(admin.put(f"/queues/{queue}", {"paused": False}), 200, 201)
     server, tool = tool_server(admin, tmp_path_factory.mktemp("odd"))
     group = done(admin.post("/consumer-groups", {"name": unique("group")}), 201)
+    client = done(admin.post("/clients", {"name": unique("client"), "redirect_uris": ["https://client.example/back"]}), 201)
     erasure = done(admin.post("/erasures", {"subject": keiko.user(admin, []).id}), 202)
     rebuild = done(admin.post("/views/agent_stats/actions/rebuild", {}), 202)
     return {
-        "consumer-groups": group["id"], "erasures": erasure["id"], "rebuilds": rebuild["id"], "views": "agent_stats",
+        "clients": client["id"], "consumer-groups": group["id"], "erasures": erasure["id"], "rebuilds": rebuild["id"], "views": "agent_stats",
         # Registering the server wrote the journal's first entry.
         "mcp-servers": server, "tools": tool, "journal": "1",
         "agents": worker.id, "tasks": task["id"], "users": keiko.user(admin, []).id, "roles": role["id"], "api-keys": key["id"],
@@ -125,7 +130,7 @@ def test_should_name_permissions_in_the_words_of_the_convention(document):
     areas = {
         "tasks", "orchestrator", "agents", "registry", "discovery", "events", "users", "roles", "keys", "tenants", "metrics", "profile",
         "settings", "stats", "observability", "queues", "sessions", "tools", "mcp-servers", "audit", "consumer-groups",
-        "backups", "erasures", "views",
+        "backups", "erasures", "views", "clients",
     }
     for method, path, permission, _ in routes(document):
         known = permission == "open" or permission in LOGGED_IN or permission.split(".")[0] in areas

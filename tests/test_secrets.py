@@ -113,7 +113,7 @@ def test_should_keep_secrets_out_of_the_process_list(story):
 
 
 def test_should_keep_key_files_to_their_owner(story):
-    assert story["key"], "no file in the data directory holds the Ed25519 signing key in a known form"
+    assert story["key"], "no file in the data directory holds the signing key in a known form"
     named = [p for p in story["server"].data_dir.rglob("*") if p.is_file() and re.search(r"(?i)key|secret|pem|seed|jwk", p.name)]
     for path in {story["key"][1], *named}:
         assert is_owner_only(path), f"{path} is readable by others"

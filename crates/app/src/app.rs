@@ -4,8 +4,12 @@ use crate::asof::Sessions;
 use crate::crypto::{Crypto, KeyMaterial, fresh_secret};
 use crate::errors::{of_handle, of_store};
 use crate::fleet::SharedFleet;
+use crate::jose::Algorithm;
+use crate::known::Known;
+use crate::oauth::{Assertions, Documents, Polls};
 use crate::replicas::{Membership, Replicas};
 use crate::schema::Schemas;
+use crate::signing::Ring;
 use crate::throttle::Throttle;
 use crate::workers::{self, TenantRuntime};
 use crate::{Answer, Caller, ListOrder, Page, passwords};
@@ -43,6 +47,18 @@ pub struct AppSettings {
     pub security_retention_ms: u64,
     /// Witnesses whose signatures on checkpoints are kept.
     pub witnesses: Vec<VerifierKey>,
+    /// The address under which everybody knows this server, without a slash at its end: who makes tokens.
+    pub public_url: String,
+    /// What new keys sign tokens with.
+    pub token_algorithm: Algorithm,
+    /// How long a key signs tokens before another one takes over.
+    pub signing_key_lifetime_ms: u64,
+    /// How long a refresh token that was used counts as a repetition.
+    pub refresh_grace_ms: u64,
+    /// Whether clients may register themselves.
+    pub client_registration: bool,
+    /// Whether documents of clients may lie at private addresses.
+    pub fetch_private: bool,
 }
 
 impl Default for AppSettings {
@@ -56,6 +72,12 @@ impl Default for AppSettings {
             tool_call_retention_ms: 30 * 24 * 3_600_000,
             security_retention_ms: 7 * 365 * 24 * 3_600_000,
             witnesses: vec![],
+            public_url: "http://127.0.0.1:8080".into(),
+            token_algorithm: Algorithm::Es256,
+            signing_key_lifetime_ms: 30 * 24 * 3_600_000,
+            refresh_grace_ms: 10_000,
+            client_registration: false,
+            fetch_private: false,
         }
     }
 }
@@ -88,6 +110,16 @@ pub(crate) struct Inner {
     pub crypto: Crypto,
     pub schemas: Arc<Schemas>,
     pub throttle: Throttle,
+    /// The keys that sign tokens.
+    pub ring: Ring,
+    /// Who was recognised a moment ago.
+    pub known: Known,
+    /// Assertions of clients that were shown.
+    pub assertions: Assertions,
+    /// Clients that are documents.
+    pub documents: Documents,
+    /// When devices asked last.
+    pub polls: Polls,
     /// The tenant that all others are recorded in.
     pub root: TenantId,
     pub tenants: RwLock<BTreeMap<String, Arc<TenantRuntime>>>,
@@ -149,6 +181,11 @@ impl App {
             crypto,
             schemas: Arc::default(),
             throttle: Throttle::default(),
+            ring: Ring::default(),
+            known: Known::default(),
+            assertions: Assertions::default(),
+            documents: Documents::default(),
+            polls: Polls::default(),
             root,
             tenants: RwLock::default(),
             key_ids: Mutex::default(),
@@ -160,6 +197,7 @@ impl App {
             starting: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
         }));
+        app.begin_ring().await?;
         workers::start_all(&app, reports).await.map_err(of_store)?;
         Ok((app, bootstrap))
     }
@@ -171,11 +209,6 @@ impl App {
 
     pub(crate) fn env(&self) -> &Env {
         self.0.engine.env()
-    }
-
-    /// The public keys that verify access tokens.
-    pub fn jwks(&self) -> serde_json::Value {
-        self.0.crypto.jwks()
     }
 
     /// Whether an actor may do something, and how far. Deny by default.
@@ -314,6 +347,11 @@ impl App {
     pub(crate) async fn entity<D: Decider>(&self, tenant: TenantId, stream: &str) -> Answer<Option<Handled<D::State>>> {
         let found = self.0.engine.entity::<D>(tenant, stream).await.map_err(of_store)?;
         Ok(found.filter(|entity| !D::is_deleted(&entity.state)))
+    }
+
+    /// An entity of a tenant, also one that has ended.
+    pub(crate) async fn entity_even_ended<D: Decider>(&self, tenant: TenantId, stream: &str) -> Answer<Option<Handled<D::State>>> {
+        self.0.engine.entity::<D>(tenant, stream).await.map_err(of_store)
     }
 
     /// An entity of the caller's tenant as of the caller's position; one that was deleted then is not found.

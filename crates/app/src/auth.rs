@@ -1,24 +1,20 @@
-//! Who is calling: logins, sessions, access tokens, API keys.
+//! Logins and sessions: passwords are checked, sessions opened, refreshed and ended.
 
 use crate::app::{App, DEFAULT_TENANT, internal};
 use crate::crypto::{fresh_secret, sha256_hex};
 use crate::errors::{of_handle, of_store};
+use crate::recognise::ACCESS_TOKEN;
 use crate::{Answer, Caller, passwords};
-use domain::agent::Agent;
-use domain::identity::key::{Key, hash_key};
-use domain::identity::role::{Role, name_key as role_key};
-use domain::identity::session::{Opened, Session, SessionCommand, ended};
+use domain::identity::session::{Opened, PASSWORD, Session, SessionCommand, ended};
 use domain::identity::user::{User, UserKind, name_key, password_secret};
-use domain::policy::{builtin_role, limited};
 use engine::{Context, Extras, Handled, Step};
-use kernel::id::{KeyId, SessionId, TenantId, UserId};
-use kernel::{Actor, ActorKind, ActorRef, Kind, Origin, Rejection, text};
-use std::sync::PoisonError;
+use kernel::id::{SessionId, TenantId, UserId};
+use kernel::{Act, ActorKind, ActorRef, Claims, Kind, Origin, Rejection, Timestamp, text};
 
-/// Hash prefixes that are remembered.
-const KEY_IDS_MAX: usize = 10_000;
 /// A hash that no password has, so that an unknown user costs as much time as a known one.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$a2Vpa28ta2Vpa28ta2Vpaw$8wnpYb1b2bX1mS6y4z0cJ6n2T2q9c3J0m1r5s7t9u0A";
+/// The client of a login by password at the API.
+const API: &str = "keiko-api";
 
 /// What a login gives.
 pub struct TokenPair {
@@ -30,6 +26,25 @@ pub struct TokenPair {
     pub expires_in_s: u64,
 }
 
+/// A token to be made.
+pub(crate) struct NewToken {
+    pub tenant: TenantId,
+    /// Who may do what it allows.
+    pub subject: String,
+    /// Who gets it.
+    pub client: String,
+    /// For which resource; the whole server when there is none.
+    pub resource: Option<String>,
+    /// What it is limited to.
+    pub scopes: Option<Vec<String>>,
+    /// The session that it belongs to.
+    pub session: Option<(SessionId, std::sync::Arc<Session>)>,
+    /// Who acts for the subject.
+    pub act: Option<Box<Act>>,
+    /// When it ends at the latest.
+    pub until: Option<Timestamp>,
+}
+
 fn invalid_credentials() -> Rejection {
     Rejection::new(
         Kind::Unauthenticated,
@@ -39,34 +54,71 @@ fn invalid_credentials() -> Rejection {
     )
 }
 
-fn unauthenticated(code: &'static str, message: &str) -> Rejection {
-    Rejection::new(
-        Kind::Unauthenticated,
-        code,
-        message,
-        "Sign in with POST /api/v1/auth/login and send 'Authorization: Bearer <access_token>', or send an X-API-Key.",
-    )
+/// Somebody whose password was right.
+pub(crate) struct Authenticated {
+    pub log: TenantId,
+    pub slug: String,
+    pub user: UserId,
 }
 
 impl App {
+    /// Who makes tokens: the address under which everybody knows this server.
+    pub fn issuer(&self) -> &str {
+        &self.0.settings.public_url
+    }
+
     /// Opens a session.
-    pub async fn login(&self, tenant: Option<&str>, username: &str, password: &str, mut context: Context) -> Answer<TokenPair> {
+    pub async fn login(&self, tenant: Option<&str>, username: &str, password: &str, context: Context) -> Answer<TokenPair> {
+        let (who, context) = self.authenticate_password(tenant, username, password, context).await?;
+        let session: SessionId = self.env().id();
+        let refresh_token = refresh_token(&who.slug, session, &fresh_secret(self.env()));
+        let opened = Opened { refresh_sha256: Some(sha256_hex(&refresh_token)), ..self.login_of(who.user) };
+        let opened = self.open_session(who.log, session, opened, &context).await?;
+        self.token_pair(who.log, session, &opened, refresh_token)
+    }
+
+    /// A login by password, now.
+    pub(crate) fn login_of(&self, user: UserId) -> Opened {
+        let now = self.env().now();
+        Opened {
+            user,
+            refresh_sha256: None,
+            expires_at: now.plus_ms(self.0.settings.session_ttl_ms),
+            client: None,
+            scopes: None,
+            resource: None,
+            amr: vec![PASSWORD.into()],
+            authenticated_at: now,
+            parent: None,
+            code: None,
+        }
+    }
+
+    pub(crate) async fn open_session(
+        &self,
+        log: TenantId,
+        session: SessionId,
+        opened: Opened,
+        context: &Context,
+    ) -> Answer<Handled<Session>> {
+        let step = Step::new::<Session>(session, SessionCommand::Open(Box::new(opened)));
+        self.0.engine.handle::<Session>(log, step, context, Extras::default()).await.map_err(of_handle)
+    }
+
+    /// Who has this name and password, with the context of whatever they do next.
+    pub(crate) async fn authenticate_password(
+        &self,
+        tenant: Option<&str>,
+        username: &str,
+        password: &str,
+        mut context: Context,
+    ) -> Answer<(Authenticated, Context)> {
         let slug = tenant.unwrap_or(DEFAULT_TENANT);
         let known = self.tenant(slug);
         let log = known.as_ref().map_or(self.0.root, |t| t.id);
         // Hashed, so that its length is bounded whatever is sent.
         let throttle_key = sha256_hex(&format!("{slug}/{username}/{}", context.origin.address.as_deref().unwrap_or_default()));
-        let wait_ms = self.0.throttle.wait_ms(&throttle_key, self.env().now());
-        if wait_ms > 0 {
-            let hint = "Wait for the time in Retry-After.";
-            return Err(Rejection::new(
-                Kind::Limited,
-                "LOGIN_THROTTLED",
-                "Too many failed logins for this account from this address.",
-                hint,
-            )
-            .with("retry_after_s", wait_ms.div_ceil(1000)));
-        }
+        self.not_throttled(&throttle_key, "Too many failed logins for this account from this address.")?;
         // Counted before the slow check and taken back after it, so that guesses at the same time count too.
         self.0.throttle.failed(throttle_key.clone(), self.env().now());
         let user = match known {
@@ -82,27 +134,62 @@ impl App {
         let user_id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         context.actor = ActorRef { kind: ActorKind::User, id: user.stream.clone() };
         context.user = Some(user_id);
-        self.open_session(log, slug, user_id, &context).await
+        Ok((Authenticated { log, slug: slug.to_owned(), user: user_id }, context))
     }
 
-    async fn open_session(&self, log: TenantId, slug: &str, user: UserId, context: &Context) -> Answer<TokenPair> {
-        let session: SessionId = self.env().id();
-        let refresh_token = refresh_token(slug, session, &fresh_secret(self.env()));
-        let opened = Opened {
-            user,
-            refresh_sha256: sha256_hex(&refresh_token),
-            expires_at: self.env().now().plus_ms(self.0.settings.session_ttl_ms),
+    /// Refuses what failed too often lately.
+    pub(crate) fn not_throttled(&self, key: &str, message: &str) -> Answer<()> {
+        match self.0.throttle.wait_ms(key, self.env().now()) {
+            0 => Ok(()),
+            wait_ms => {
+                let hint = "Wait for the time in Retry-After.";
+                let refused = Rejection::new(Kind::Limited, "LOGIN_THROTTLED", message, hint);
+                Err(refused.with("retry_after_s", wait_ms.div_ceil(1000)))
+            }
+        }
+    }
+
+    fn token_pair(&self, log: TenantId, id: SessionId, session: &Handled<Session>, refresh_token: String) -> Answer<TokenPair> {
+        let access_token = self.session_token(log, id, session)?;
+        Ok(TokenPair { access_token, refresh_token, expires_in_s: self.0.settings.access_token_ttl_ms / 1000 })
+    }
+
+    /// An access token of a session.
+    pub(crate) fn session_token(&self, log: TenantId, id: SessionId, session: &Handled<Session>) -> Answer<String> {
+        let state = &session.state;
+        self.access_token(NewToken {
+            tenant: log,
+            subject: state.user.to_string(),
+            client: state.client.clone().unwrap_or_else(|| API.to_owned()),
+            resource: state.resource.clone(),
+            scopes: state.scopes.clone(),
+            session: Some((id, state.clone())),
+            act: None,
+            until: Some(state.expires_at),
+        })
+    }
+
+    /// A signed access token.
+    pub(crate) fn access_token(&self, new: NewToken) -> Answer<String> {
+        let now = self.env().now();
+        let end = now.plus_ms(self.0.settings.access_token_ttl_ms);
+        let end = new.until.map_or(end, |until| end.min(until));
+        let claims = Claims {
+            iss: self.issuer().to_owned(),
+            aud: new.resource.unwrap_or_else(|| self.issuer().to_owned()),
+            sub: new.subject,
+            tid: new.tenant,
+            client_id: new.client,
+            sid: new.session.as_ref().map(|(id, _)| *id),
+            scope: new.scopes.map(|scopes| scopes.join(" ")),
+            jti: self.env().id(),
+            iat: now.0.div_euclid(1000),
+            exp: end.0.div_euclid(1000),
+            acr: new.session.as_ref().map(|(_, session)| acr(session).to_owned()),
+            auth_time: new.session.as_ref().map(|(_, session)| session.authenticated_at.0.div_euclid(1000)),
+            act: new.act,
         };
-        let step = Step::new::<Session>(session, SessionCommand::Open(opened));
-        self.0.engine.handle::<Session>(log, step, context, Extras::default()).await.map_err(of_handle)?;
-        self.token_pair(log, user, session, refresh_token)
-    }
-
-    fn token_pair(&self, log: TenantId, user: UserId, session: SessionId, refresh_token: String) -> Answer<TokenPair> {
-        let ttl_ms = self.0.settings.access_token_ttl_ms;
-        let access_token =
-            self.0.crypto.sign((user, log, session), self.env().id(), self.env().now(), ttl_ms).map_err(internal)?;
-        Ok(TokenPair { access_token, refresh_token, expires_in_s: ttl_ms / 1000 })
+        self.sign(ACCESS_TOKEN, &claims)
     }
 
     async fn user_by_name(&self, log: TenantId, username: &str) -> Answer<Option<Handled<User>>> {
@@ -132,25 +219,52 @@ impl App {
         Ok(sealed.and_then(|sealed| String::from_utf8(self.0.crypto.sealer.open(log, &name, &sealed)?).ok()))
     }
 
-    /// Replaces a refresh token by a new pair. An older token of the session ends it.
-    pub async fn refresh(&self, token: &str, mut context: Context) -> Answer<TokenPair> {
-        let (slug, session) = parse_refresh(token).ok_or_else(ended)?;
+    /// Replaces a refresh token of a login by a new pair. An older token of the session ends it.
+    pub async fn refresh(&self, token: &str, context: Context) -> Answer<TokenPair> {
+        let (log, id, session, next) = self.refreshed(token, None, context).await?;
+        self.token_pair(log, id, &session, next)
+    }
+
+    /// The session of a refresh token, with the next token, for the client that the token was given to.
+    ///
+    /// The next token follows from the one presented: a client that did not hear the answer and asks again gets the same.
+    pub(crate) async fn refreshed(
+        &self,
+        token: &str,
+        client: Option<&str>,
+        mut context: Context,
+    ) -> Answer<(TenantId, SessionId, Handled<Session>, String)> {
+        let (slug, id) = parse_refresh(token).ok_or_else(ended)?;
         let log = self.tenant(slug).ok_or_else(ended)?.id;
-        let known = self.entity::<Session>(log, &session.to_string()).await?.ok_or_else(ended)?;
+        let known = self.entity::<Session>(log, &id.to_string()).await?.ok_or_else(ended)?;
+        if known.state.client.as_deref() != client {
+            return Err(ended());
+        }
         context.actor = ActorRef { kind: ActorKind::User, id: known.state.user.to_string() };
         context.user = Some(known.state.user);
-        if self.entity::<User>(log, &known.state.user.to_string()).await?.is_none() {
-            return Err(ended());
-        }
-        let next = refresh_token(slug, session, &fresh_secret(self.env()));
-        let command = SessionCommand::Refresh { presented_sha256: sha256_hex(token), next_sha256: sha256_hex(&next) };
-        let step = Step::on::<Session>(session, command);
+        self.check_session_holds(log, &known).await?;
+        let next = refresh_token(slug, id, &self.0.crypto.sealer.derived("refresh", token));
+        let command = SessionCommand::Refresh {
+            presented_sha256: sha256_hex(token),
+            next_sha256: sha256_hex(&next),
+            grace_ms: self.0.settings.refresh_grace_ms,
+        };
+        let step = Step::on::<Session>(id, command);
         let after = self.0.engine.handle::<Session>(log, step, &context, Extras::default()).await.map_err(of_handle)?;
         if after.state.closed.is_some() {
-            tracing::warn!(session = %session, "an older refresh token was presented: the session has ended");
+            tracing::warn!(session = %id, "an older refresh token was presented: the session has ended");
             return Err(ended());
         }
-        self.token_pair(log, after.state.user, session, next)
+        Ok((log, id, after, next))
+    }
+
+    /// Whether a session still rests on somebody who is there, and was not called back with all others.
+    pub(crate) async fn check_session_holds(&self, log: TenantId, session: &Handled<Session>) -> Answer<()> {
+        use domain::identity::guard::{Guard, guard_id};
+        let guard = self.entity::<Guard>(log, &guard_id(log).to_string()).await?;
+        let is_before = guard.and_then(|guard| guard.state.revoked_until).is_some_and(|until| session.created_at <= until);
+        let user = self.entity::<User>(log, &session.state.user.to_string()).await?;
+        if is_before || user.is_none() { Err(ended()) } else { Ok(()) }
     }
 
     /// Ends the caller's session.
@@ -166,136 +280,11 @@ impl App {
         let step = Step::on::<Session>(session, SessionCommand::Close { reason: "logout".into() });
         self.execute::<Session>(caller, step, Extras::default()).await.map(|_| ())
     }
+}
 
-    /// Who shows this access token.
-    pub async fn authenticate_bearer(&self, token: &str) -> Answer<Actor> {
-        let refused = || unauthenticated("TOKEN_INVALID", "The access token is not valid or has expired.");
-        let claims = self.0.crypto.verify(token, self.env().now()).ok_or_else(refused)?;
-        let actor = self.session_actor(claims.tid, claims.sid).await?;
-        if actor.user == Some(claims.sub) { Ok(actor) } else { Err(refused()) }
-    }
-
-    async fn session_actor(&self, log: TenantId, id: SessionId) -> Answer<Actor> {
-        let refused = || unauthenticated("TOKEN_INVALID", "The access token is not valid or has expired.");
-        let session = self.entity::<Session>(log, &id.to_string()).await?.ok_or_else(refused)?;
-        if !session.state.is_open(self.env().now()) {
-            return Err(refused());
-        }
-        let user = self.entity::<User>(log, &session.state.user.to_string()).await?.ok_or_else(refused)?;
-        let mut actor = self.user_actor(log, &user).await?;
-        actor.session = Some(id);
-        Ok(actor)
-    }
-
-    /// Who shows this API key.
-    pub async fn authenticate_key(&self, presented: &str) -> Answer<Actor> {
-        let refused = || unauthenticated("KEY_INVALID", "The API key is not valid, expired or revoked.");
-        let slug = presented.strip_prefix("kk_").and_then(|rest| rest.split('_').next()).ok_or_else(refused)?;
-        let log = self.tenant(slug).ok_or_else(refused)?.id;
-        let id = self.key_id(log, &sha256_hex(presented)).await?.ok_or_else(refused)?;
-        self.key_actor(log, slug, id).await
-    }
-
-    async fn key_actor(&self, log: TenantId, slug: &str, id: KeyId) -> Answer<Actor> {
-        let refused = || unauthenticated("KEY_INVALID", "The API key is not valid, expired or revoked.");
-        let key = self.entity::<Key>(log, &id.to_string()).await?.ok_or_else(refused)?;
-        if !key.state.is_valid(self.env().now()) {
-            return Err(refused());
-        }
-        let issued = &key.state.issued;
-        let mut actor = match issued.owner.kind {
-            ActorKind::Agent => {
-                let agent = self.entity::<Agent>(log, &issued.owner.id).await?.ok_or_else(refused)?;
-                self.agent_actor(log, slug, &agent)
-            }
-            _ => {
-                let user = self.entity::<User>(log, &issued.owner.id).await?.ok_or_else(refused)?;
-                self.user_actor(log, &user).await?
-            }
-        };
-        actor.key = Some(id);
-        if let Some(limit) = &issued.permissions {
-            // Everybody may see their own profile, whatever the key is limited to.
-            actor.permissions = limited(&actor.permissions, limit);
-            actor.permissions.push("profile.*".into());
-        }
-        Ok(actor)
-    }
-
-    /// Whether somebody who was authenticated a while ago still is, and still holds a permission.
-    pub async fn may_still(&self, actor: &Actor, permission: &str) -> bool {
-        let now = match (actor.session, actor.key) {
-            (Some(session), _) => self.session_actor(actor.tenant, session).await,
-            (None, Some(key)) => self.key_actor(actor.tenant, &actor.tenant_slug, key).await,
-            (None, None) => return false,
-        };
-        now.is_ok_and(|now| self.authorise(&now, permission).is_ok())
-    }
-
-    async fn key_id(&self, log: TenantId, sha256: &str) -> Answer<Option<KeyId>> {
-        if let Some(id) = self.0.key_ids.lock().unwrap_or_else(PoisonError::into_inner).get(sha256) {
-            return Ok(Some(*id));
-        }
-        let Some(id) = self.holder(log, &hash_key(sha256)).await?.and_then(|stream| stream.parse().ok()) else { return Ok(None) };
-        let mut known = self.0.key_ids.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= KEY_IDS_MAX {
-            known.clear();
-        }
-        known.insert(sha256.to_owned(), id);
-        Ok(Some(id))
-    }
-
-    fn agent_actor(&self, log: TenantId, slug: &str, agent: &Handled<Agent>) -> Actor {
-        Actor {
-            tenant: log,
-            tenant_slug: slug.to_owned(),
-            who: ActorRef { kind: ActorKind::Agent, id: agent.stream.clone() },
-            name: agent.state.profile.name.clone(),
-            user: None,
-            session: None,
-            key: None,
-            roles: vec!["agent".into()],
-            permissions: builtin_role("agent").unwrap_or_default(),
-        }
-    }
-
-    async fn user_actor(&self, log: TenantId, user: &Handled<User>) -> Answer<Actor> {
-        let mut permissions = vec!["discovery.read".to_owned(), "profile.*".to_owned()];
-        for role in &user.state.roles {
-            permissions.extend(self.role_permissions(log, role).await?);
-        }
-        permissions.sort();
-        permissions.dedup();
-        let kind = match user.state.kind {
-            UserKind::User => ActorKind::User,
-            UserKind::Service => ActorKind::Service,
-        };
-        Ok(Actor {
-            tenant: log,
-            tenant_slug: self.slug_of(log).ok_or_else(|| internal("a user of a tenant that is not running".into()))?,
-            who: ActorRef { kind, id: user.stream.clone() },
-            name: user.state.name().to_owned(),
-            user: user.stream.parse().ok(),
-            session: None,
-            key: None,
-            roles: user.state.roles.clone(),
-            permissions,
-        })
-    }
-
-    fn slug_of(&self, log: TenantId) -> Option<String> {
-        let tenants = self.0.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        tenants.iter().find(|(_, t)| t.id == log).map(|(slug, _)| slug.clone())
-    }
-
-    /// The permissions of a role; none for one that does not exist (any more).
-    pub(crate) async fn role_permissions(&self, log: TenantId, role: &str) -> Answer<Vec<String>> {
-        if let Some(permissions) = builtin_role(role) {
-            return Ok(permissions);
-        }
-        let Some(stream) = self.holder(log, &role_key(role)).await? else { return Ok(vec![]) };
-        Ok(self.entity::<Role>(log, &stream).await?.map(|r| r.state.permissions.clone()).unwrap_or_default())
-    }
+/// How well the person of a session was authenticated, in one word.
+pub(crate) fn acr(session: &Session) -> &'static str {
+    if session.is_multi_factor() { "mfa" } else { "pwd" }
 }
 
 impl App {
@@ -306,12 +295,17 @@ impl App {
 }
 
 /// `kr_<tenant>_<session>.<secret>`
-fn refresh_token(slug: &str, session: SessionId, secret: &str) -> String {
+pub(crate) fn refresh_token(slug: &str, session: SessionId, secret: &str) -> String {
     format!("kr_{slug}_{session}.{secret}")
 }
 
 fn parse_refresh(token: &str) -> Option<(&str, SessionId)> {
-    let (slug, rest) = token.strip_prefix("kr_")?.split_once('_')?;
+    parse_handle("kr_", token)
+}
+
+/// A secret that names its tenant and session: `<prefix><tenant>_<session>.<secret>`.
+pub(crate) fn parse_handle<'a>(prefix: &str, token: &'a str) -> Option<(&'a str, SessionId)> {
+    let (slug, rest) = token.strip_prefix(prefix)?.split_once('_')?;
     let (session, secret) = rest.split_once('.')?;
     (!secret.is_empty() && text::is_slug(slug, kernel::limits::SLUG_CHARS_MAX)).then_some(())?;
     Some((slug, session.parse().ok()?))

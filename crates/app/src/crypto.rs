@@ -1,4 +1,4 @@
-//! Keys and what they do: signing access tokens, sealing secrets, blind indexes, fresh secrets.
+//! Keys and what they do: sealing secrets and the record, blind indexes, fresh secrets.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hmac;
@@ -6,20 +6,16 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use engine::Env;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use kernel::id::{RequestId, SessionId, TenantId, UserId};
+use kernel::id::TenantId;
 use kernel::merkle::Hash;
 use kernel::note::{self, Checkpoint, Note, VerifierKey};
-use kernel::{BlindIndex, Timestamp, text};
-use serde::{Deserialize, Serialize};
+use kernel::{BlindIndex, text};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
-const ISSUER: &str = "keiko";
-
 /// Key bytes as they lie in files that only the owner can read.
 pub struct KeyMaterial {
-    /// Ed25519 key pair, PKCS#8.
+    /// The first key pair that signs tokens, PKCS#8: P-256, in older installations Ed25519.
     pub signing_pkcs8: Vec<u8>,
     /// Seals secrets beside the log.
     pub sealing: [u8; 32],
@@ -43,7 +39,7 @@ impl KeyMaterial {
     /// Fresh keys.
     pub fn generate(env: &Env) -> Result<Self, String> {
         Ok(KeyMaterial {
-            signing_pkcs8: fresh_pair()?,
+            signing_pkcs8: crate::jose::fresh_key(crate::jose::Algorithm::Es256)?,
             sealing: env.bytes(),
             index: env.bytes(),
             checkpoint_pkcs8: fresh_pair()?,
@@ -86,20 +82,6 @@ pub fn check_ed25519(public: &[u8], message: &[u8], signature: &[u8]) -> bool {
     aws_lc_rs::signature::UnparsedPublicKey::new(&aws_lc_rs::signature::ED25519, public).verify(message, signature).is_ok()
 }
 
-/// What an access token says. Times are seconds since 1970.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Claims {
-    pub iss: String,
-    pub aud: String,
-    pub sub: UserId,
-    pub tid: TenantId,
-    pub sid: SessionId,
-    /// Makes two tokens of one second differ.
-    pub jti: RequestId,
-    pub iat: i64,
-    pub exp: i64,
-}
-
 /// Seals secrets and makes blind indexes.
 pub(crate) struct Sealer {
     sealing: LessSafeKey,
@@ -132,6 +114,12 @@ impl Sealer {
         Some(opened.to_vec())
     }
 
+    /// A secret that follows from another one, for one purpose.
+    pub fn derived(&self, purpose: &str, from: &str) -> String {
+        let tag = hmac::sign(&self.index, format!("derived/{purpose}/{from}").as_bytes());
+        URL_SAFE_NO_PAD.encode(tag.as_ref()).replace('_', ".")
+    }
+
     /// By which a personal value is found.
     pub fn blind(&self, tenant: TenantId, field: &str, value: &str) -> BlindIndex {
         let tag = hmac::sign(&self.index, format!("{tenant}/{field}/{value}").as_bytes());
@@ -139,72 +127,24 @@ impl Sealer {
     }
 }
 
-/// Everything that needs a key.
+/// Everything that needs a key of the key files.
 pub(crate) struct Crypto {
     pub sealer: Sealer,
     pub checkpoints: Arc<SealingKey>,
     /// Tells the key files from others.
     pub fingerprint: Vec<u8>,
-    encoding: EncodingKey,
-    decoding: DecodingKey,
-    kid: String,
-    /// The public key, base64url.
-    x: String,
+    /// The first key that signs tokens, PKCS#8.
+    pub first_signing: Vec<u8>,
 }
 
 impl Crypto {
     pub fn new(material: &KeyMaterial) -> Result<Self, String> {
-        let pair =
-            Ed25519KeyPair::from_pkcs8(&material.signing_pkcs8).map_err(|_| "the signing key is not a PKCS#8 Ed25519 key")?;
-        let public = pair.public_key().as_ref().to_vec();
         Ok(Crypto {
             sealer: Sealer::new(&material.sealing, &material.index)?,
             checkpoints: Arc::new(SealingKey::new(&material.checkpoint_pkcs8)?),
             fingerprint: material.fingerprint(),
-            encoding: EncodingKey::from_ed_der(&material.signing_pkcs8),
-            decoding: DecodingKey::from_ed_der(&public),
-            kid: text::hex(&Sha256::digest(&public)[..8]),
-            x: URL_SAFE_NO_PAD.encode(&public),
+            first_signing: material.signing_pkcs8.clone(),
         })
-    }
-
-    /// A signed access token.
-    pub fn sign(
-        &self,
-        (sub, tid, sid): (UserId, TenantId, SessionId),
-        jti: RequestId,
-        now: Timestamp,
-        ttl_ms: u64,
-    ) -> Result<String, String> {
-        let claims = Claims {
-            iss: ISSUER.into(),
-            aud: ISSUER.into(),
-            sub,
-            tid,
-            sid,
-            jti,
-            iat: now.0.div_euclid(1000),
-            exp: now.plus_ms(ttl_ms).0.div_euclid(1000),
-        };
-        let mut header = Header::new(Algorithm::EdDSA);
-        header.kid = Some(self.kid.clone());
-        jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(|e| e.to_string())
-    }
-
-    /// The claims of a token that this server signed and that is not over. The algorithm is fixed by the key.
-    pub fn verify(&self, token: &str, now: Timestamp) -> Option<Claims> {
-        let mut validation = Validation::new(Algorithm::EdDSA);
-        validation.set_audience(&[ISSUER]);
-        validation.set_issuer(&[ISSUER]);
-        // Time is the engine's, so it is compared below.
-        validation.validate_exp = false;
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).ok()?.claims;
-        (now.0 < claims.exp.checked_mul(1000)?).then_some(claims)
-    }
-
-    /// The public key as a JSON Web Key Set.
-    pub fn jwks(&self) -> serde_json::Value {
-        serde_json::json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": self.kid, "x": self.x }] })
     }
 }
 
@@ -222,37 +162,6 @@ pub(crate) fn sha256_hex(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn crypto() -> Crypto {
-        Crypto::new(&KeyMaterial::generate(&Env::system()).unwrap()).unwrap()
-    }
-
-    fn token(crypto: &Crypto, now: i64) -> String {
-        let whose = (UserId::from_bytes([1; 16]), TenantId::from_bytes([2; 16]), SessionId::from_bytes([3; 16]));
-        crypto.sign(whose, RequestId::from_bytes([4; 16]), Timestamp(now), 1_000).unwrap()
-    }
-
-    #[test]
-    fn a_token_is_good_until_it_ends_and_only_with_the_key_that_signed_it() {
-        let ours = crypto();
-        let token = token(&ours, 10_000);
-        assert!(ours.verify(&token, Timestamp(10_999)).is_some());
-        assert!(ours.verify(&token, Timestamp(11_000)).is_none());
-        assert!(crypto().verify(&token, Timestamp(10_000)).is_none());
-    }
-
-    #[test]
-    fn algorithm_confusion_is_refused() {
-        let ours = crypto();
-        let body = token(&ours, 10_000).split('.').nth(1).unwrap().to_owned();
-        let part = |json: &str| URL_SAFE_NO_PAD.encode(json);
-        assert!(ours.verify(&format!("{}.{body}.", part(r#"{"alg":"none","typ":"JWT"}"#)), Timestamp(10_000)).is_none());
-        // HS256 with the public key as the secret.
-        let public = URL_SAFE_NO_PAD.decode(&ours.x).unwrap();
-        let input = format!("{}.{body}", part(r#"{"alg":"HS256","typ":"JWT"}"#));
-        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &public), input.as_bytes());
-        assert!(ours.verify(&format!("{input}.{}", URL_SAFE_NO_PAD.encode(tag.as_ref())), Timestamp(10_000)).is_none());
-    }
 
     #[test]
     fn a_sealed_secret_opens_only_at_its_place() {

@@ -6,13 +6,22 @@ use store::{Store, StoreError};
 
 /// The rules of every kind of entity.
 pub(crate) fn kinds() -> Kinds {
-    use domain::identity::{key::Key, role::Role, session::Session, tenant::Tenant, user::User};
+    use domain::identity::{
+        client::Client, consent::Consent, device::Device, guard::Guard, key::Key, keyring::Keyring, role::Role, session::Session,
+        tenant::Tenant, token::Token, user::User,
+    };
     Kinds::default()
         .and::<Tenant>()
         .and::<User>()
         .and::<Role>()
         .and::<Key>()
         .and::<Session>()
+        .and::<Client>()
+        .and::<Consent>()
+        .and::<Device>()
+        .and::<Token>()
+        .and::<Guard>()
+        .and::<Keyring>()
         .and::<domain::agent::Agent>()
         .and::<domain::task::Task>()
         .and::<domain::queue::Queue>()

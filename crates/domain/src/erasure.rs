@@ -122,7 +122,7 @@ pub fn begins_own(subject: UserId, event: &Recorded) -> bool {
     }
     match header.kind.as_str() {
         "identity.user.registered" => header.stream == subject.to_string(),
-        "identity.session.opened" | "tasks.task.submitted" => is_by(subject, event),
+        "identity.session.opened" | "identity.consent.granted" | "tasks.task.submitted" => is_by(subject, event),
         "identity.key.issued" => match crate::identity::key::KeyEvent::read(event) {
             Ok(Some(crate::identity::key::KeyEvent::Issued(issued))) => issued.owner.id == subject.to_string(),
             _ => false,

@@ -62,6 +62,12 @@ fn every_shape_ever_written_stays_readable() {
     check::<crate::identity::role::RoleEvent>();
     check::<crate::identity::key::KeyEvent>();
     check::<crate::identity::session::SessionEvent>();
+    check::<crate::identity::client::ClientEvent>();
+    check::<crate::identity::consent::ConsentEvent>();
+    check::<crate::identity::device::DeviceEvent>();
+    check::<crate::identity::guard::GuardEvent>();
+    check::<crate::identity::keyring::KeyringEvent>();
+    check::<crate::identity::token::TokenEvent>();
     check::<crate::agent::AgentEvent>();
     check::<crate::task::TaskEvent>();
     check::<crate::queue::QueueEvent>();
@@ -80,6 +86,12 @@ fn every_golden_file_belongs_to_a_known_shape() {
     known.extend(crate::identity::role::RoleEvent::known());
     known.extend(crate::identity::key::KeyEvent::known());
     known.extend(crate::identity::session::SessionEvent::known());
+    known.extend(crate::identity::client::ClientEvent::known());
+    known.extend(crate::identity::consent::ConsentEvent::known());
+    known.extend(crate::identity::device::DeviceEvent::known());
+    known.extend(crate::identity::guard::GuardEvent::known());
+    known.extend(crate::identity::keyring::KeyringEvent::known());
+    known.extend(crate::identity::token::TokenEvent::known());
     known.extend(crate::agent::AgentEvent::known());
     known.extend(crate::task::TaskEvent::known());
     known.extend(crate::queue::QueueEvent::known());

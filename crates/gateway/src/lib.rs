@@ -4,11 +4,13 @@
 //! answer, it is started again with growing pauses. What happens to it is told as [`Report`]s; this crate writes nothing
 //! down and never touches the store.
 
+mod document;
 mod mcp;
 mod process;
 mod target;
 mod upstream;
 
+pub use document::{Document, fetch};
 pub use mcp::{CallError, ToolListing, ToolResult};
 pub use target::check as check_target;
 

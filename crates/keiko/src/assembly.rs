@@ -88,6 +88,10 @@ impl Keiko {
         let Parts { store, env, keys, journal, membership, promise } = parts;
         say(&promise, membership.as_ref().map(|m| m.replica.as_str()));
         let listener = bind(settings.listen).await.map_err(anyhow::Error::msg)?;
+        let mut app_settings = settings.app.clone();
+        if app_settings.public_url.is_empty() {
+            app_settings.public_url = format!("http://{}", listener.local_addr()?);
+        }
         let grpc_listener = match settings.grpc_listen {
             Some(address) => Some(bind(address).await.map_err(anyhow::Error::msg)?),
             None => None,
@@ -96,7 +100,7 @@ impl Keiko {
         let password = settings.admin_password.as_ref().map(|secret| secret.0.clone());
         let (gateway, reports) = Gateway::new(settings.gateway.clone());
         let ground = Ground { engine, journal: journal.clone(), gateway: gateway.clone(), reports, membership };
-        let (app, bootstrap) = App::start(ground, &keys, settings.app.clone(), password)
+        let (app, bootstrap) = App::start(ground, &keys, app_settings, password)
             .await
             .map_err(|r| anyhow::anyhow!("{} {}", r.message, r.hint))
             .context("the application could not start")?;

@@ -51,6 +51,17 @@ pub const DECLARED: &[Declared] = &[
         "Where the key files are: the same on every replica; the folder 'keys' of data.dir when nothing is said",
     ),
     declared("server.listen", "127.0.0.1:8080", "Address and port to listen on"),
+    declared(
+        "server.public_url",
+        "",
+        "Address under which everybody knows this server, such as https://keiko.example.com; that of server.listen when nothing is said",
+    ),
+    declared(
+        "security.profile",
+        "auto",
+        "development or production; auto: development when embedded and on a loopback address",
+    ),
+    declared("oauth.registration", "auto", "Whether OAuth clients may register themselves; auto: in development only"),
     declared("grpc.listen", "", "Address and port of the gRPC interface, such as 127.0.0.1:8090; none when nothing is said"),
     declared("server.body_max", "1MiB", "Largest request body"),
     declared("server.json_depth_max", "64", "Deepest JSON"),
@@ -59,7 +70,10 @@ pub const DECLARED: &[Declared] = &[
     declared("agent.lease", "30s", "How long an agent counts as there without a call"),
     declared("retry.delay_base", "1s", "Delay of a task's first retry; doubled each time, at most 60s"),
     declared("token.ttl", "15m", "How long an access token is good"),
+    declared("token.algorithm", "ES256", "What new keys sign tokens with: ES256 or Ed25519"),
+    declared("token.key_lifetime", "720h", "How long a key signs tokens before another one takes over; at least 1h"),
     declared("session.ttl", "720h", "How long a login lasts"),
+    declared("session.refresh_grace", "10s", "How long a used refresh token counts as an honest repetition"),
     declared("store.disk_free_min", "256MiB", "Free disk space below which writes are refused"),
     declared("gateway.allow_private", "false", "Whether MCP servers at private and link-local addresses may be reached"),
     declared("gateway.allow_spawn", "true", "Whether MCP servers may be started as processes"),
@@ -268,6 +282,17 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Password of the first administrator.
     pub admin_password: Option<Secret>,
+    /// How strict the server is.
+    pub profile: Profile,
+}
+
+/// How strict the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// On one's own machine.
+    Development,
+    /// For others.
+    Production,
 }
 
 /// Form of log lines.
@@ -295,6 +320,17 @@ impl Settings {
     /// Understands the layers, or says which value is wrong, where it comes from and what would be right.
     pub fn from_layers(layers: &Layers) -> anyhow::Result<Settings> {
         let ms = |key| layers.parsed(key, duration_ms);
+        let listen: SocketAddr =
+            layers.parsed("server.listen", |v| v.parse().map_err(|_| "is no address such as 127.0.0.1:8080".to_owned()))?;
+        let database = database(layers)?;
+        let profile = layers.parsed("security.profile", |v| match v {
+            "development" => Ok(Profile::Development),
+            "production" => Ok(Profile::Production),
+            "auto" if database.is_none() && listen.ip().is_loopback() => Ok(Profile::Development),
+            "auto" => Ok(Profile::Production),
+            _ => Err("is none of auto, development, production".to_owned()),
+        })?;
+        let allow_private = layers.parsed("gateway.allow_private", yes_no)?;
         let app = app::AppSettings {
             claim_ttl_ms: ms("claim.ttl")?,
             agent_lease_ms: ms("agent.lease")?,
@@ -303,6 +339,19 @@ impl Settings {
             session_ttl_ms: ms("session.ttl")?,
             tool_call_retention_ms: ms("journal.tool_call_retention")?,
             security_retention_ms: ms("journal.security_retention")?,
+            public_url: layers.parsed("server.public_url", public_url)?,
+            token_algorithm: layers.parsed("token.algorithm", |v| {
+                app::Algorithm::parse(v).ok_or_else(|| "is none of ES256, Ed25519".to_owned())
+            })?,
+            signing_key_lifetime_ms: layers.parsed("token.key_lifetime", |v| {
+                duration_ms(v).and_then(|ms| if ms >= 3_600_000 { Ok(ms) } else { Err("is less than 1h".to_owned()) })
+            })?,
+            refresh_grace_ms: ms("session.refresh_grace")?,
+            client_registration: layers.parsed("oauth.registration", |v| match v {
+                "auto" => Ok(profile == Profile::Development),
+                v => yes_no(v).map_err(|_| "is none of auto, true, false".to_owned()),
+            })?,
+            fetch_private: allow_private,
             witnesses: layers.parsed("audit.witnesses", |v| {
                 let keys = v.split(',').map(str::trim).filter(|key| !key.is_empty());
                 keys.map(|key| VerifierKey::parse(key).ok_or_else(|| "is no list of keys name+id+key".to_owned())).collect()
@@ -314,7 +363,7 @@ impl Settings {
             ..edge::http::HttpSettings::default()
         };
         let gateway = gateway::GatewaySettings {
-            allow_private: layers.parsed("gateway.allow_private", yes_no)?,
+            allow_private,
             allow_spawn: layers.parsed("gateway.allow_spawn", yes_no)?,
             call_timeout: Duration::from_millis(ms("gateway.call_timeout")?),
             start_timeout: Duration::from_millis(ms("gateway.start_timeout")?),
@@ -329,12 +378,11 @@ impl Settings {
         Ok(Settings {
             data_dir,
             keys_dir,
-            database: database(layers)?,
+            database,
             lease_ms: layers.parsed("cluster.lease", |v| {
                 duration_ms(v).and_then(|ms| if ms >= 1_000 { Ok(ms) } else { Err("is less than 1s".to_owned()) })
             })?,
-            listen: layers
-                .parsed("server.listen", |v| v.parse().map_err(|_| "is no address such as 127.0.0.1:8080".to_owned()))?,
+            listen,
             grpc_listen: layers.parsed("grpc.listen", |v| match v {
                 "" => Ok(None),
                 v => v.parse().map(Some).map_err(|_| "is no address such as 127.0.0.1:8090".to_owned()),
@@ -352,8 +400,25 @@ impl Settings {
                 _ => Err("is none of text, json, auto".to_owned()),
             })?,
             admin_password: (!password.is_empty()).then_some(Secret(password)),
+            profile,
         })
     }
+}
+
+/// The address under which everybody knows the server; empty for that of the listener.
+fn public_url(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let wrong = || "is no address such as https://keiko.example.com, without a path behind it".to_owned();
+    let url = url::Url::parse(text).map_err(|_| wrong())?;
+    let is_plain = matches!(url.scheme(), "http" | "https")
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.path() == "/"
+        && url.query().is_none()
+        && url.fragment().is_none();
+    is_plain.then(|| url.origin().ascii_serialization()).ok_or_else(wrong)
 }
 
 /// How the database is reached, if there is one.

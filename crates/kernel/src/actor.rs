@@ -1,8 +1,9 @@
 //! Who does something, and from where.
 
-use crate::id::{KeyId, SessionId, TenantId, UserId};
+use crate::id::{KeyId, SessionId, TenantId, TokenId, UserId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 /// What kind of identity acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -80,8 +81,68 @@ pub struct Actor {
     pub session: Option<SessionId>,
     /// The API key that was shown.
     pub key: Option<KeyId>,
+    /// The access token that was shown.
+    pub token: Option<Arc<Claims>>,
     /// Roles by name.
     pub roles: Vec<String>,
     /// Permissions, already cut to what the credential allows.
     pub permissions: Vec<String>,
+}
+
+/// What an access token says (RFC 9068). Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Who made it.
+    pub iss: String,
+    /// For which resource.
+    pub aud: String,
+    /// Who may do what it allows: a user, a service or an agent.
+    pub sub: String,
+    /// Whose tenant.
+    pub tid: TenantId,
+    /// Which client got it.
+    pub client_id: String,
+    /// The session that it belongs to, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sid: Option<SessionId>,
+    /// Permissions that it is limited to, apart by blanks; everything that the subject may do when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// Its name.
+    pub jti: TokenId,
+    /// When it was made.
+    pub iat: i64,
+    /// When it ends.
+    pub exp: i64,
+    /// How well the person was authenticated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acr: Option<String>,
+    /// When the person was authenticated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_time: Option<i64>,
+    /// Who acts for the subject (RFC 8693).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act: Option<Box<Act>>,
+}
+
+/// Somebody who acts for another, and through whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Act {
+    /// Who acts.
+    pub sub: String,
+    /// Who acted before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act: Option<Box<Act>>,
+}
+
+impl Claims {
+    /// Everybody who acts for the subject, the present one first.
+    pub fn actors(&self) -> impl Iterator<Item = &str> {
+        let mut next = self.act.as_deref();
+        std::iter::from_fn(move || {
+            let act = next?;
+            next = act.act.as_deref();
+            Some(act.sub.as_str())
+        })
+    }
 }

@@ -176,6 +176,18 @@ ids! {
     KeyId = KeyTag "key";
     /// A login and what was refreshed from it.
     SessionId = SessionTag "sess";
+    /// A program that gets tokens for somebody: an OAuth client.
+    ClientId = ClientTag "client";
+    /// What a person allowed a client.
+    ConsentId = ConsentTag "consent";
+    /// A device that waits until somebody signs in for it.
+    DeviceId = DeviceTag "device";
+    /// An access token.
+    TokenId = TokenTag "tok";
+    /// What guards a tenant as a whole.
+    GuardId = GuardTag "guard";
+    /// The keys that sign tokens.
+    KeyringId = KeyringTag "ring";
     /// An agent.
     AgentId = AgentTag "agent";
     /// A unit of work.

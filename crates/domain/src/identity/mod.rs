@@ -1,9 +1,17 @@
-//! Who exists: tenants, users and services, custom roles, API keys, sessions.
+//! Who exists: tenants, users and services, custom roles, API keys, sessions; OAuth clients, what people allowed them, and
+//! the keys that sign their tokens.
 
+pub mod client;
+pub mod consent;
+pub mod device;
+pub mod guard;
 pub mod key;
+pub mod keyring;
+pub mod oauth;
 pub mod role;
 pub mod session;
 pub mod tenant;
+pub mod token;
 pub mod user;
 
 use kernel::{Kind, Rejection};

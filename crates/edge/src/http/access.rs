@@ -5,7 +5,7 @@ use super::envelope::{Failure, LoggedActor, RequestNames};
 use super::state::EdgeState;
 use app::{App, Caller};
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
-use axum::http::{HeaderMap, header, request::Parts};
+use axum::http::{HeaderMap, HeaderValue, header, request::Parts};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use domain::policy::{Reach, is_permission};
@@ -65,6 +65,10 @@ pub(super) fn query_names(document: &Value) -> BTreeMap<(String, String), Vec<St
 
 /// An unknown name in a query string is an error like an unknown field in a body.
 fn check_query(state: &EdgeState, route: &(String, String), query: Option<&str>) -> Result<(), Failure> {
+    // OAuth asks the opposite: what is not known there is left alone.
+    if route.1.starts_with("/oauth/") {
+        return Ok(());
+    }
     let (Some(query), Some(known)) = (query, state.query_names.get(route)) else { return Ok(()) };
     let unknown = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| !known.iter().any(|k| k == name));
     match unknown {
@@ -85,6 +89,7 @@ pub(super) async fn admit(State(state): State<Arc<EdgeState>>, mut request: Requ
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let (parts, body) = request.into_parts();
     let authorised = authorised(&state, &parts).await;
+    let challenge = authorised.as_ref().err().and_then(|refused| challenge(&state, &parts, refused));
     request = Request::from_parts(parts, body);
     let logged = match authorised {
         Ok(None) => None,
@@ -93,7 +98,13 @@ pub(super) async fn admit(State(state): State<Arc<EdgeState>>, mut request: Requ
             request.extensions_mut().insert(caller);
             Some(logged)
         }
-        Err(failure) => return with(failure.into_response(), matched, None),
+        Err(Refused { failure, .. }) => {
+            let mut response = failure.into_response();
+            if let Some(challenge) = challenge.and_then(|text| HeaderValue::from_str(&text).ok()) {
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+            }
+            return with(response, matched, None);
+        }
     };
     with(next.run(request).await, matched, logged)
 }
@@ -108,7 +119,33 @@ fn with(mut response: Response, matched: Option<MatchedPath>, logged: Option<Log
     response
 }
 
-async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>, Failure> {
+/// A request that ends before its handler, with what the client would need.
+struct Refused {
+    failure: Failure,
+    /// The permission that its token lacks.
+    lacks: Option<String>,
+}
+
+impl<T: Into<Failure>> From<T> for Refused {
+    fn from(failure: T) -> Self {
+        Refused { failure: failure.into(), lacks: None }
+    }
+}
+
+/// The `WWW-Authenticate` of a refusal, which leads clients to the authorization server.
+fn challenge(state: &EdgeState, request: &Parts, refused: &Refused) -> Option<String> {
+    let is_mcp = request.uri.path() == "/mcp";
+    let shows_something = [header::AUTHORIZATION.as_str(), "x-api-key"].iter().any(|name| request.headers.contains_key(*name));
+    let error = match (refused.failure.status().as_u16(), &refused.lacks) {
+        (401, _) if shows_something => Some(("invalid_token", "The credentials are not valid or have ended.")),
+        (401, _) => None,
+        (403, Some(_)) => Some(("insufficient_scope", "The token does not allow this.")),
+        _ => return None,
+    };
+    Some(super::oauth::challenge(&state.app, is_mcp, error, refused.lacks.as_deref()))
+}
+
+async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>, Refused> {
     let path = request.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
     // HEAD is answered by the GET handler, so it asks the same.
     let method = if request.method == "HEAD" { "GET" } else { request.method.as_str() };
@@ -122,15 +159,30 @@ async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>
         // A known path with another method: the router answers 405, and tells nothing else.
         None => return Ok(None),
     };
-    let actor = authenticate(&state.app, &request.headers).await?;
-    let reach = state.app.authorise(&actor, permission)?;
+    let actor = match request.extensions.get::<Recognised>() {
+        Some(Recognised(actor)) => actor.as_ref().clone(),
+        None => authenticate(&state.app, &request.headers, &resource(&state.app, path)).await?,
+    };
+    let reach = state.app.authorise(&actor, permission).map_err(|rejection| {
+        let is_limited = actor.token.as_ref().is_some_and(|token| token.scope.is_some());
+        Refused { failure: rejection.into(), lacks: is_limited.then(|| permission.clone()) }
+    })?;
     check_query(state, &route, request.uri.query())?;
     wait_for_position(state, &actor, &request.headers).await?;
     Ok(Some(caller(actor, reach, request)?))
 }
 
-/// Who shows these credentials.
-pub(crate) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Actor, Rejection> {
+/// Whoever was recognised before, in a request that this server makes to itself.
+#[derive(Clone)]
+pub(super) struct Recognised(pub Arc<Actor>);
+
+/// The resource that a route belongs to.
+fn resource(app: &App, path: &str) -> String {
+    if path == "/mcp" { app.mcp_resource() } else { app.issuer().to_owned() }
+}
+
+/// Who shows these credentials at a resource.
+pub(crate) async fn authenticate(app: &App, headers: &HeaderMap, resource: &str) -> Result<Actor, Rejection> {
     let text = |name| headers.get(name).and_then(|v: &axum::http::HeaderValue| v.to_str().ok());
     if let Some(key) = text("x-api-key") {
         return app.authenticate_key(key).await;
@@ -142,7 +194,7 @@ pub(crate) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Actor
     match bearer {
         // Clients that know only bearer tokens may send an API key as one.
         Some(token) if token.starts_with("kk_") => app.authenticate_key(token).await,
-        Some(token) => app.authenticate_bearer(token).await,
+        Some(token) => app.authenticate_bearer(token, resource).await,
         None => Err(Rejection::new(
             Kind::Unauthenticated,
             "CREDENTIALS_MISSING",

@@ -189,7 +189,8 @@ impl Failure {
         Rejection::new(Kind::Internal, "INTERNAL", "Something went wrong inside the server.", hint).into()
     }
 
-    fn status(&self) -> StatusCode {
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
         match (self.0.kind, self.0.code) {
             (_, "METHOD_NOT_ALLOWED") => StatusCode::METHOD_NOT_ALLOWED,
             (_, "UNSUPPORTED_MEDIA_TYPE") => StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -4,7 +4,7 @@
 //! There is no session: every message is a request of its own, with its own credentials. A tool is carried out as the
 //! request to the API that it stands for, so that authentication, permissions, limits and the record are the same.
 
-use super::access::By;
+use super::access::{By, Recognised};
 use super::body::{open_json, read};
 use super::envelope::Failure;
 use super::state::EdgeState;
@@ -118,7 +118,7 @@ async fn taken(state: &Arc<EdgeState>, api: &Api, request: Request) -> Result<Re
         "initialize" => Ok(introduction(params)),
         "ping" => Ok(json!({})),
         "tools/list" => list(state, &caller, params).await?,
-        "tools/call" => call(api, &parts, params).await?,
+        "tools/call" => call(api, &parts, &caller, params).await?,
         _ => Err((METHOD_NOT_FOUND, format!("There is no method '{}'.", method.chars().take(100).collect::<String>()))),
     };
     Ok(rpc(StatusCode::OK, id, answer))
@@ -220,7 +220,7 @@ fn inlined(schema: &Value, document: &Value) -> Value {
     }
 }
 
-async fn call(api: &Api, parts: &Parts, params: &Map<String, Value>) -> Result<Answer, Failure> {
+async fn call(api: &Api, parts: &Parts, caller: &app::Caller, params: &Map<String, Value>) -> Result<Answer, Failure> {
     let Some(name) = params.get("name").and_then(Value::as_str) else {
         return Ok(Err((INVALID_PARAMS, "The name of the tool is missing.".into())));
     };
@@ -230,12 +230,12 @@ async fn call(api: &Api, parts: &Parts, params: &Map<String, Value>) -> Result<A
         Some(_) => return Ok(Err((INVALID_PARAMS, "The arguments must be an object.".into()))),
     };
     if let Some(builtin) = BUILTINS.iter().find(|builtin| builtin.name == name) {
-        let (status, body) = ask(api, parts, &builtin.method, builtin.path, arguments).await?;
+        let (status, body) = ask(api, parts, caller, &builtin.method, builtin.path, arguments).await?;
         return Ok(Ok(told(status, &body)));
     }
     let path = format!("/api/v1/tools/{}/actions/call", utf8_percent_encode(name, NON_ALPHANUMERIC));
     let wrapped = Map::from_iter([("arguments".to_owned(), Value::Object(arguments))]);
-    let (status, body) = ask(api, parts, &Method::POST, &path, wrapped).await?;
+    let (status, body) = ask(api, parts, caller, &Method::POST, &path, wrapped).await?;
     if !status.is_success() {
         return Ok(match body["error"]["code"].as_str() {
             Some("TOOL_NOT_FOUND") => Err((INVALID_PARAMS, format!("There is no tool '{name}'."))),
@@ -264,6 +264,7 @@ fn told(status: StatusCode, body: &Value) -> Value {
 async fn ask(
     api: &Api,
     parts: &Parts,
+    caller: &app::Caller,
     method: &Method,
     path: &str,
     mut arguments: Map<String, Value>,
@@ -282,12 +283,14 @@ async fn ask(
         body = Body::from(Value::Object(arguments).to_string());
     }
     let mut request = Request::builder().method(method).uri(&path).body(body).map_err(|_| Failure::internal())?;
-    for name in ["authorization", "x-api-key", "x-request-id", "traceparent", "user-agent"] {
+    for name in ["x-request-id", "traceparent", "user-agent"] {
         if let Some(value) = parts.headers.get(name) {
             request.headers_mut().insert(name, value.clone());
         }
     }
     request.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    // A token for this endpoint only is good for what the endpoint does by itself.
+    request.extensions_mut().insert(Recognised(Arc::new(caller.actor.clone())));
     if let Some(peer) = parts.extensions.get::<axum::extract::ConnectInfo<std::net::SocketAddr>>() {
         request.extensions_mut().insert(*peer);
     }

@@ -13,6 +13,7 @@ mod mcp;
 mod meta;
 mod metrics;
 mod names;
+mod oauth;
 mod openapi;
 mod serve;
 mod sse;
@@ -40,7 +41,9 @@ use utoipa_axum::router::OpenApiRouter;
 fn routes() -> OpenApiRouter<Arc<EdgeState>> {
     OpenApiRouter::new()
         .merge(meta::routes())
+        .merge(oauth::routes())
         .merge(v1::auth::routes())
+        .merge(v1::clients::routes())
         .merge(v1::tenants::routes())
         .merge(v1::users::routes())
         .merge(v1::roles::routes())

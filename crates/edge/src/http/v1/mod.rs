@@ -5,6 +5,7 @@ pub(super) mod api_keys;
 pub(super) mod audit;
 pub(super) mod auth;
 pub(super) mod backups;
+pub(super) mod clients;
 pub(super) mod consumer_groups;
 pub(super) mod discovery;
 pub(super) mod erasures;
