@@ -130,7 +130,7 @@ def test_should_name_permissions_in_the_words_of_the_convention(document):
     areas = {
         "tasks", "orchestrator", "agents", "registry", "discovery", "events", "users", "roles", "keys", "tenants", "metrics", "profile",
         "settings", "stats", "observability", "queues", "sessions", "tools", "mcp-servers", "audit", "consumer-groups",
-        "backups", "erasures", "views", "clients",
+        "backups", "erasures", "views", "clients", "incidents",
     }
     for method, path, permission, _ in routes(document):
         known = permission == "open" or permission in LOGGED_IN or permission.split(".")[0] in areas

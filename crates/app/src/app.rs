@@ -11,6 +11,7 @@ use crate::replicas::{Membership, Replicas};
 use crate::schema::Schemas;
 use crate::signing::Ring;
 use crate::throttle::Throttle;
+use crate::watch::Watch;
 use crate::workers::{self, TenantRuntime};
 use crate::{Answer, Caller, ListOrder, Page, passwords};
 use domain::identity::tenant::{Created, Tenant, TenantCommand};
@@ -57,6 +58,10 @@ pub struct AppSettings {
     pub refresh_grace_ms: u64,
     /// Whether clients may register themselves.
     pub client_registration: bool,
+    /// Whether administrators need a second factor.
+    pub mfa_required: bool,
+    /// How old the proof may be that dangerous actions want.
+    pub step_up_max_age_ms: u64,
     /// Whether documents of clients may lie at private addresses.
     pub fetch_private: bool,
 }
@@ -77,6 +82,8 @@ impl Default for AppSettings {
             signing_key_lifetime_ms: 30 * 24 * 3_600_000,
             refresh_grace_ms: 10_000,
             client_registration: false,
+            mfa_required: false,
+            step_up_max_age_ms: 15 * 60_000,
             fetch_private: false,
         }
     }
@@ -114,6 +121,8 @@ pub(crate) struct Inner {
     pub ring: Ring,
     /// Who was recognised a moment ago.
     pub known: Known,
+    /// What was seen of identities and is counted.
+    pub watch: Watch,
     /// Assertions of clients that were shown.
     pub assertions: Assertions,
     /// Clients that are documents.
@@ -183,6 +192,7 @@ impl App {
             throttle: Throttle::default(),
             ring: Ring::default(),
             known: Known::default(),
+            watch: Watch::default(),
             assertions: Assertions::default(),
             documents: Documents::default(),
             polls: Polls::default(),
@@ -221,7 +231,7 @@ impl App {
                 "Ask an administrator for a role, or a key, that holds it.",
             )
             .with("permission", permission)),
-            reach => Ok(reach),
+            reach => self.check_proof(actor, permission).map(|()| reach),
         }
     }
 

@@ -4,11 +4,13 @@ use crate::app::{App, DEFAULT_TENANT, internal};
 use crate::crypto::{fresh_secret, sha256_hex};
 use crate::errors::{of_handle, of_store};
 use crate::recognise::ACCESS_TOKEN;
+use crate::watch::Seen;
 use crate::{Answer, Caller, passwords};
 use domain::identity::session::{Opened, PASSWORD, Session, SessionCommand, ended};
 use domain::identity::user::{User, UserKind, name_key, password_secret};
 use engine::{Context, Extras, Handled, Step};
 use kernel::id::{SessionId, TenantId, UserId};
+use std::collections::BTreeMap;
 use kernel::{Act, ActorKind, ActorRef, Claims, Kind, Origin, Rejection, Timestamp, text};
 
 /// A hash that no password has, so that an unknown user costs as much time as a known one.
@@ -68,11 +70,19 @@ impl App {
     }
 
     /// Opens a session.
-    pub async fn login(&self, tenant: Option<&str>, username: &str, password: &str, context: Context) -> Answer<TokenPair> {
+    pub async fn login(
+        &self,
+        tenant: Option<&str>,
+        username: &str,
+        password: &str,
+        code: Option<&str>,
+        context: Context,
+    ) -> Answer<TokenPair> {
         let (who, context) = self.authenticate_password(tenant, username, password, context).await?;
+        let amr = self.factors(&who, code, &context).await?;
         let session: SessionId = self.env().id();
         let refresh_token = refresh_token(&who.slug, session, &fresh_secret(self.env()));
-        let opened = Opened { refresh_sha256: Some(sha256_hex(&refresh_token)), ..self.login_of(who.user) };
+        let opened = Opened { refresh_sha256: Some(sha256_hex(&refresh_token)), amr, ..self.login_of(who.user) };
         let opened = self.open_session(who.log, session, opened, &context).await?;
         self.token_pair(who.log, session, &opened, refresh_token)
     }
@@ -118,23 +128,37 @@ impl App {
         let log = known.as_ref().map_or(self.0.root, |t| t.id);
         // Hashed, so that its length is bounded whatever is sent.
         let throttle_key = sha256_hex(&format!("{slug}/{username}/{}", context.origin.address.as_deref().unwrap_or_default()));
-        self.not_throttled(&throttle_key, "Too many failed logins for this account from this address.")?;
+        if let Err(refused) = self.not_throttled(&throttle_key, "Too many failed logins for this account from this address.") {
+            self.saw_login(log, "identity.login.refused", None, &context, refused.code);
+            return Err(refused);
+        }
         // Counted before the slow check and taken back after it, so that guesses at the same time count too.
         self.0.throttle.failed(throttle_key.clone(), self.env().now());
         let user = match known {
-            Some(_) => self.user_by_name(log, username).await?,
+            Some(_) => self.user_by_name(log, username).await?.filter(|user| user.state.suspended.is_none()),
             None => None,
         };
         let is_right = self.is_password_right(log, user.as_ref(), password).await?;
+        // Not what was typed: that may be a password in the wrong field.
+        let known_user = user.as_ref().map(|user| ActorRef { kind: ActorKind::User, id: user.stream.clone() });
         let Some(user) = user.filter(|_| is_right) else {
             tracing::info!(tenant = slug, address = context.origin.address.as_deref(), "a login failed");
+            self.saw_login(log, "identity.login.refused", known_user.as_ref(), &context, "INVALID_CREDENTIALS");
             return Err(invalid_credentials());
         };
         self.0.throttle.succeeded(&throttle_key);
         let user_id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         context.actor = ActorRef { kind: ActorKind::User, id: user.stream.clone() };
         context.user = Some(user_id);
+        self.saw_login(log, "identity.login.succeeded", Some(&context.actor), &context, PASSWORD);
         Ok((Authenticated { log, slug: slug.to_owned(), user: user_id }, context))
+    }
+
+    /// A login succeeded or was refused, and how or why.
+    fn saw_login(&self, tenant: TenantId, kind: &'static str, who: Option<&ActorRef>, context: &Context, how: &str) {
+        let facts = BTreeMap::from([("how", how.to_owned())]);
+        let seen = Seen { tenant, kind, who, origin: &context.origin, correlation: &context.correlation, facts };
+        if kind == "identity.login.refused" { self.saw_refused(seen) } else { self.saw(seen) }
     }
 
     /// Refuses what failed too often lately.
@@ -253,6 +277,7 @@ impl App {
         let after = self.0.engine.handle::<Session>(log, step, &context, Extras::default()).await.map_err(of_handle)?;
         if after.state.closed.is_some() {
             tracing::warn!(session = %id, "an older refresh token was presented: the session has ended");
+            self.saw_login(log, "identity.login.refused", Some(&context.actor), &context, "REFRESH_REUSED");
             return Err(ended());
         }
         Ok((log, id, after, next))
@@ -264,6 +289,7 @@ impl App {
         let guard = self.entity::<Guard>(log, &guard_id(log).to_string()).await?;
         let is_before = guard.and_then(|guard| guard.state.revoked_until).is_some_and(|until| session.created_at <= until);
         let user = self.entity::<User>(log, &session.state.user.to_string()).await?;
+        let user = user.filter(|user| user.state.suspended.is_none());
         if is_before || user.is_none() { Err(ended()) } else { Ok(()) }
     }
 

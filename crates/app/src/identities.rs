@@ -177,6 +177,38 @@ impl App {
         self.transact(caller, &steps, Extras { secrets: vec![(password_secret(&id), None)], ..Extras::default() }).await
     }
 
+    /// Suspends a user: its sessions end, and its keys and tokens are refused from now on.
+    pub async fn suspend_user(&self, caller: &Caller, id_or_name: &str, reason: String) -> Answer<Handled<User>> {
+        let user = self.user(caller, id_or_name).await?;
+        self.check_may_end(caller, &user)?;
+        self.check_holds_no_more(caller, &user.state.roles).await?;
+        let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
+        let mut steps = vec![Step::on::<User>(id, UserCommand::Suspend { reason })];
+        self.end_sessions(caller, id, "user_suspended", &mut steps).await?;
+        self.transact(caller, &steps, Extras::default()).await?;
+        self.user(caller, &user.stream).await
+    }
+
+    /// Lets a suspended user work again.
+    pub async fn reinstate_user(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<User>> {
+        let user = self.user(caller, id_or_name).await?;
+        self.check_holds_no_more(caller, &user.state.roles).await?;
+        self.execute::<User>(caller, Step::on::<User>(user.stream, UserCommand::Reinstate), Extras::default()).await
+    }
+
+    /// Ends every session of a user.
+    pub async fn revoke_sessions(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<User>> {
+        let user = self.user(caller, id_or_name).await?;
+        self.check_holds_no_more(caller, &user.state.roles).await?;
+        let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
+        let mut steps = vec![];
+        self.end_sessions(caller, id, "revoked", &mut steps).await?;
+        if !steps.is_empty() {
+            self.transact(&Caller { if_match: None, ..caller.clone() }, &steps, Extras::default()).await?;
+        }
+        Ok(user)
+    }
+
     async fn transact(&self, caller: &Caller, steps: &[Step], extras: Extras) -> Answer<()> {
         self.0.engine.transact(caller.actor.tenant, steps, &caller.context(), extras).await.map(|_| ()).map_err(of_handle)
     }

@@ -43,9 +43,25 @@ fn key_refused() -> Rejection {
     unauthenticated("KEY_INVALID", "The API key is not valid, expired or revoked.")
 }
 
+/// A part of the server that tokens may be for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// The API.
+    Api,
+    /// The MCP endpoint.
+    Mcp,
+}
+
+/// Whether a token is for a resource. One for the whole server is for each of its parts. Who made it was proved by its
+/// signature; under which address it is known may change, and differ between replicas.
+fn is_for(claims: &Claims, resource: Resource) -> bool {
+    let part = claims.aud.strip_prefix(claims.iss.as_str());
+    part == Some("") || (resource == Resource::Mcp && part == Some("/mcp"))
+}
+
 impl App {
     /// Who shows this access token at a resource.
-    pub async fn authenticate_bearer(&self, token: &str, resource: &str) -> Answer<Actor> {
+    pub async fn authenticate_bearer(&self, token: &str, resource: Resource) -> Answer<Actor> {
         let hash = Sha256::digest(token.as_bytes()).into();
         let now = self.env().now();
         let recognised = match self.0.known.get(&hash) {
@@ -67,15 +83,10 @@ impl App {
             }
         };
         let claims = recognised.actor.token.as_ref().ok_or_else(token_refused)?;
-        if now >= recognised.until || !self.is_for(claims, resource) {
+        if now >= recognised.until || !is_for(claims, resource) {
             return Err(token_refused());
         }
         Ok(recognised.actor.clone())
-    }
-
-    /// Whether a token is for a resource. One for the whole server is for each of its parts.
-    fn is_for(&self, claims: &Claims, resource: &str) -> bool {
-        claims.iss == self.issuer() && (claims.aud == self.issuer() || claims.aud == resource)
     }
 
     /// Whoever the claims of a good token are about, unless one of those that it rests on has ended.
@@ -91,7 +102,7 @@ impl App {
             let tenant = self.tenant(client.slug).ok_or_else(token_refused)?.id;
             self.entity::<Client>(tenant, &client.id.to_string()).await?.ok_or_else(token_refused)?;
         }
-        let (mut until, mut begun) = (end, Timestamp(claims.iat.saturating_mul(1_000)));
+        let (mut until, mut begun, mut opened) = (end, Timestamp(claims.iat.saturating_mul(1_000)), None);
         if let Some(sid) = claims.sid {
             let session = self.entity::<Session>(log, &sid.to_string()).await?.ok_or_else(token_refused)?;
             if !session.state.is_open(self.env().now()) || session.state.user.to_string() != claims.sub {
@@ -99,11 +110,17 @@ impl App {
             }
             until = until.min(session.state.expires_at);
             begun = session.created_at;
+            opened = Some(session.state);
             rests_on.push(sid.to_string());
         }
         self.check_called_back(&claims, begun).await?;
         let mut actor = self.identity(log, &claims.sub).await?.ok_or_else(token_refused)?;
         actor.session = claims.sid;
+        if let Some(session) = opened
+            && let Some(user) = self.entity::<User>(log, &claims.sub).await?
+        {
+            actor.proof = Some(Self::proof_of(&session, &user.state));
+        }
         // Whoever acts for another does so within what the other may do, and is who did it.
         for (depth, acting) in claims.actors().enumerate() {
             if ClientName::parse(acting).is_some() {
@@ -135,11 +152,12 @@ impl App {
     /// An identity of a tenant with everything that it may do; `None` when it is gone.
     pub(crate) async fn identity(&self, log: TenantId, id: &str) -> Answer<Option<Actor>> {
         if id.starts_with("agent_") {
-            let Some(agent) = self.entity::<Agent>(log, id).await? else { return Ok(None) };
+            let agent = self.entity::<Agent>(log, id).await?.filter(|agent| agent.state.suspended.is_none());
+            let Some(agent) = agent else { return Ok(None) };
             let slug = self.slug_of(log).ok_or_else(token_refused)?;
             return Ok(Some(self.agent_actor(log, &slug, &agent)));
         }
-        match self.entity::<User>(log, id).await? {
+        match self.entity::<User>(log, id).await?.filter(|user| user.state.suspended.is_none()) {
             Some(user) => self.user_actor(log, &user).await.map(Some),
             None => Ok(None),
         }
@@ -156,13 +174,13 @@ impl App {
         }
         let mark = self.0.known.mark();
         let id = self.key_id(log, &sha256_hex(presented)).await?.ok_or_else(key_refused)?;
-        let (actor, until) = self.key_actor(log, slug, id).await?;
+        let (actor, until) = self.key_actor(log, id).await?;
         let rests_on = vec![id.to_string(), actor.who.id.clone()];
         self.0.known.put(hash, Arc::new(Recognised { actor: actor.clone(), rests_on, until }), mark);
         Ok(actor)
     }
 
-    async fn key_actor(&self, log: TenantId, slug: &str, id: KeyId) -> Answer<(Actor, Timestamp)> {
+    async fn key_actor(&self, log: TenantId, id: KeyId) -> Answer<(Actor, Timestamp)> {
         let key = self.entity::<Key>(log, &id.to_string()).await?.ok_or_else(key_refused)?;
         let guard = self.entity::<Guard>(log, &guard_id(log).to_string()).await?;
         let is_before = guard.and_then(|guard| guard.state.keys_revoked_until).is_some_and(|until| key.created_at <= until);
@@ -170,16 +188,7 @@ impl App {
             return Err(key_refused());
         }
         let issued = &key.state.issued;
-        let mut actor = match issued.owner.kind {
-            ActorKind::Agent => {
-                let agent = self.entity::<Agent>(log, &issued.owner.id).await?.ok_or_else(key_refused)?;
-                self.agent_actor(log, slug, &agent)
-            }
-            _ => {
-                let user = self.entity::<User>(log, &issued.owner.id).await?.ok_or_else(key_refused)?;
-                self.user_actor(log, &user).await?
-            }
-        };
+        let mut actor = self.identity(log, &issued.owner.id).await?.ok_or_else(key_refused)?;
         actor.key = Some(id);
         if let Some(limit) = &issued.permissions {
             // Everybody may see their own profile, whatever the key is limited to.
@@ -198,7 +207,7 @@ impl App {
                 self.recognised(Arc::new(lasting)).await.map(|found| found.actor)
             }
             (Some(claims), _) => self.recognised(claims.clone()).await.map(|found| found.actor),
-            (None, Some(key)) => self.key_actor(actor.tenant, &actor.tenant_slug, key).await.map(|(actor, _)| actor),
+            (None, Some(key)) => self.key_actor(actor.tenant, key).await.map(|(actor, _)| actor),
             (None, None) => return false,
         };
         now.is_ok_and(|now| self.authorise(&now, permission).is_ok())
@@ -227,6 +236,7 @@ impl App {
             session: None,
             key: None,
             token: None,
+            proof: None,
             roles: vec!["agent".into()],
             permissions: builtin_role("agent").unwrap_or_default(),
         }
@@ -252,6 +262,7 @@ impl App {
             session: None,
             key: None,
             token: None,
+            proof: None,
             roles: user.state.roles.clone(),
             permissions,
         })

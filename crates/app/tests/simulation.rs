@@ -142,8 +142,8 @@ async fn run(seed: u64) -> Vec<Arc<Recorded>> {
     let keys = KeyMaterial::generate(&env).unwrap();
     let (app, _) = App::start(ground(engine), &keys, AppSettings::default(), Some(PASSWORD.into())).await.unwrap();
     let context = App::anonymous(Origin::default(), String::new());
-    let tokens = app.login(None, "admin", PASSWORD, context).await.unwrap();
-    let admin = app.authenticate_bearer(&tokens.access_token, app.issuer()).await.unwrap();
+    let tokens = app.login(None, "admin", PASSWORD, None, context).await.unwrap();
+    let admin = app.authenticate_bearer(&tokens.access_token, app::Resource::Api).await.unwrap();
     let mut workers = vec![];
     for n in 0..AGENTS {
         let by = caller(admin.clone(), None);

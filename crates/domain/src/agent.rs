@@ -91,6 +91,13 @@ pub enum AgentCommand {
     Resume,
     /// Let it finish and give it no new work.
     Drain,
+    /// Let it do nothing, at once, until it is reinstated.
+    Suspend {
+        /// Why, for the record.
+        reason: String,
+    },
+    /// Let it work again.
+    Reinstate,
     /// Ask it to restart.
     RequestRestart,
     /// It was told to restart.
@@ -124,6 +131,13 @@ pub struct Degraded {
     pub reason: String,
 }
 
+/// `registry.agent.suspended`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Suspended {
+    /// Why.
+    pub reason: String,
+}
+
 kernel::events! {
     /// What happened to an agent.
     AgentEvent {
@@ -137,6 +151,8 @@ kernel::events! {
         DrainStarted(Nothing) = "registry.agent.drain_started" @ 1,
         RestartRequested(Nothing) = "registry.agent.restart_requested" @ 1,
         RestartDelivered(Nothing) = "registry.agent.restart_delivered" @ 1,
+        Suspended(Suspended) = "registry.agent.suspended" @ 1,
+        Reinstated(Nothing) = "registry.agent.reinstated" @ 1,
         Deregistered(Nothing) = "registry.agent.deregistered" @ 1,
     }
 }
@@ -154,6 +170,9 @@ pub struct Agent {
     pub mode: Mode,
     /// Whether it is to be told to restart.
     pub is_restart_requested: bool,
+    /// Why it may do nothing for now.
+    #[serde(default)]
+    pub suspended: Option<String>,
     /// Whether it was removed.
     pub is_deleted: bool,
 }
@@ -161,6 +180,9 @@ pub struct Agent {
 impl Agent {
     /// The one word shown: a mode other than active hides the liveness.
     pub fn status(&self) -> &'static str {
+        if self.suspended.is_some() {
+            return "suspended";
+        }
         match (self.mode, self.liveness) {
             (Mode::Paused, _) => "paused",
             (Mode::Draining, _) => "draining",
@@ -215,6 +237,10 @@ impl Decider for Agent {
             AgentCommand::Resume => vec![AgentEvent::Resumed(Nothing {})],
             AgentCommand::Drain if agent.mode == Mode::Draining => vec![],
             AgentCommand::Drain => vec![AgentEvent::DrainStarted(Nothing {})],
+            AgentCommand::Suspend { .. } if agent.suspended.is_some() => vec![],
+            AgentCommand::Suspend { reason } => vec![AgentEvent::Suspended(Suspended { reason: reason.clone() })],
+            AgentCommand::Reinstate if agent.suspended.is_none() => vec![],
+            AgentCommand::Reinstate => vec![AgentEvent::Reinstated(Nothing {})],
             AgentCommand::RequestRestart if agent.is_restart_requested => vec![],
             AgentCommand::RequestRestart => vec![AgentEvent::RestartRequested(Nothing {})],
             AgentCommand::DeliverRestart if !agent.is_restart_requested => vec![],
@@ -231,6 +257,7 @@ impl Decider for Agent {
                 degraded_reason: None,
                 mode: Mode::Active,
                 is_restart_requested: false,
+                suspended: None,
                 is_deleted: false,
             });
         }
@@ -252,6 +279,8 @@ impl Decider for Agent {
             AgentEvent::DrainStarted(_) => agent.mode = Mode::Draining,
             AgentEvent::RestartRequested(_) => agent.is_restart_requested = true,
             AgentEvent::RestartDelivered(_) => agent.is_restart_requested = false,
+            AgentEvent::Suspended(suspended) => agent.suspended = Some(suspended.reason.clone()),
+            AgentEvent::Reinstated(_) => agent.suspended = None,
             AgentEvent::Deregistered(_) => agent.is_deleted = true,
         }
         Some(agent)
@@ -338,6 +367,14 @@ mod tests {
         use AgentCommand::*;
         assert_eq!(given(&[Register(profile("a")), Pause, MarkUp]).unwrap().status(), "paused");
         assert_eq!(given(&[Register(profile("a")), Pause, MarkUp, Resume]).unwrap().status(), "up");
+    }
+
+    #[test]
+    fn given_a_suspended_agent_then_nothing_hides_it_until_it_is_reinstated() {
+        use AgentCommand::*;
+        let suspend = Suspend { reason: "acts unlike itself".into() };
+        assert_eq!(given(&[Register(profile("a")), suspend.clone(), MarkUp, Resume]).unwrap().status(), "suspended");
+        assert_eq!(given(&[Register(profile("a")), MarkUp, suspend, Reinstate]).unwrap().status(), "up");
     }
 
     #[test]

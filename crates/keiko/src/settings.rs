@@ -61,6 +61,8 @@ pub const DECLARED: &[Declared] = &[
         "auto",
         "development or production; auto: development when embedded and on a loopback address",
     ),
+    declared("mfa.required", "auto", "Whether administrators need a second factor; auto: in production"),
+    declared("mfa.max_age", "15m", "How old the proof of a second factor may be that dangerous actions want"),
     declared("oauth.registration", "auto", "Whether OAuth clients may register themselves; auto: in development only"),
     declared("grpc.listen", "", "Address and port of the gRPC interface, such as 127.0.0.1:8090; none when nothing is said"),
     declared("server.body_max", "1MiB", "Largest request body"),
@@ -351,6 +353,11 @@ impl Settings {
                 "auto" => Ok(profile == Profile::Development),
                 v => yes_no(v).map_err(|_| "is none of auto, true, false".to_owned()),
             })?,
+            mfa_required: layers.parsed("mfa.required", |v| match v {
+                "auto" => Ok(profile == Profile::Production),
+                v => yes_no(v).map_err(|_| "is none of auto, true, false".to_owned()),
+            })?,
+            step_up_max_age_ms: ms("mfa.max_age")?,
             fetch_private: allow_private,
             witnesses: layers.parsed("audit.witnesses", |v| {
                 let keys = v.split(',').map(str::trim).filter(|key| !key.is_empty());

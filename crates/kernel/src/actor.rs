@@ -1,6 +1,7 @@
 //! Who does something, and from where.
 
 use crate::id::{KeyId, SessionId, TenantId, TokenId, UserId};
+use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
@@ -83,10 +84,23 @@ pub struct Actor {
     pub key: Option<KeyId>,
     /// The access token that was shown.
     pub token: Option<Arc<Claims>>,
+    /// How a person proved who it is, where a session says so.
+    pub proof: Option<Proof>,
     /// Roles by name.
     pub roles: Vec<String>,
     /// Permissions, already cut to what the credential allows.
     pub permissions: Vec<String>,
+}
+
+/// How a person proved who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Whether the account has a second factor.
+    pub has_mfa: bool,
+    /// Whether it was shown.
+    pub is_multi_factor: bool,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// What an access token says (RFC 9068). Times are seconds since 1970.

@@ -20,7 +20,7 @@ pub mod text;
 pub mod tile;
 pub mod time;
 
-pub use actor::{Act, Actor, ActorKind, ActorRef, Claims, Origin};
+pub use actor::{Act, Actor, ActorKind, ActorRef, Claims, Origin, Proof};
 pub use event::{Category, EventHeader, NewEvent, Recorded};
 pub use id::{AgentId, ClaimId, EventId, Id, IdError, KeyId, QueueId, RequestId, RoleId, SessionId, TaskId, TenantId, UserId};
 pub use json::Json;

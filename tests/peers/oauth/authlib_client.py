@@ -177,6 +177,9 @@ def should_refresh(keiko):
     first = dict(first)
     second = dict(session.refresh_token(keiko.metadata["token_endpoint"]))
     assert second["refresh_token"] != first["refresh_token"] and second["access_token"] != first["access_token"]
+    again = dict(session.refresh_token(keiko.metadata["token_endpoint"], refresh_token=first["refresh_token"]))
+    assert again["refresh_token"] == second["refresh_token"], "an honest repetition gets the same answer"
+    session.refresh_token(keiko.metadata["token_endpoint"], refresh_token=second["refresh_token"])
     refused("invalid_grant", lambda: session.refresh_token(keiko.metadata["token_endpoint"], refresh_token=first["refresh_token"]))
 
 

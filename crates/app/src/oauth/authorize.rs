@@ -111,6 +111,24 @@ pub struct Browser {
     login: std::sync::Arc<Session>,
 }
 
+/// What somebody types to sign in.
+pub struct Credentials<'a> {
+    /// Slug of the tenant; empty for the default one.
+    pub tenant: &'a str,
+    /// User name.
+    pub username: &'a str,
+    /// Password.
+    pub password: &'a str,
+}
+
+/// What a right password gives at a browser.
+pub enum SignedIn {
+    /// The secret of its cookie.
+    Cookie(String),
+    /// What to go on with: the second factor is still to be shown.
+    Ticket(String),
+}
+
 /// What comes next in a browser.
 pub enum Next {
     /// The person signs in.
@@ -188,20 +206,43 @@ impl App {
         Ok(Request { client, redirect_uri: redirect_uri.clone(), state: state.clone(), scopes, resource, nonce, challenge, prompts, max_age_s })
     }
 
-    /// Signs somebody in at a browser. Answers the secret of its cookie.
-    pub async fn sign_in(&self, tenant: &str, username: &str, password: &str, context: Context) -> Answer<String> {
+    /// Signs somebody in at a browser with the password, and answers the secret of its cookie; or the ticket to go on with,
+    /// when the account has a second factor.
+    pub async fn sign_in(&self, credentials: Credentials<'_>, form_cookie: &str, context: Context) -> Answer<SignedIn> {
+        let Credentials { tenant, username, password } = credentials;
         let tenant = Some(tenant.trim()).filter(|tenant| !tenant.is_empty());
         let (who, context) = self.authenticate_password(tenant, username, password, context).await?;
+        match self.factors(&who, None, &context).await {
+            Ok(amr) => self.open_browser(who, amr, &context).await.map(SignedIn::Cookie),
+            Err(rejection) if rejection.code == "MFA_REQUIRED" => Ok(SignedIn::Ticket(self.ticket(&who, form_cookie))),
+            Err(rejection) => Err(rejection),
+        }
+    }
+
+    /// Goes on with a ticket and the code of the second factor. Answers the secret of the browser's cookie.
+    pub async fn sign_in_with_code(&self, ticket: &str, form_cookie: &str, code: &str, mut context: Context) -> Answer<String> {
+        let who = self.open_ticket(ticket, form_cookie).ok_or_else(|| {
+            let hint = "Sign in again.";
+            kernel::Rejection::new(kernel::Kind::Unauthenticated, "MFA_CODE_INVALID", "This took too long.", hint)
+        })?;
+        context.actor = ActorRef { kind: ActorKind::User, id: who.user.to_string() };
+        context.user = Some(who.user);
+        let amr = self.factors(&who, Some(code), &context).await?;
+        self.open_browser(who, amr, &context).await
+    }
+
+    async fn open_browser(&self, who: Authenticated, amr: Vec<String>, context: &Context) -> Answer<String> {
         let Authenticated { log, slug, user } = who;
         let id: SessionId = self.env().id();
         let cookie = format!("{COOKIE}{slug}_{id}.{}", fresh_secret(self.env()));
         let opened = Opened {
             refresh_sha256: Some(sha256_hex(&cookie)),
             client: Some("keiko-browser".into()),
+            amr,
             expires_at: self.env().now().plus_ms(BROWSER_TTL_MS.min(self.0.settings.session_ttl_ms)),
             ..self.login_of(user)
         };
-        self.open_session(log, id, opened, &context).await?;
+        self.open_session(log, id, opened, context).await?;
         Ok(cookie)
     }
 

@@ -62,7 +62,7 @@ impl App {
         }
         // For whichever resource: the exchange makes sure that the new one is for the same or less.
         let refused = || invalid_request(format!("The {name} is not good."));
-        let actor = match self.authenticate_bearer(&token, &self.mcp_resource()).await {
+        let actor = match self.authenticate_bearer(&token, crate::Resource::Mcp).await {
             Ok(actor) => actor,
             Err(rejection) if rejection.kind == kernel::Kind::Unauthenticated => return Err(refused()),
             Err(rejection) => return Err(rejection.into()),
@@ -72,7 +72,7 @@ impl App {
     }
 
     fn narrower_resource(&self, claims: &Claims, asked: &[String]) -> Granted<Option<String>> {
-        let known = (claims.aud != self.issuer()).then(|| claims.aud.clone());
+        let known = (claims.aud != claims.iss).then(|| claims.aud.clone());
         if asked.is_empty() {
             return Ok(known);
         }

@@ -43,7 +43,7 @@ impl App {
                 && self.check_session_holds(tenant, &session).await.is_ok();
             return Ok(if is_good { self.described(&session, id) } else { inactive });
         }
-        let actor = match self.authenticate_bearer(token, &self.mcp_resource()).await {
+        let actor = match self.authenticate_bearer(token, crate::Resource::Mcp).await {
             Ok(actor) => actor,
             Err(rejection) if rejection.kind == Kind::Unauthenticated => return Ok(inactive),
             Err(rejection) => return Err(rejection.into()),
@@ -112,9 +112,10 @@ impl App {
 
     /// Who the person of a token is, as far as the token allows to say it.
     pub fn userinfo(&self, actor: &Actor) -> Option<Userinfo> {
-        let claims = actor.token.as_ref()?;
-        let allows = |word: &str| claims.scope.as_ref().is_none_or(|scope| scope.split(' ').any(|scope| scope == word));
+        let scope = actor.token.as_ref().and_then(|claims| claims.scope.as_ref());
+        let allows = |word: &str| scope.is_none_or(|scope| scope.split(' ').any(|scope| scope == word));
+        let sub = actor.token.as_ref().map_or(&actor.who.id, |claims| &claims.sub).clone();
         let name = allows("profile").then(|| actor.name.clone());
-        allows("openid").then(|| Userinfo { sub: claims.sub.clone(), preferred_username: name.clone(), name })
+        allows("openid").then(|| Userinfo { sub, preferred_username: name.clone(), name })
     }
 }

@@ -10,7 +10,7 @@ mod exchange;
 mod inspect;
 mod token;
 
-pub use authorize::{Asked, Browser, Next, Refused, Request};
+pub use authorize::{Asked, Browser, Credentials, Next, Refused, Request, SignedIn};
 pub use clients::{ClientAuth, KnownClient, NewClient};
 pub use device::{DeviceAnswer, DeviceStart};
 pub use inspect::Userinfo;

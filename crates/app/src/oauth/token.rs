@@ -6,6 +6,7 @@ use crate::app::App;
 use crate::auth::{NewToken, acr, parse_handle, refresh_token};
 use crate::crypto::{fresh_secret, sha256_hex};
 use crate::jose::b64;
+use crate::watch::Seen;
 use domain::identity::client::GrantType;
 use domain::identity::oauth::{is_pkce, scopes, within};
 use domain::identity::session::{Session, SessionCommand};
@@ -14,6 +15,7 @@ use kernel::id::{SessionId, TenantId};
 use kernel::{ActorKind, ActorRef};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 
 /// A request to the token endpoint.
 #[derive(Default)]
@@ -92,6 +94,24 @@ pub(crate) fn code(slug: &str, session: SessionId, secret: &str) -> String {
 impl App {
     /// Tokens for a client that has proved who it is.
     pub async fn grant(&self, client: &KnownClient, request: TokenRequest, context: Context) -> Granted<TokenAnswer> {
+        let grant_type = request.grant_type.clone();
+        let (origin, correlation) = (context.origin.clone(), context.correlation.clone());
+        let granted = self.granted(client, request, context).await;
+        let (kind, how) = match &granted {
+            Ok(_) => ("identity.token.issued", grant_type),
+            // What a device asks again and again is no refusal.
+            Err(error) if matches!(error.code, "authorization_pending" | "slow_down") => return granted,
+            Err(error) => ("identity.token.refused", error.code.to_owned()),
+        };
+        let facts = BTreeMap::from([("client", client.name.clone()), ("how", how)]);
+        let tenant = client.tenant.unwrap_or(self.0.root);
+        let who = client.profile.subject.as_ref();
+        let seen = Seen { tenant, kind, who, origin: &origin, correlation: &correlation, facts };
+        if granted.is_ok() { self.saw_counted(seen) } else { self.saw_refused(seen) }
+        granted
+    }
+
+    async fn granted(&self, client: &KnownClient, request: TokenRequest, context: Context) -> Granted<TokenAnswer> {
         match request.grant_type.as_str() {
             "authorization_code" => self.grant_code(client, request, context).await,
             "refresh_token" => self.grant_refresh(client, request, context).await,

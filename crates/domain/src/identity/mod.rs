@@ -12,6 +12,7 @@ pub mod role;
 pub mod session;
 pub mod tenant;
 pub mod token;
+pub mod totp;
 pub mod user;
 
 use kernel::{Kind, Rejection};

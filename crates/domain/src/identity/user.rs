@@ -23,9 +23,68 @@ pub enum UserCommand {
     ChangePassword,
     /// Replace the roles.
     SetRoles(Vec<String>),
+    /// A second factor was set up, and shown to work.
+    EnrolMfa(MfaEnrolled),
+    /// The second factor is gone.
+    RemoveMfa,
+    /// A one-time code was shown.
+    UseCode {
+        /// The step that it belongs to.
+        step: u64,
+    },
+    /// A recovery code was shown.
+    UseRecovery {
+        /// SHA-256 of the code, hexadecimal.
+        sha256: String,
+    },
+    /// Let it do nothing until it is reinstated.
+    Suspend {
+        /// Why, for the record.
+        reason: String,
+    },
+    /// Let it work again.
+    Reinstate,
     /// Remove it.
     Delete,
 }
+
+/// `identity.user.mfa_enrolled`. The secret is a sealed one beside the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MfaEnrolled {
+    /// SHA-256 of each recovery code, hexadecimal.
+    pub recovery_sha256: Vec<String>,
+    /// The step of the code that showed that it works.
+    pub step: u64,
+}
+
+/// `identity.user.mfa_removed`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MfaRemoved {}
+
+/// `identity.user.code_used`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CodeUsed {
+    /// The step that the code belongs to: no code of it or before counts again.
+    pub step: u64,
+}
+
+/// `identity.user.recovery_code_used`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecoveryCodeUsed {
+    /// SHA-256 of the code, hexadecimal.
+    pub sha256: String,
+}
+
+/// `identity.user.suspended`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Suspended {
+    /// Why.
+    pub reason: String,
+}
+
+/// `identity.user.reinstated`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reinstated {}
 
 /// `identity.user.registered`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,6 +120,12 @@ kernel::events! {
         Registered(Registered) = "identity.user.registered" @ 1,
         PasswordChanged(PasswordChanged) = "identity.user.password_changed" @ 1,
         RolesChanged(RolesChanged) = "identity.user.roles_changed" @ 1,
+        MfaEnrolled(MfaEnrolled) = "identity.user.mfa_enrolled" @ 1,
+        MfaRemoved(MfaRemoved) = "identity.user.mfa_removed" @ 1,
+        CodeUsed(CodeUsed) = "identity.user.code_used" @ 1,
+        RecoveryCodeUsed(RecoveryCodeUsed) = "identity.user.recovery_code_used" @ 1,
+        Suspended(Suspended) = "identity.user.suspended" @ 1,
+        Reinstated(Reinstated) = "identity.user.reinstated" @ 1,
         Deleted(Deleted) = "identity.user.deleted" @ 1,
     }
 }
@@ -76,11 +141,51 @@ pub struct User {
     pub username_index: BlindIndex,
     /// Roles by name.
     pub roles: Vec<String>,
+    /// The second factor, if it has one.
+    #[serde(default)]
+    pub mfa: Option<Mfa>,
+    /// Why it may do nothing for now.
+    #[serde(default)]
+    pub suspended: Option<String>,
     /// Whether it was removed.
     pub is_deleted: bool,
 }
 
+/// A second factor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mfa {
+    /// SHA-256 of the recovery codes that were not used.
+    pub recovery_sha256: Vec<String>,
+    /// The latest step whose code was used.
+    pub step: u64,
+}
+
+/// The answer to every code that is not good; it does not say why.
+pub fn code_refused() -> Rejection {
+    Rejection::new(
+        Kind::Unauthenticated,
+        "MFA_CODE_INVALID",
+        "This code is not good, or was used already.",
+        "Wait for the next code of your app, or use a recovery code.",
+    )
+}
+
 impl User {
+    fn second_factor(&self, command: &UserCommand) -> Result<Vec<UserEvent>, Rejection> {
+        match (command, &self.mfa) {
+            (UserCommand::EnrolMfa(_), Some(_)) => Err(super::already("second factor")),
+            (UserCommand::EnrolMfa(enrolled), None) => Ok(vec![UserEvent::MfaEnrolled(enrolled.clone())]),
+            (UserCommand::RemoveMfa, Some(_)) => Ok(vec![UserEvent::MfaRemoved(MfaRemoved {})]),
+            // A code counts once: neither its step nor one before does again.
+            (UserCommand::UseCode { step }, Some(mfa)) if *step > mfa.step => Ok(vec![UserEvent::CodeUsed(CodeUsed { step: *step })]),
+            (UserCommand::UseRecovery { sha256 }, Some(mfa)) if mfa.recovery_sha256.contains(sha256) => {
+                Ok(vec![UserEvent::RecoveryCodeUsed(RecoveryCodeUsed { sha256: sha256.clone() })])
+            }
+            (UserCommand::UseCode { .. } | UserCommand::UseRecovery { .. }, _) => Err(code_refused()),
+            _ => Ok(vec![]),
+        }
+    }
+
     /// What it is called; empty after erasure.
     pub fn name(&self) -> &str {
         self.username.get().map_or("", String::as_str)
@@ -122,6 +227,11 @@ impl Decider for User {
             UserCommand::SetRoles(roles) if *roles == user.roles => vec![],
             UserCommand::SetRoles(roles) => vec![UserEvent::RolesChanged(RolesChanged { roles: roles.clone() })],
             UserCommand::Delete => vec![UserEvent::Deleted(Deleted {})],
+            UserCommand::Suspend { .. } if user.suspended.is_some() => vec![],
+            UserCommand::Suspend { reason } => vec![UserEvent::Suspended(Suspended { reason: reason.clone() })],
+            UserCommand::Reinstate if user.suspended.is_none() => vec![],
+            UserCommand::Reinstate => vec![UserEvent::Reinstated(Reinstated {})],
+            _ => return user.second_factor(command),
         })
     }
 
@@ -132,9 +242,23 @@ impl Decider for User {
                 username: r.username.clone(),
                 username_index: r.username_index.clone(),
                 roles: r.roles.clone(),
+                mfa: None,
+                suspended: None,
                 is_deleted: false,
             }),
             UserEvent::PasswordChanged(_) => state,
+            UserEvent::MfaEnrolled(e) => state.map(|u| User {
+                mfa: Some(Mfa { recovery_sha256: e.recovery_sha256.clone(), step: e.step }),
+                ..u
+            }),
+            UserEvent::MfaRemoved(_) => state.map(|u| User { mfa: None, ..u }),
+            UserEvent::CodeUsed(c) => state.map(|u| User { mfa: u.mfa.clone().map(|mfa| Mfa { step: c.step, ..mfa }), ..u }),
+            UserEvent::RecoveryCodeUsed(r) => state.map(|mut u| {
+                u.mfa.iter_mut().for_each(|mfa| mfa.recovery_sha256.retain(|known| *known != r.sha256));
+                u
+            }),
+            UserEvent::Suspended(s) => state.map(|u| User { suspended: Some(s.reason.clone()), ..u }),
+            UserEvent::Reinstated(_) => state.map(|u| User { suspended: None, ..u }),
             UserEvent::RolesChanged(r) => state.map(|u| User { roles: r.roles.clone(), ..u }),
             UserEvent::Deleted(_) => state.map(|u| User { is_deleted: true, ..u }),
         }
@@ -169,4 +293,60 @@ pub fn name_key(index: &BlindIndex) -> String {
 /// The name of the sealed secret that holds a user's password hash.
 pub fn password_secret(user: &kernel::id::UserId) -> String {
     format!("password:{user}")
+}
+
+/// The name of the sealed secret that a user's one-time codes follow from.
+pub fn totp_secret(user: &kernel::id::UserId) -> String {
+    format!("totp:{user}")
+}
+
+/// The name of the same, until it was shown to work.
+pub fn pending_totp_secret(user: &kernel::id::UserId) -> String {
+    format!("totp-pending:{user}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernel::{ActorRef, Timestamp};
+
+    fn user(mfa: Option<Mfa>) -> User {
+        let username = Personal::new("user_1", "ada".to_owned());
+        let username_index = BlindIndex("i".into());
+        User { kind: UserKind::User, username, username_index, roles: vec![], mfa, suspended: None, is_deleted: false }
+    }
+
+    fn enrolled() -> User {
+        user(Some(Mfa { recovery_sha256: vec!["r1".into(), "r2".into()], step: 7 }))
+    }
+
+    fn decided(user: &User, command: &UserCommand) -> Result<Vec<UserEvent>, Rejection> {
+        let facts = Facts { now: Timestamp(0), actor: ActorRef::system("test"), random: 0, version: 1 };
+        User::decide(Some(user), command, &facts)
+    }
+
+    #[test]
+    fn a_code_counts_once_and_none_before_it() {
+        assert_eq!(decided(&enrolled(), &UserCommand::UseCode { step: 8 }).unwrap().len(), 1);
+        for step in [7, 6, 0] {
+            assert_eq!(decided(&enrolled(), &UserCommand::UseCode { step }).unwrap_err().code, "MFA_CODE_INVALID");
+        }
+        assert_eq!(decided(&user(None), &UserCommand::UseCode { step: 8 }).unwrap_err().code, "MFA_CODE_INVALID");
+    }
+
+    #[test]
+    fn a_recovery_code_counts_once() {
+        let used = UserCommand::UseRecovery { sha256: "r1".into() };
+        let events = decided(&enrolled(), &used).unwrap();
+        let meta = Meta { version: 2, at: Timestamp(0), actor: ActorRef::system("test") };
+        let after = User::evolve(Some(enrolled()), &events[0], &meta).unwrap();
+        assert_eq!(decided(&after, &used).unwrap_err().code, "MFA_CODE_INVALID");
+        assert!(decided(&after, &UserCommand::UseRecovery { sha256: "r2".into() }).is_ok());
+    }
+
+    #[test]
+    fn a_second_factor_is_not_replaced_without_being_removed() {
+        let again = UserCommand::EnrolMfa(MfaEnrolled { recovery_sha256: vec![], step: 1 });
+        assert_eq!(decided(&enrolled(), &again).unwrap_err().code, "ALREADY_EXISTS");
+    }
 }

@@ -214,11 +214,26 @@ impl Dispatch {
             return;
         }
         self.agents.entry(id).or_insert_with(|| AgentSlot::of(agent, version)).refresh(agent, version);
+        if agent.suspended.is_some() {
+            self.end_claims(id, now);
+        }
         // Its schemas may be others now.
         self.tasks.values_mut().filter(|slot| !slot.unfit.is_empty()).for_each(|slot| slot.unfit.retain(|agent| *agent != id));
         for capability in &agent.profile.capabilities {
             self.by_capability.entry(capability.name.clone()).or_default().insert(id);
             self.dirty.insert(capability.name.clone());
+        }
+    }
+
+    /// Whoever is suspended holds nothing any more: its claims end now instead of at the end of their time.
+    fn end_claims(&mut self, id: AgentId, now: Timestamp) {
+        for (task, slot) in &mut self.tasks {
+            if let Hold::Claimed { agent, lease, .. } = &mut slot.state
+                && *agent == id
+            {
+                *lease = now;
+                self.timers.insert((now, Timer::Lease(*task)));
+            }
         }
     }
 

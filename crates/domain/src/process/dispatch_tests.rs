@@ -42,6 +42,7 @@ fn entity(name: &str, change: impl FnOnce(&mut Agent)) -> Agent {
         degraded_reason: None,
         mode: Mode::Active,
         is_restart_requested: false,
+        suspended: None,
         is_deleted: false,
     };
     change(&mut agent);

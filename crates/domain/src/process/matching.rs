@@ -72,7 +72,7 @@ impl Dispatch {
 
     /// A request of this agent that can take one more task.
     fn open_waiter(&self, agent: &AgentId, granted: &Granted) -> Option<WaiterId> {
-        let slot = self.agents.get(agent).filter(|slot| slot.mode == Mode::Active && slot.free_places() > 0)?;
+        let slot = self.agents.get(agent).filter(|slot| slot.mode == Mode::Active && !slot.is_suspended && slot.free_places() > 0)?;
         let taken = |waiter: &WaiterId| granted.get(&(*agent, *waiter)).map_or(0, Vec::len);
         let waiters = self.waiters.get(agent).filter(|_| slot.free_places() > 0)?;
         waiters.iter().find(|(id, w)| !w.is_busy && taken(id) < w.max).map(|(id, _)| *id)
@@ -186,6 +186,7 @@ impl Dispatch {
 /// Why an agent that may do the task is not asked.
 fn absent(agent: &AgentSlot) -> &'static str {
     match (agent.mode, agent.liveness) {
+        _ if agent.is_suspended => "SUSPENDED",
         (Mode::Paused, _) => "PAUSED",
         (Mode::Draining, _) => "DRAINING",
         (_, Liveness::Down | Liveness::Registered) => "DOWN",

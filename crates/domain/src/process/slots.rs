@@ -90,6 +90,7 @@ pub(super) struct AgentSlot {
     pub name: String,
     pub agent_type: String,
     pub mode: Mode,
+    pub is_suspended: bool,
     pub liveness: Liveness,
     pub max_concurrency: usize,
     pub cost_per_task: f64,
@@ -109,6 +110,7 @@ impl AgentSlot {
             name: String::new(),
             agent_type: String::new(),
             mode: agent.mode,
+            is_suspended: false,
             liveness: agent.liveness,
             max_concurrency: 0,
             cost_per_task: 0.0,
@@ -128,6 +130,7 @@ impl AgentSlot {
         self.name.clone_from(&profile.name);
         self.agent_type.clone_from(&profile.agent_type);
         self.mode = agent.mode;
+        self.is_suspended = agent.suspended.is_some();
         self.liveness = agent.liveness;
         self.max_concurrency = profile.max_concurrency as usize;
         self.cost_per_task = profile.cost_per_task;

@@ -17,7 +17,7 @@ pub(super) async fn caller(
     peer: Option<SocketAddr>,
     permission: &str,
 ) -> Result<Caller, Rejection> {
-    let actor = authenticate(app, metadata.as_ref(), app.issuer()).await?;
+    let actor = authenticate(app, metadata.as_ref(), app::Resource::Api).await?;
     let reach = app.authorise(&actor, permission)?;
     let text = |name| metadata.get(name).and_then(|v| v.to_str().ok());
     let trace_parent = text("traceparent").map(str::to_owned);

@@ -89,6 +89,9 @@ pub(super) async fn admit(State(state): State<Arc<EdgeState>>, mut request: Requ
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let (parts, body) = request.into_parts();
     let authorised = authorised(&state, &parts).await;
+    if let Err(refused) = &authorised {
+        notice(&state, &parts, refused);
+    }
     let challenge = authorised.as_ref().err().and_then(|refused| challenge(&state, &parts, refused));
     request = Request::from_parts(parts, body);
     let logged = match authorised {
@@ -124,11 +127,25 @@ struct Refused {
     failure: Failure,
     /// The permission that its token lacks.
     lacks: Option<String>,
+    /// Who it came from, with the permission that was missing.
+    denied: Option<(Box<Actor>, String)>,
+}
+
+/// Writes a refusal down.
+fn notice(state: &EdgeState, request: &Parts, refused: &Refused) {
+    let origin = origin(&request.headers, request.extensions.get::<ConnectInfo<SocketAddr>>());
+    let correlation = request.extensions.get::<RequestNames>().map(RequestNames::correlation).unwrap_or_default();
+    let route = format!("{} {}", request.method, request.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str));
+    match (&refused.denied, refused.failure.status().as_u16()) {
+        (Some((actor, permission)), _) => state.app.saw_denied(actor, permission, &route, &origin, &correlation),
+        (None, 401) => state.app.saw_stranger(refused.failure.code(), &route, &origin, &correlation),
+        _ => {}
+    }
 }
 
 impl<T: Into<Failure>> From<T> for Refused {
     fn from(failure: T) -> Self {
-        Refused { failure: failure.into(), lacks: None }
+        Refused { failure: failure.into(), lacks: None, denied: None }
     }
 }
 
@@ -137,12 +154,20 @@ fn challenge(state: &EdgeState, request: &Parts, refused: &Refused) -> Option<St
     let is_mcp = request.uri.path() == "/mcp";
     let shows_something = [header::AUTHORIZATION.as_str(), "x-api-key"].iter().any(|name| request.headers.contains_key(*name));
     let error = match (refused.failure.status().as_u16(), &refused.lacks) {
+        (401, _) if refused.failure.code() == "STEP_UP_REQUIRED" => {
+            Some(("insufficient_user_authentication", "A fresh proof of a second factor is needed."))
+        }
         (401, _) if shows_something => Some(("invalid_token", "The credentials are not valid or have ended.")),
         (401, _) => None,
         (403, Some(_)) => Some(("insufficient_scope", "The token does not allow this.")),
         _ => return None,
     };
-    Some(super::oauth::challenge(&state.app, is_mcp, error, refused.lacks.as_deref()))
+    let mut text = super::oauth::challenge(&state.app, is_mcp, error, refused.lacks.as_deref());
+    // RFC 9470: what would do.
+    if let Some(max_age_s) = refused.failure.detail("max_age_s") {
+        text += &format!(", acr_values=\"mfa\", max_age=\"{max_age_s}\"");
+    }
+    Some(text)
 }
 
 async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>, Refused> {
@@ -161,12 +186,16 @@ async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>
     };
     let actor = match request.extensions.get::<Recognised>() {
         Some(Recognised(actor)) => actor.as_ref().clone(),
-        None => authenticate(&state.app, &request.headers, &resource(&state.app, path)).await?,
+        None => authenticate(&state.app, &request.headers, resource(path)).await?,
     };
     let reach = state.app.authorise(&actor, permission).map_err(|rejection| {
         let is_limited = actor.token.as_ref().is_some_and(|token| token.scope.is_some());
-        Refused { failure: rejection.into(), lacks: is_limited.then(|| permission.clone()) }
+        let denied = Some((Box::new(actor.clone()), permission.clone()));
+        Refused { failure: rejection.into(), lacks: is_limited.then(|| permission.clone()), denied }
     })?;
+    if actor.key.is_some() {
+        state.app.saw_key(&actor, &origin(&request.headers, request.extensions.get::<ConnectInfo<SocketAddr>>()));
+    }
     check_query(state, &route, request.uri.query())?;
     wait_for_position(state, &actor, &request.headers).await?;
     Ok(Some(caller(actor, reach, request)?))
@@ -177,12 +206,12 @@ async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>
 pub(super) struct Recognised(pub Arc<Actor>);
 
 /// The resource that a route belongs to.
-fn resource(app: &App, path: &str) -> String {
-    if path == "/mcp" { app.mcp_resource() } else { app.issuer().to_owned() }
+fn resource(path: &str) -> app::Resource {
+    if path == "/mcp" { app::Resource::Mcp } else { app::Resource::Api }
 }
 
 /// Who shows these credentials at a resource.
-pub(crate) async fn authenticate(app: &App, headers: &HeaderMap, resource: &str) -> Result<Actor, Rejection> {
+pub(crate) async fn authenticate(app: &App, headers: &HeaderMap, resource: app::Resource) -> Result<Actor, Rejection> {
     let text = |name| headers.get(name).and_then(|v: &axum::http::HeaderValue| v.to_str().ok());
     if let Some(key) = text("x-api-key") {
         return app.authenticate_key(key).await;

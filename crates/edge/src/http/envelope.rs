@@ -154,6 +154,12 @@ impl Reply {
         self
     }
 
+    /// With where a list goes on, in plain words.
+    pub fn next_plain(mut self, next: String) -> Self {
+        self.next_cursor = Some(next);
+        self
+    }
+
     /// With a total.
     pub fn of(mut self, total: usize) -> Self {
         self.total = Some(total as u64);
@@ -187,6 +193,16 @@ impl Failure {
     pub fn internal() -> Self {
         let hint = "Try again; if it stays, report it with the request id.";
         Rejection::new(Kind::Internal, "INTERNAL", "Something went wrong inside the server.", hint).into()
+    }
+
+    /// A fact about it.
+    pub fn detail(&self, name: &str) -> Option<&serde_json::Value> {
+        self.0.details.get(name)
+    }
+
+    /// Its stable code.
+    pub fn code(&self) -> &'static str {
+        self.0.code
     }
 
     /// Its status.

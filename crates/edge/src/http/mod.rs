@@ -58,6 +58,7 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::mcp_servers::routes())
         .merge(v1::tools::routes())
         .merge(v1::journal::routes())
+        .merge(v1::security::routes())
         .merge(v1::audit::routes())
         .merge(v1::timeline::routes())
         .merge(v1::erasures::routes())

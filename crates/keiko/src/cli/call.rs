@@ -104,7 +104,7 @@ pub fn nonce() -> String {
 }
 
 /// A JSON object that holds only what was given.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Fields(Map<String, Value>);
 
 impl Fields {

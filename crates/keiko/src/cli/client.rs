@@ -8,6 +8,7 @@ use super::answer::Answer;
 use super::call::Call;
 use super::credentials::{Credentials, Login, Store};
 use super::error::{ApiError, hinted, is_building, is_passing, unreachable};
+use super::oauth::{self, Told};
 use super::server::{self, Server};
 use super::table::clean;
 use anyhow::Context;
@@ -68,6 +69,16 @@ impl Client {
     /// The server's address.
     pub fn base(&self) -> &str {
         self.server.base()
+    }
+
+    /// The connection below the interface.
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    /// From now on this login is used.
+    pub fn become_login(&mut self, store: Store, login: Login) {
+        self.auth = Auth::Login(store, login);
     }
 
     /// The stored login in use, and its store.
@@ -176,6 +187,16 @@ impl Client {
 
     /// Exchanges the refresh token for the next pair.
     async fn exchange(&self, login: Login) -> anyhow::Result<Login> {
+        if let Some(client) = login.client.clone() {
+            let fields = [("grant_type", "refresh_token"), ("client_id", &client), ("refresh_token", &login.refresh_token)];
+            return match oauth::ask::<oauth::Tokens>(&self.http, self.base(), "token", &fields).await? {
+                Told::Granted(oauth::Tokens { access_token, refresh_token }) => Ok(Login { access_token, refresh_token, ..login }),
+                Told::Refused(code, _) if code == "temporarily_unavailable" => {
+                    Err(unreachable(format!("{} is busy.", self.base()), "try again in a moment"))
+                }
+                Told::Refused(..) => Err(self.ended()),
+            };
+        }
         let call = Call::post("auth/refresh", json!({ "refresh_token": login.refresh_token })).anonymous();
         let response = self.dispatch(&call).await?;
         let status = response.status();

@@ -25,6 +25,9 @@ pub struct Login {
     pub username: String,
     /// The tenant's slug.
     pub tenant: String,
+    /// The OAuth client that signed in, when it was done with a browser.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
 }
 
 /// All stored logins.
@@ -137,7 +140,7 @@ mod tests {
 
     fn login(token: &str) -> Login {
         let text = |t: &str| t.to_owned();
-        Login { access_token: text(token), refresh_token: text("r"), username: text("admin"), tenant: text("default") }
+        Login { access_token: text(token), refresh_token: text("r"), username: text("admin"), tenant: text("default"), client: None }
     }
 
     #[test]

@@ -110,7 +110,12 @@ pub fn is_busy(error: &anyhow::Error) -> bool {
 
 /// Whether a list of the past is still being put together.
 pub fn is_building(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<ApiError>().is_some_and(|e| e.code == "AS_OF_BUILDING")
+    is_code(error, "AS_OF_BUILDING")
+}
+
+/// Whether the server refused with this code.
+pub fn is_code(error: &anyhow::Error, code: &str) -> bool {
+    error.downcast_ref::<ApiError>().is_some_and(|e| e.code == code)
 }
 
 /// Whether the same request may succeed later without anybody changing anything.

@@ -11,6 +11,7 @@ mod credentials;
 mod error;
 mod flags;
 mod input;
+mod oauth;
 mod print;
 mod server;
 mod table;
@@ -23,7 +24,8 @@ pub(crate) use error::hinted;
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
 use commands::{
-    agents, audit, backup, discover, drill, erasures, events, groups, keys, login, past, queues, tasks, tenants, users, views,
+    agents, audit, backup, clients, discover, drill, erasures, events, groups, keys, login, mfa, past, queues, security, tasks,
+    tenants, users, views,
 };
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
@@ -110,6 +112,27 @@ pub enum ClientCommand {
         #[command(subcommand)]
         command: keys::KeysCommand,
     },
+    /// Manage OAuth clients
+    #[command(after_help = clients::EXAMPLES)]
+    Clients {
+        /// What to do
+        #[command(subcommand)]
+        command: clients::ClientsCommand,
+    },
+    /// Your second factor
+    #[command(after_help = mfa::EXAMPLES)]
+    Mfa {
+        /// What to do
+        #[command(subcommand)]
+        command: mfa::MfaCommand,
+    },
+    /// See logins and refusals, and act in an emergency
+    #[command(after_help = security::EXAMPLES)]
+    Security {
+        /// What to do
+        #[command(subcommand)]
+        command: security::SecurityCommand,
+    },
     /// Manage tenants, as an administrator of the default tenant
     #[command(after_help = tenants::EXAMPLES)]
     Tenants {
@@ -191,6 +214,9 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Groups { command } => groups::run(command, client, output).await,
         ClientCommand::Users { command } => users::run(command, client, output).await,
         ClientCommand::Keys { command } => keys::run(command, client, output).await,
+        ClientCommand::Clients { command } => clients::run(command, client, output).await,
+        ClientCommand::Mfa { command } => mfa::run(command, client, output).await,
+        ClientCommand::Security { command } => security::run(command, client, output).await,
         ClientCommand::Tenants { command } => tenants::run(command, client, output).await,
         ClientCommand::Queues { command } => queues::run(command, client, output).await,
         ClientCommand::Audit { command } => audit::run(command, client, &connection).await,

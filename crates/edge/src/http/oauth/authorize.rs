@@ -4,7 +4,7 @@ use super::super::state::EdgeState;
 use super::anonymous;
 use super::form::{Fields, Form};
 use super::pages::{Page, leads_to, message, scope_text};
-use app::oauth::{Asked, Browser, DeviceAnswer, Next, Refused, Request as AuthRequest};
+use app::oauth::{Asked, Browser, Credentials, DeviceAnswer, Next, Refused, Request as AuthRequest, SignedIn};
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -138,6 +138,15 @@ fn sign_in_page(tenant: &str, username: &str, leads_to: &str, purpose: &str) -> 
         .button("go", "login", "Sign in")
 }
 
+fn code_of_app_page(ticket: &str, leads_to: &str) -> Page {
+    Page::new("One more step", leads_to)
+        .text("Enter the code of your app, or one of your recovery codes.")
+        .hidden("step", "mfa")
+        .hidden("ticket", ticket)
+        .field("code", "Code", "text", "one-time-code", "")
+        .button("go", "mfa", "Continue")
+}
+
 fn consent_page(request: &AuthRequest, browser: &Browser, scopes: &[String], is_local_only: bool) -> Page {
     let profile = &request.client.profile;
     let place = leads_to(&request.redirect_uri);
@@ -157,7 +166,7 @@ fn consent_page(request: &AuthRequest, browser: &Browser, scopes: &[String], is_
 
 /// Ask a person to sign in and to allow a client (a page)
 #[utoipa::path(get, path = "/oauth/authorize", tag = "oauth", extensions(("x-permission" = json!("open"))),
-    responses((status = 200, body = String, content_type = "text/html"), (status = 303), (status = 400, body = String, content_type = "text/html")))]
+    responses((status = 200, body = String, content_type = "text/html"), (status = 303), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
 async fn authorize(State(state): State<Arc<EdgeState>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let fields = Fields::parse(parts.uri.query().unwrap_or_default().as_bytes());
@@ -208,11 +217,28 @@ fn login_failed(rejection: &Rejection) -> (StatusCode, String) {
 async fn signed_in(state: &EdgeState, form: &Form, cookies: &mut Cookies, leads: &str, purpose: &str) -> Result<(), (StatusCode, Page)> {
     let get = |name| form.fields.get(name).unwrap_or_default();
     let (tenant, username) = (get("tenant"), get("username"));
-    match state.app.sign_in(&tenant, &username, &get("password"), anonymous(&form.parts)).await {
-        Ok(cookie) => {
-            cookies.sign_in(&cookie);
+    let cookie = cookies.form.clone().unwrap_or_default();
+    if get("step") == "mfa" {
+        let ticket = get("ticket");
+        return match state.app.sign_in_with_code(&ticket, &cookie, &get("code"), anonymous(&form.parts)).await {
+            Ok(login) => {
+                cookies.sign_in(&login);
+                Ok(())
+            }
+            Err(rejection) => {
+                let (status, text) = login_failed(&rejection);
+                Err((status, code_of_app_page(&ticket, leads).warning(&format!("{text} {}", rejection.hint))))
+            }
+        };
+    }
+    let password = get("password");
+    let credentials = Credentials { tenant: &tenant, username: &username, password: &password };
+    match state.app.sign_in(credentials, &cookie, anonymous(&form.parts)).await {
+        Ok(SignedIn::Cookie(login)) => {
+            cookies.sign_in(&login);
             Ok(())
         }
+        Ok(SignedIn::Ticket(ticket)) => Err((StatusCode::OK, code_of_app_page(&ticket, leads))),
         Err(rejection) => {
             let (status, text) = login_failed(&rejection);
             Err((status, sign_in_page(&tenant, &username, leads, purpose).warning(&text)))
@@ -223,7 +249,7 @@ async fn signed_in(state: &EdgeState, form: &Form, cookies: &mut Cookies, leads:
 /// Sign in, allow or deny (the forms)
 #[utoipa::path(post, path = "/oauth/authorize", tag = "oauth", extensions(("x-permission" = json!("open"))),
     request_body(content = Object, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, body = String, content_type = "text/html"), (status = 303), (status = 400, body = String, content_type = "text/html")))]
+    responses((status = 200, body = String, content_type = "text/html"), (status = 303), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
 async fn authorize_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Response {
     let query = Fields::parse(form.parts.uri.query().unwrap_or_default().as_bytes());
     let mut cookies = Cookies::of(&state, &form.parts);
@@ -238,7 +264,7 @@ async fn authorize_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> R
     if !cookies.is_form_good(&state, &form.fields) {
         return old_form();
     }
-    if step == "login" {
+    if step == "login" || step == "mfa" {
         let purpose = format!("to continue to {}", request.client.profile.name);
         return match signed_in(&state, &form, &mut cookies, &leads_to(&request.redirect_uri), &purpose).await {
             // Whoever has just signed in need not do so again.
@@ -265,7 +291,7 @@ fn again(query: &Fields) -> String {
 
 /// Enter the code that a device shows (a page)
 #[utoipa::path(get, path = "/oauth/device", tag = "oauth", extensions(("x-permission" = json!("open"))),
-    responses((status = 200, body = String, content_type = "text/html")))]
+    responses((status = 200, body = String, content_type = "text/html"), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
 async fn device(State(state): State<Arc<EdgeState>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let fields = Fields::parse(parts.uri.query().unwrap_or_default().as_bytes());
@@ -310,7 +336,7 @@ fn device_page(browser: &Browser, device: &DeviceAnswer, code: &str) -> Page {
 /// Sign in, enter a code, allow or deny (the forms)
 #[utoipa::path(post, path = "/oauth/device", tag = "oauth", extensions(("x-permission" = json!("open"))),
     request_body(content = Object, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, body = String, content_type = "text/html"), (status = 303), (status = 400, body = String, content_type = "text/html")))]
+    responses((status = 200, body = String, content_type = "text/html"), (status = 303), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
 async fn device_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Response {
     let mut cookies = Cookies::of(&state, &form.parts);
     if !cookies.is_form_good(&state, &form.fields) {
@@ -318,7 +344,7 @@ async fn device_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Resp
     }
     let code = form.fields.get("user_code").unwrap_or_default();
     let here = form.parts.uri.query().map_or_else(|| "/oauth/device".to_owned(), |query| format!("/oauth/device?{query}"));
-    if form.fields.get("step").as_deref() == Some("login") {
+    if matches!(form.fields.get("step").as_deref(), Some("login" | "mfa")) {
         return match signed_in(&state, &form, &mut cookies, "", "to connect a device").await {
             Ok(()) => cookies.with(redirect(&here)),
             Err((status, page)) => cookies.page(&state, status, page),

@@ -20,7 +20,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 
 /// Sign out (a page)
 #[utoipa::path(get, path = "/oauth/logout", tag = "oauth", extensions(("x-permission" = json!("open"))),
-    responses((status = 200, body = String, content_type = "text/html"), (status = 303)))]
+    responses((status = 200, body = String, content_type = "text/html"), (status = 303),
+        (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
 async fn logout(State(state): State<Arc<EdgeState>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let fields = Fields::parse(parts.uri.query().unwrap_or_default().as_bytes());
@@ -30,7 +31,8 @@ async fn logout(State(state): State<Arc<EdgeState>>, request: Request) -> Respon
 /// Sign out (a form)
 #[utoipa::path(post, path = "/oauth/logout", tag = "oauth", extensions(("x-permission" = json!("open"))),
     request_body(content = Object, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, body = String, content_type = "text/html"), (status = 303)))]
+    responses((status = 200, body = String, content_type = "text/html"), (status = 303),
+        (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
 async fn logout_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Response {
     ended(&state, &form.parts, &form.fields).await
 }

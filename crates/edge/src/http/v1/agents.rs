@@ -2,6 +2,7 @@
 
 use super::api_keys::{self, KeyAttributes};
 use super::auth::Empty;
+use super::users::Suspend;
 use super::tasks::{TaskAttributes, task_attributes};
 use crate::http::access::By;
 use crate::http::asof::{AsOf, AtParams};
@@ -32,6 +33,8 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .routes(routes!(resume))
         .routes(routes!(drain))
         .routes(routes!(restart))
+        .routes(routes!(suspend))
+        .routes(routes!(reinstate))
         .routes(routes!(issue_key))
         .routes(routes!(tasks))
         .routes(routes!(history))
@@ -125,9 +128,9 @@ pub(crate) struct AgentAttributes {
     agent_type: String,
     /// For people and for the search.
     description: String,
-    /// `registered`, `up`, `degraded`, `down`, `paused` or `draining`
+    /// `registered`, `up`, `degraded`, `down`, `paused`, `draining` or `suspended`
     status: &'static str,
-    /// Why it is degraded.
+    /// Why it is degraded or suspended.
     status_reason: Option<String>,
     /// What it can do.
     capabilities: Vec<CapabilityBody>,
@@ -160,7 +163,7 @@ pub(crate) fn attributes(agent: &Handled<Agent>) -> AgentAttributes {
         agent_type: profile.agent_type.clone(),
         description: profile.description.clone(),
         status: state.status(),
-        status_reason: state.degraded_reason.clone(),
+        status_reason: state.suspended.clone().or(state.degraded_reason.clone()),
         capabilities: profile
             .capabilities
             .iter()
@@ -253,6 +256,7 @@ enum AgentStatus {
     Down,
     Paused,
     Draining,
+    Suspended,
 }
 
 /// The word of a plain enumeration.
@@ -373,6 +377,21 @@ async fn drain(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: I
     params(("id" = String, Path, description = "Id or name")), request_body = Empty, responses((status = 200, body = One<AgentAttributes>)))]
 async fn restart(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
     act(&state, input, &id, AgentCommand::RequestRestart).await
+}
+
+/// Suspend an agent: its keys and tokens are refused everywhere at once, and its claims end
+#[utoipa::path(post, path = "/api/v1/agents/{id}/actions/suspend", tag = "agents", extensions(("x-permission" = json!("agents.control"))),
+    params(("id" = String, Path, description = "Id or name")), request_body = Suspend, responses((status = 200, body = One<AgentAttributes>)))]
+async fn suspend(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Suspend>) -> Outcome {
+    let command = AgentCommand::Suspend { reason: input.body.reason };
+    shown(StatusCode::OK, &state.app.command_agent(&input.by, &id, command).await?)
+}
+
+/// Let a suspended agent work again
+#[utoipa::path(post, path = "/api/v1/agents/{id}/actions/reinstate", tag = "agents", extensions(("x-permission" = json!("agents.control"))),
+    params(("id" = String, Path, description = "Id or name")), request_body = Empty, responses((status = 200, body = One<AgentAttributes>)))]
+async fn reinstate(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
+    act(&state, input, &id, AgentCommand::Reinstate).await
 }
 
 /// Make a key with which the agent acts as itself; it is shown once

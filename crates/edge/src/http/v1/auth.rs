@@ -16,7 +16,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
-    OpenApiRouter::new().routes(routes!(login)).routes(routes!(refresh)).routes(routes!(logout)).routes(routes!(me))
+    OpenApiRouter::new()
+        .routes(routes!(login))
+        .routes(routes!(refresh))
+        .routes(routes!(logout))
+        .routes(routes!(me))
+        .routes(routes!(begin_mfa))
+        .routes(routes!(confirm_mfa))
+        .routes(routes!(step_up))
+        .routes(routes!(remove_mfa))
 }
 
 /// What a login needs.
@@ -29,6 +37,34 @@ struct Login {
     password: String,
     /// Slug of the tenant; `default` when nothing is said.
     tenant: Option<String>,
+    /// The code of the app, or a recovery code, for an account with a second factor.
+    #[schema(max_length = 64)]
+    code: Option<String>,
+}
+
+/// A code of a second factor.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct MfaCode {
+    /// The six digits that the app shows, or a recovery code.
+    #[schema(min_length = 1, max_length = 64)]
+    code: String,
+}
+
+/// A second factor that is being set up.
+#[derive(Serialize, ToSchema)]
+struct MfaEnrolment {
+    /// The secret as people type it into an app, base32.
+    secret: String,
+    /// The same for a QR code.
+    uri: String,
+}
+
+/// The codes that stand in for a lost app, each once.
+#[derive(Serialize, ToSchema)]
+struct RecoveryCodes {
+    /// Shown only here.
+    recovery_codes: Vec<String>,
 }
 
 /// What a refresh needs.
@@ -96,7 +132,7 @@ async fn login(
     OpenInput(body): OpenInput<Login>,
 ) -> Outcome {
     let context = App::anonymous(origin(&headers, peer.as_deref()), names.correlation());
-    tokens(state.app.login(body.tenant.as_deref(), &body.username, &body.password, context).await?)
+    tokens(state.app.login(body.tenant.as_deref(), &body.username, &body.password, body.code.as_deref(), context).await?)
 }
 
 /// Get the next tokens of a session
@@ -122,6 +158,39 @@ async fn logout(State(state): State<Arc<EdgeState>>, input: Input<Empty>) -> Out
     let caller = app::Caller { idempotency: None, ..input.by };
     state.app.logout(&caller).await?;
     profile(&caller)
+}
+
+/// Begin to set up a second factor: nothing changes until a code of the app is confirmed
+#[utoipa::path(post, path = "/api/v1/auth/mfa/actions/begin", tag = "identity", extensions(("x-permission" = json!("profile.update"))),
+    request_body = Empty, responses((status = 200, body = One<MfaEnrolment>)))]
+async fn begin_mfa(State(state): State<Arc<EdgeState>>, input: Input<Empty>) -> Outcome {
+    let begun = state.app.begin_mfa(&input.by).await?;
+    let attributes = MfaEnrolment { secret: begun.secret, uri: begun.uri };
+    Reply::data(StatusCode::OK, &Resource { id: "mfa".into(), kind: "mfa_enrolment", attributes })
+}
+
+/// Confirm a second factor with a code of the app; answers the recovery codes
+#[utoipa::path(post, path = "/api/v1/auth/mfa/actions/confirm", tag = "identity", extensions(("x-permission" = json!("profile.update"))),
+    request_body = MfaCode, responses((status = 200, body = One<RecoveryCodes>)))]
+async fn confirm_mfa(State(state): State<Arc<EdgeState>>, input: Input<MfaCode>) -> Outcome {
+    let recovery_codes = state.app.confirm_mfa(&input.by, &input.body.code).await?;
+    Reply::data(StatusCode::OK, &Resource { id: "mfa".into(), kind: "recovery_codes", attributes: RecoveryCodes { recovery_codes } })
+}
+
+/// Prove once more that it is you: for a while this session may do what wants a fresh proof
+#[utoipa::path(post, path = "/api/v1/auth/mfa/actions/step-up", tag = "identity", extensions(("x-permission" = json!("profile.update"))),
+    request_body = MfaCode, responses((status = 200, body = One<Me>)))]
+async fn step_up(State(state): State<Arc<EdgeState>>, input: Input<MfaCode>) -> Outcome {
+    state.app.step_up(&app::Caller { idempotency: None, ..input.by.clone() }, &input.body.code).await?;
+    profile(&input.by)
+}
+
+/// Remove your second factor, with a code of it
+#[utoipa::path(post, path = "/api/v1/auth/mfa/actions/remove", tag = "identity", extensions(("x-permission" = json!("profile.update"))),
+    request_body = MfaCode, responses((status = 200, body = One<Me>)))]
+async fn remove_mfa(State(state): State<Arc<EdgeState>>, input: Input<MfaCode>) -> Outcome {
+    state.app.remove_own_mfa(&input.by, &input.body.code).await?;
+    profile(&input.by)
 }
 
 /// Who am I

@@ -45,7 +45,7 @@ struct JournalActor {
 
 /// An entry.
 #[derive(Serialize, ToSchema)]
-struct JournalAttributes {
+pub(crate) struct JournalAttributes {
     /// Its place in the tenant's journal.
     position: u64,
     /// `tool_call`, `security` or `gap`
@@ -63,7 +63,7 @@ struct JournalAttributes {
     data: Option<Value>,
 }
 
-fn attributes(entry: &JournalEntry, data: Option<Value>) -> JournalAttributes {
+pub(crate) fn attributes(entry: &JournalEntry, data: Option<Value>) -> JournalAttributes {
     let header = &entry.header;
     JournalAttributes {
         position: header.position,

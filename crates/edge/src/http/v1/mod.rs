@@ -14,6 +14,7 @@ pub(super) mod journal;
 pub(super) mod mcp_servers;
 pub(super) mod queues;
 pub(super) mod roles;
+pub(super) mod security;
 pub(super) mod tasks;
 pub(super) mod tenants;
 pub(super) mod timeline;

@@ -6,6 +6,7 @@ use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Name, strings};
 use crate::http::state::EdgeState;
+use crate::http::v1::auth::Empty;
 use app::NewUser;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -18,7 +19,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get, update, delete))
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(get, update, delete))
+        .routes(routes!(suspend))
+        .routes(routes!(reinstate))
+        .routes(routes!(remove_mfa))
+        .routes(routes!(revoke_sessions))
 }
 
 /// Person or program.
@@ -69,6 +76,10 @@ struct UserAttributes {
     kind: IdentityKind,
     /// Roles by name.
     roles: Vec<String>,
+    /// Whether it has a second factor.
+    has_mfa: bool,
+    /// Why it may do nothing for now.
+    suspended: Option<String>,
     /// When it was made.
     created_at: String,
     /// When it changed last.
@@ -87,6 +98,8 @@ fn attributes(user: &Handled<User>) -> UserAttributes {
             UserKind::Service => IdentityKind::Service,
         },
         roles: user.state.roles.clone(),
+        has_mfa: user.state.mfa.is_some(),
+        suspended: user.state.suspended.clone(),
         created_at: user.created_at.to_string(),
         updated_at: user.updated_at.to_string(),
         deleted_at: user.state.is_deleted.then(|| user.updated_at.to_string()),
@@ -143,4 +156,45 @@ async fn update(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: 
 async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     state.app.delete_user(&caller, &id).await?;
     Reply::data(StatusCode::NO_CONTENT, &())
+}
+
+/// Why somebody is suspended
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Suspend {
+    /// For the record.
+    #[schema(min_length = 1, max_length = 1000)]
+    pub reason: String,
+}
+
+/// Suspend a user: sessions end, keys and tokens stop working everywhere at once
+#[utoipa::path(post, path = "/api/v1/users/{id}/actions/suspend", tag = "identity", extensions(("x-permission" = json!("users.update"))),
+    params(("id" = String, Path, description = "Id or user name")), request_body = Suspend, responses((status = 200, body = One<UserAttributes>)))]
+async fn suspend(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Suspend>) -> Outcome {
+    let user = state.app.suspend_user(&input.by, &id, input.body.reason).await?;
+    Reply::entity(StatusCode::OK, "user", &user, attributes(&user))
+}
+
+/// Let a suspended user work again
+#[utoipa::path(post, path = "/api/v1/users/{id}/actions/reinstate", tag = "identity", extensions(("x-permission" = json!("users.update"))),
+    params(("id" = String, Path, description = "Id or user name")), request_body = Empty, responses((status = 200, body = One<UserAttributes>)))]
+async fn reinstate(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
+    let user = state.app.reinstate_user(&input.by, &id).await?;
+    Reply::entity(StatusCode::OK, "user", &user, attributes(&user))
+}
+
+/// Remove the second factor of a user who has lost it
+#[utoipa::path(post, path = "/api/v1/users/{id}/actions/remove-mfa", tag = "identity", extensions(("x-permission" = json!("users.update"))),
+    params(("id" = String, Path, description = "Id or user name")), request_body = Empty, responses((status = 200, body = One<UserAttributes>)))]
+async fn remove_mfa(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
+    let user = state.app.remove_mfa(&input.by, &id).await?;
+    Reply::entity(StatusCode::OK, "user", &user, attributes(&user))
+}
+
+/// End every session of a user: its tokens are refused everywhere at once
+#[utoipa::path(post, path = "/api/v1/users/{id}/actions/revoke-sessions", tag = "identity", extensions(("x-permission" = json!("users.update"))),
+    params(("id" = String, Path, description = "Id or user name")), request_body = Empty, responses((status = 200, body = One<UserAttributes>)))]
+async fn revoke_sessions(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
+    let user = state.app.revoke_sessions(&input.by, &id).await?;
+    Reply::entity(StatusCode::OK, "user", &user, attributes(&user))
 }

@@ -45,7 +45,7 @@ pub enum AgentsCommand {
     /// List agents
     List {
         /// Only those in this status
-        #[arg(long, value_parser = ["registered", "up", "degraded", "down", "paused", "draining"])]
+        #[arg(long, value_parser = ["registered", "up", "degraded", "down", "paused", "draining", "suspended"])]
         status: Option<String>,
         /// Only those with this capability
         #[arg(long)]
@@ -77,6 +77,17 @@ pub enum AgentsCommand {
     Drain(Target),
     /// Ask an agent to restart; it learns so at its next heartbeat or claim
     Restart(Target),
+    /// Stop an agent at once: its keys and tokens are refused and its claims end
+    Suspend {
+        /// Which agent
+        #[command(flatten)]
+        agent: Target,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+    },
+    /// Let a suspended agent work again
+    Reinstate(Target),
     /// Make the key that the agent authenticates with; it is shown once
     IssueKey(Target),
     /// List the tasks that an agent holds or held
@@ -155,6 +166,11 @@ pub async fn run(command: AgentsCommand, client: &mut Client, output: Output) ->
         AgentsCommand::Resume(agent) => act(client, &agent, "resume", output).await,
         AgentsCommand::Drain(agent) => act(client, &agent, "drain", output).await,
         AgentsCommand::Restart(agent) => act(client, &agent, "restart", output).await,
+        AgentsCommand::Suspend { agent, reason } => {
+            let call = Call::post(path(&["agents", &agent.id, "actions", "suspend"]), json!({ "reason": reason }));
+            show_one(client, call, output).await
+        }
+        AgentsCommand::Reinstate(agent) => act(client, &agent, "reinstate", output).await,
         AgentsCommand::IssueKey(agent) => {
             let call = Call::post(path(&["agents", &agent.id, "actions", "issue-key"]), json!({}));
             show_secret(client, call, output).await

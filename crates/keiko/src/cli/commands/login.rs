@@ -6,14 +6,17 @@
 use crate::cli::call::{Call, Fields};
 use crate::cli::client::Client;
 use crate::cli::credentials::{Login as Stored, Store};
-use crate::cli::{Connection, Output, input, print, table};
+use crate::cli::error::is_code;
+use crate::cli::{Connection, Output, input, oauth, print, table};
 use clap::Args;
 use serde_json::{Map, json};
 
 /// Shown below the help of `keiko login`.
 pub const EXAMPLES: &str = "\
 Examples:
-  keiko login                                     asks for name and password
+  keiko login                                     signs in with the browser
+  keiko login --device                            signs in with a browser on another machine, by a code
+  keiko login admin                               asks for the password here
   keiko login admin --server https://keiko.example.com
   keiko login admin --password-stdin < password.txt
   KEIKO_PASSWORD=... keiko login admin            for scripts
@@ -23,8 +26,14 @@ The login is kept in $XDG_CONFIG_HOME/keiko/credentials.json, else in ~/.config/
 /// Arguments of `keiko login`.
 #[derive(Args)]
 pub struct Login {
-    /// Who logs in; asked for when left out
+    /// Who logs in with a password; without it, the browser is used
     username: Option<String>,
+    /// Sign in with a browser on another machine, by a code
+    #[arg(long, conflicts_with_all = ["username", "password_stdin", "browser"])]
+    device: bool,
+    /// Sign in with the browser on this machine, also where there is no terminal
+    #[arg(long, conflicts_with_all = ["username", "password_stdin"])]
+    browser: bool,
     /// The tenant's slug
     #[arg(long, default_value = "default")]
     tenant: String,
@@ -37,6 +46,11 @@ pub struct Login {
 pub async fn login(args: Login, client: &mut Client, connection: &Connection) -> anyhow::Result<()> {
     // Before the password is asked for: a login that cannot be kept is of no use.
     let store = Store::of_user()?;
+    let has_password = args.password_stdin || std::env::var("KEIKO_PASSWORD").is_ok_and(|password| !password.is_empty());
+    let is_interactive = std::io::IsTerminal::is_terminal(&std::io::stdin());
+    if args.device || args.browser || (args.username.is_none() && !has_password && is_interactive) {
+        return with_browser(args.device, store, client, connection).await;
+    }
     let username = match args.username {
         Some(name) => name,
         None => input::line("Username:", "name the user: keiko login USERNAME")?,
@@ -46,12 +60,35 @@ pub async fn login(args: Login, client: &mut Client, connection: &Connection) ->
         .with("username", Some(username.as_str()))
         .with("password", Some(password))
         .with("tenant", Some(args.tenant.as_str()));
-    let answer = client.send(Call::post("auth/login", body).anonymous()).await?;
+    let answer = match client.send(Call::post("auth/login", body.clone()).anonymous()).await {
+        Err(error) if is_code(&error, "MFA_REQUIRED") => {
+            let body = body.with("code", Some(super::mfa::code()?));
+            client.send(Call::post("auth/login", body).anonymous()).await?
+        }
+        answered => answered?,
+    };
     let token = |name| answer.text(name).map(str::to_owned);
     let (access_token, refresh_token) = (token("access_token")?, token("refresh_token")?);
-    let login = Stored { access_token, refresh_token, username, tenant: args.tenant };
+    let login = Stored { access_token, refresh_token, username, tenant: args.tenant, client: None };
     keep(&store, client.base(), &login)?;
     tell(client.base(), &login, connection)
+}
+
+/// Signs in as an OAuth client, and finds out afterwards who it was.
+async fn with_browser(is_device: bool, store: Store, client: &mut Client, connection: &Connection) -> anyhow::Result<()> {
+    let (http, base) = (client.http().clone(), client.base().to_owned());
+    let tokens = match is_device {
+        true => oauth::with_device(&http, &base).await?,
+        false => oauth::with_browser(&http, &base).await?,
+    };
+    let oauth::Tokens { access_token, refresh_token } = tokens;
+    let client_name = Some(oauth::CLIENT.to_owned());
+    let nobody = Stored { access_token, refresh_token, username: String::new(), tenant: String::new(), client: client_name };
+    client.become_login(store.clone(), nobody.clone());
+    let me = client.send(Call::get("auth/me")).await?;
+    let login = Stored { username: me.text("name")?.to_owned(), tenant: me.text("tenant")?.to_owned(), ..nobody };
+    keep(&store, &base, &login)?;
+    tell(&base, &login, connection)
 }
 
 fn password(from_stdin: bool) -> anyhow::Result<String> {

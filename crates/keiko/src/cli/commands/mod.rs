@@ -6,6 +6,7 @@
 pub mod agents;
 pub mod audit;
 pub mod backup;
+pub mod clients;
 pub mod discover;
 pub mod drill;
 pub mod erasures;
@@ -13,8 +14,10 @@ pub mod events;
 pub mod groups;
 pub mod keys;
 pub mod login;
+pub mod mfa;
 pub mod past;
 pub mod queues;
+pub mod security;
 pub mod tasks;
 pub mod tenants;
 pub mod users;

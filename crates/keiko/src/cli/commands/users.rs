@@ -8,6 +8,7 @@ use crate::cli::client::Client;
 use crate::cli::table::Column;
 use crate::cli::{Output, input};
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 /// Shown below the help of `keiko users`.
 pub const EXAMPLES: &str = "\
@@ -53,6 +54,21 @@ pub enum UsersCommand {
         #[arg(long = "role", value_name = "ROLE", required = true)]
         roles: Vec<String>,
     },
+    /// Stop a user at once: sessions end, keys and tokens are refused
+    Suspend {
+        /// Which user
+        #[command(flatten)]
+        user: Target,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+    },
+    /// Let a suspended user work again
+    Reinstate(Target),
+    /// End every session of a user
+    RevokeSessions(Target),
+    /// Remove the second factor of a user who has lost it
+    RemoveMfa(Target),
     /// Remove a user
     Delete(Target),
 }
@@ -82,11 +98,22 @@ pub async fn run(command: UsersCommand, client: &mut Client, output: Output) -> 
             let body = Fields::default().with("roles", Some(roles));
             show_one(client, Call::put(path(&["users", &user.id]), body), output).await
         }
+        UsersCommand::Suspend { user, reason } => {
+            let call = Call::append(path(&["users", &user.id, "actions", "suspend"]), json!({ "reason": reason }));
+            show_one(client, call, output).await
+        }
+        UsersCommand::Reinstate(user) => act(client, &user, "reinstate", output).await,
+        UsersCommand::RevokeSessions(user) => act(client, &user, "revoke-sessions", output).await,
+        UsersCommand::RemoveMfa(user) => act(client, &user, "remove-mfa", output).await,
         UsersCommand::Delete(user) => {
             client.send(Call::delete(path(&["users", &user.id]))).await?;
             output.done(&format!("Removed the user {}.", user.id))
         }
     }
+}
+
+async fn act(client: &mut Client, user: &Target, verb: &str, output: Output) -> anyhow::Result<()> {
+    show_one(client, Call::action(&["users", &user.id, "actions", verb]), output).await
 }
 
 async fn create(args: Create, client: &mut Client, output: Output) -> anyhow::Result<()> {
