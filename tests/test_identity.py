@@ -300,6 +300,7 @@ def body_for(path, token):
         "api-keys": {"name": unique("key")}, "queues": {"paused": False}, "tenants": {"name": "x"},
         "fetch": {"consumer": "c"}, "ack": {"tokens": ["1-x"]}, "nak": {"tokens": ["1-x"]}, "extend": {"tokens": ["1-x"]},
         "park": {"tokens": ["1-x"], "reason": "x"}, "seek": {"position": 0}, "replay": {"all": True},
+        "suspend": {"reason": "x"},
         "mcp-servers": {"name": "x", "transport": {"type": "stdio", "command": "true"}},
     }
     kind, *rest = path.removeprefix("/api/v1/").split("/")

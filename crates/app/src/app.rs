@@ -6,6 +6,7 @@ use crate::errors::{of_handle, of_store};
 use crate::fleet::SharedFleet;
 use crate::jose::Algorithm;
 use crate::known::Known;
+use crate::limits::{LimitSettings, Limits};
 use crate::oauth::{Assertions, Documents, Polls};
 use crate::replicas::{Membership, Replicas};
 use crate::schema::Schemas;
@@ -58,6 +59,8 @@ pub struct AppSettings {
     pub refresh_grace_ms: u64,
     /// Whether clients may register themselves.
     pub client_registration: bool,
+    /// How much everybody may ask for.
+    pub limits: LimitSettings,
     /// Whether administrators need a second factor.
     pub mfa_required: bool,
     /// How old the proof may be that dangerous actions want.
@@ -82,6 +85,7 @@ impl Default for AppSettings {
             signing_key_lifetime_ms: 30 * 24 * 3_600_000,
             refresh_grace_ms: 10_000,
             client_registration: false,
+            limits: LimitSettings::default(),
             mfa_required: false,
             step_up_max_age_ms: 15 * 60_000,
             fetch_private: false,
@@ -121,6 +125,10 @@ pub(crate) struct Inner {
     pub ring: Ring,
     /// Who was recognised a moment ago.
     pub known: Known,
+    /// How much everybody has left.
+    pub limits: Limits,
+    /// Whether there is an emergency in the default tenant.
+    pub emergency: std::sync::atomic::AtomicBool,
     /// What was seen of identities and is counted.
     pub watch: Watch,
     /// Assertions of clients that were shown.
@@ -192,6 +200,8 @@ impl App {
             throttle: Throttle::default(),
             ring: Ring::default(),
             known: Known::default(),
+            limits: Limits::default(),
+            emergency: Default::default(),
             watch: Watch::default(),
             assertions: Assertions::default(),
             documents: Documents::default(),
@@ -360,7 +370,11 @@ impl App {
     }
 
     /// An entity of a tenant, also one that has ended.
-    pub(crate) async fn entity_even_ended<D: Decider>(&self, tenant: TenantId, stream: &str) -> Answer<Option<Handled<D::State>>> {
+    pub(crate) async fn entity_even_ended<D: Decider>(
+        &self,
+        tenant: TenantId,
+        stream: &str,
+    ) -> Answer<Option<Handled<D::State>>> {
         self.0.engine.entity::<D>(tenant, stream).await.map_err(of_store)
     }
 

@@ -10,8 +10,8 @@ use domain::identity::session::{Opened, PASSWORD, Session, SessionCommand, ended
 use domain::identity::user::{User, UserKind, name_key, password_secret};
 use engine::{Context, Extras, Handled, Step};
 use kernel::id::{SessionId, TenantId, UserId};
-use std::collections::BTreeMap;
 use kernel::{Act, ActorKind, ActorRef, Claims, Kind, Origin, Rejection, Timestamp, text};
+use std::collections::BTreeMap;
 
 /// A hash that no password has, so that an unknown user costs as much time as a known one.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$a2Vpa28ta2Vpa28ta2Vpaw$8wnpYb1b2bX1mS6y4z0cJ6n2T2q9c3J0m1r5s7t9u0A";
@@ -285,9 +285,8 @@ impl App {
 
     /// Whether a session still rests on somebody who is there, and was not called back with all others.
     pub(crate) async fn check_session_holds(&self, log: TenantId, session: &Handled<Session>) -> Answer<()> {
-        use domain::identity::guard::{Guard, guard_id};
-        let guard = self.entity::<Guard>(log, &guard_id(log).to_string()).await?;
-        let is_before = guard.and_then(|guard| guard.state.revoked_until).is_some_and(|until| session.created_at <= until);
+        let guard = self.guard_of(log).await?;
+        let is_before = guard.revoked_until.is_some_and(|until| session.created_at <= until);
         let user = self.entity::<User>(log, &session.state.user.to_string()).await?;
         let user = user.filter(|user| user.state.suspended.is_none());
         if is_before || user.is_none() { Err(ended()) } else { Ok(()) }

@@ -160,9 +160,7 @@ impl PublicKey {
                 let point = [&[4], &x[..], &y[..]].concat();
                 (&["ES256"], PublicKind::P256((x.len() == 32 && y.len() == 32).then_some(point)?))
             }
-            ("OKP", Some("Ed25519")) => {
-                (&["Ed25519", "EdDSA"], PublicKind::Ed25519(part(&jwk.x).filter(|x| x.len() == 32)?))
-            }
+            ("OKP", Some("Ed25519")) => (&["Ed25519", "EdDSA"], PublicKind::Ed25519(part(&jwk.x).filter(|x| x.len() == 32)?)),
             ("RSA", _) => {
                 let n = part(&jwk.n).filter(|n| RSA_BYTES.contains(&n.len()))?;
                 (&["RS256", "PS256"], PublicKind::Rsa(PublicKeyComponents { n, e: part(&jwk.e)? }))

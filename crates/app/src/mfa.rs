@@ -211,7 +211,8 @@ impl App {
         self.0.engine.put_aside(log, extras).await.map_err(of_store)?;
         let secret = totp::base32(&bytes);
         let label = percent(&format!("{}@{}", user.state.name(), caller.actor.tenant_slug));
-        let uri = format!("otpauth://totp/Keiko:{label}?secret={secret}&issuer=Keiko&algorithm=SHA1&digits=6&period={}", totp::STEP_S);
+        let uri =
+            format!("otpauth://totp/Keiko:{label}?secret={secret}&issuer=Keiko&algorithm=SHA1&digits=6&period={}", totp::STEP_S);
         Ok(Enrolment { secret, uri })
     }
 
@@ -298,7 +299,9 @@ mod tests {
     fn the_published_codes_are_met() {
         // RFC 6238, appendix B, SHA-1, the last six digits.
         let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, b"12345678901234567890");
-        for (at_s, wanted) in [(59u64, "287082"), (1_111_111_109, "081804"), (1_234_567_890, "005924"), (20_000_000_000, "353130")] {
+        for (at_s, wanted) in
+            [(59u64, "287082"), (1_111_111_109, "081804"), (1_234_567_890, "005924"), (20_000_000_000, "353130")]
+        {
             let tag: [u8; 20] = hmac::sign(&key, &totp::step(at_s).to_be_bytes()).as_ref().try_into().unwrap();
             assert_eq!(totp::code(&tag), wanted);
         }

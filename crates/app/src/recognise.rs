@@ -7,7 +7,6 @@ use crate::known::Recognised;
 use crate::oauth::clients::ClientName;
 use domain::agent::Agent;
 use domain::identity::client::Client;
-use domain::identity::guard::{Guard, guard_id};
 use domain::identity::key::{Key, hash_key};
 use domain::identity::oauth::narrowed;
 use domain::identity::role::{Role, name_key as role_key};
@@ -113,9 +112,9 @@ impl App {
             opened = Some(session.state);
             rests_on.push(sid.to_string());
         }
-        self.check_called_back(&claims, begun).await?;
+        let is_emergency = self.check_called_back(&claims, begun).await?;
         let mut actor = self.identity(log, &claims.sub).await?.ok_or_else(token_refused)?;
-        actor.session = claims.sid;
+        (actor.session, actor.is_emergency) = (claims.sid, is_emergency);
         if let Some(session) = opened
             && let Some(user) = self.entity::<User>(log, &claims.sub).await?
         {
@@ -140,13 +139,13 @@ impl App {
         Ok(Recognised { actor, rests_on, until })
     }
 
-    /// Whether this token, or everything that was begun before a moment, was called back.
-    async fn check_called_back(&self, claims: &Claims, begun: Timestamp) -> Answer<()> {
+    /// Refuses a token that was called back, or was begun before everything was. Answers whether there is an emergency.
+    async fn check_called_back(&self, claims: &Claims, begun: Timestamp) -> Answer<bool> {
         let log = claims.tid;
-        let guard = self.entity::<Guard>(log, &guard_id(log).to_string()).await?;
-        let is_before = guard.and_then(|guard| guard.state.revoked_until).is_some_and(|until| begun <= until);
+        let guard = self.guard_of(log).await?;
+        let is_before = guard.revoked_until.is_some_and(|until| begun <= until);
         let is_revoked = self.entity::<Token>(log, &claims.jti.to_string()).await?.is_some();
-        if is_before || is_revoked { Err(token_refused()) } else { Ok(()) }
+        if is_before || is_revoked { Err(token_refused()) } else { Ok(guard.emergency.is_some()) }
     }
 
     /// An identity of a tenant with everything that it may do; `None` when it is gone.
@@ -182,14 +181,14 @@ impl App {
 
     async fn key_actor(&self, log: TenantId, id: KeyId) -> Answer<(Actor, Timestamp)> {
         let key = self.entity::<Key>(log, &id.to_string()).await?.ok_or_else(key_refused)?;
-        let guard = self.entity::<Guard>(log, &guard_id(log).to_string()).await?;
-        let is_before = guard.and_then(|guard| guard.state.keys_revoked_until).is_some_and(|until| key.created_at <= until);
+        let guard = self.guard_of(log).await?;
+        let is_before = guard.keys_revoked_until.is_some_and(|until| key.created_at <= until);
         if is_before || !key.state.is_valid(self.env().now()) {
             return Err(key_refused());
         }
         let issued = &key.state.issued;
         let mut actor = self.identity(log, &issued.owner.id).await?.ok_or_else(key_refused)?;
-        actor.key = Some(id);
+        (actor.key, actor.is_emergency) = (Some(id), guard.emergency.is_some());
         if let Some(limit) = &issued.permissions {
             // Everybody may see their own profile, whatever the key is limited to.
             actor.permissions = limited(&actor.permissions, limit);
@@ -237,6 +236,7 @@ impl App {
             key: None,
             token: None,
             proof: None,
+            is_emergency: false,
             roles: vec!["agent".into()],
             permissions: builtin_role("agent").unwrap_or_default(),
         }
@@ -263,6 +263,7 @@ impl App {
             key: None,
             token: None,
             proof: None,
+            is_emergency: false,
             roles: user.state.roles.clone(),
             permissions,
         })

@@ -3,6 +3,7 @@
 
 use crate::app::App;
 use crate::claims::deliver;
+use crate::limits::Taken;
 use crate::workers::{TenantRuntime, start_lead};
 use domain::process::dispatch::{Ask, DispatchSignal, WaiterId};
 use domain::process::liveness::LivenessSignal;
@@ -37,6 +38,8 @@ pub(crate) struct Replicas {
     cluster: Arc<dyn Cluster>,
     pub name: String,
     pub held: watch::Receiver<Held>,
+    /// Every replica that is there.
+    live: watch::Receiver<Vec<String>>,
     outbox: mpsc::UnboundedSender<Letter>,
     /// When an agent was last said to be there, so that not every call sends a letter.
     seen: Mutex<BTreeMap<AgentId, kernel::Timestamp>>,
@@ -79,15 +82,22 @@ impl Replicas {
     /// Joins the others.
     pub fn join(env: &engine::Env, membership: Membership) -> Self {
         let Membership { cluster, replica, lease_ms } = membership;
-        let held = lead(env, cluster.clone(), &replica, lease_ms);
+        let (held, live) = lead(env, cluster.clone(), &replica, lease_ms);
         let (outbox, letters) = mpsc::unbounded_channel();
         env.spawn(send_letters(env.clone(), cluster.clone(), letters));
-        Replicas { cluster, name: replica, held, outbox, seen: Mutex::default() }
+        Replicas { cluster, name: replica, held, live, outbox, seen: Mutex::default() }
     }
 
     /// Hands claims to the replica whose request they answer.
     pub fn deliver(&self, replica: &str, delivery: &Delivery) {
         self.send(to_replica(replica), delivery);
+    }
+
+    /// Tells every other replica.
+    pub fn tell_others(&self, what: &impl Serialize) {
+        for other in self.live.borrow().iter().filter(|other| **other != self.name) {
+            self.send(to_replica(other), what);
+        }
     }
 
     fn send(&self, recipient: String, what: &impl Serialize) {
@@ -252,8 +262,11 @@ pub(crate) async fn read_letters(app: App) {
     }
 }
 
-/// Claims for a request that waits here.
+/// What another replica let pass, or claims for a request that waits here.
 fn receive(app: &App, body: &[u8]) {
+    if let Ok(taken) = serde_json::from_slice::<Taken>(body) {
+        return app.hear_taken(taken);
+    }
     let Ok(delivery) = serde_json::from_slice::<Delivery>(body) else { return };
     let Some(runtime) = app.runtimes().into_iter().find(|runtime| runtime.id == delivery.tenant) else { return };
     let app = app.clone();

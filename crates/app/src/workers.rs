@@ -112,6 +112,7 @@ pub(crate) async fn start_all(app: &App, reports: Receiver<Report>) -> Result<()
     engine.env().spawn(replicas::read_letters(app.clone()));
     engine.env().spawn(crate::signing::keep_ring(app.clone()));
     engine.env().spawn(crate::watch::keep_counts(app.clone()));
+    engine.env().spawn(crate::limits::keep_shared(app.clone()));
     Ok(())
 }
 

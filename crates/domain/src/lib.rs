@@ -8,6 +8,7 @@ pub mod agent;
 pub mod consumer_group;
 pub mod erasure;
 pub mod identity;
+pub mod limit;
 pub mod mcp_server;
 pub mod policy;
 pub mod process;

@@ -42,11 +42,18 @@ fn weight(name: &str, bucket: u16) -> u64 {
 
 /// Keeps this replica's leases until the end. What it leads is told through the channel, and is empty as soon as a lease
 /// could not be renewed in time.
-pub fn lead(env: &Env, cluster: Arc<dyn Cluster>, replica: &str, lease_ms: u64) -> watch::Receiver<Held> {
-    let (told, held) = watch::channel(Held::new());
-    let leader = Leader { env: env.clone(), cluster, replica: replica.to_owned(), lease_ms, told };
+///
+/// The second channel tells which replicas are there, this one included.
+pub fn lead(
+    env: &Env,
+    cluster: Arc<dyn Cluster>,
+    replica: &str,
+    lease_ms: u64,
+) -> (watch::Receiver<Held>, watch::Receiver<Vec<String>>) {
+    let ((told, held), (seen, live)) = (watch::channel(Held::new()), watch::channel(vec![]));
+    let leader = Leader { env: env.clone(), cluster, replica: replica.to_owned(), lease_ms, told, seen };
     env.spawn(leader.run());
-    held
+    (held, live)
 }
 
 struct Leader {
@@ -55,6 +62,7 @@ struct Leader {
     replica: String,
     lease_ms: u64,
     told: watch::Sender<Held>,
+    seen: watch::Sender<Vec<String>>,
 }
 
 impl Leader {
@@ -89,6 +97,7 @@ impl Leader {
     async fn renew(&self) -> Result<Held, store::StoreError> {
         let live = self.cluster.join(&self.replica, self.env.now(), self.lease_ms).await?;
         let wanted = share(&self.replica, &live);
+        self.seen.send_replace(live);
         let held = self.cluster.hold(&self.replica, &wanted, self.env.now(), self.lease_ms).await?;
         let (kept, given_up): (Held, Held) = held.into_iter().partition(|(bucket, _)| wanted.contains(bucket));
         if !given_up.is_empty() {

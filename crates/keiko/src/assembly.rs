@@ -1,6 +1,6 @@
 //! The assembly: from settings to a server that runs. The same for the binary and for whoever embeds Keiko.
 
-use crate::{Settings, keys};
+use crate::{Settings, keys, tls};
 use anyhow::Context;
 use app::{App, Bootstrap, Ground, Membership};
 use edge::grpc::GrpcServer;
@@ -90,7 +90,20 @@ impl Keiko {
         let listener = bind(settings.listen).await.map_err(anyhow::Error::msg)?;
         let mut app_settings = settings.app.clone();
         if app_settings.public_url.is_empty() {
-            app_settings.public_url = format!("http://{}", listener.local_addr()?);
+            let scheme = if settings.tls.is_some() { "https" } else { "http" };
+            app_settings.public_url = format!("{scheme}://{}", listener.local_addr()?);
+            if membership.is_some() {
+                tracing::warn!(
+                    public_url = app_settings.public_url,
+                    "set server.public_url: sign-in leads clients to this address"
+                );
+            }
+        }
+        let tls = tls::files(settings)?;
+        if tls.is_some() && settings.grpc_listen.is_some_and(|address| !address.ip().is_loopback()) {
+            anyhow::bail!(
+                "the gRPC interface has no TLS of its own; let grpc.listen be a loopback address behind a proxy that has"
+            );
         }
         let grpc_listener = match settings.grpc_listen {
             Some(address) => Some(bind(address).await.map_err(anyhow::Error::msg)?),
@@ -105,7 +118,7 @@ impl Keiko {
             .map_err(|r| anyhow::anyhow!("{} {}", r.message, r.hint))
             .context("the application could not start")?;
         let readiness = Arc::new(StoreReadiness(store.clone(), journal.clone()));
-        let server = Server::new(listener, app.clone(), readiness, settings.http.clone()).map_err(anyhow::Error::msg)?;
+        let server = Server::new(listener, app.clone(), readiness, settings.http.clone(), tls).map_err(anyhow::Error::msg)?;
         let grpc = grpc_listener.map(|listener| GrpcServer::new(listener, app.clone(), &settings.http));
         Ok(Keiko { app, server, grpc, store, journal, gateway, env, grace: settings.shutdown_timeout, bootstrap })
     }

@@ -10,6 +10,7 @@ pub mod drill;
 pub mod keys;
 pub mod logs;
 pub mod settings;
+mod tls;
 
 pub use assembly::{Keiko, Parts};
 pub use settings::Settings;

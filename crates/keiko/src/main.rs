@@ -131,7 +131,8 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     if let Some(password) = keiko.bootstrap().and_then(|b| b.generated_password.as_ref()) {
         println!("first start: sign in as 'admin' of tenant 'default'; password: {password}\n(it is shown only now)");
     }
-    println!("listening on http://{}", keiko.address()?);
+    let scheme = if settings.tls.is_some() { "https" } else { "http" };
+    println!("listening on {scheme}://{}", keiko.address()?);
     if let Some(address) = keiko.grpc_address()? {
         println!("gRPC on {address}");
     }

@@ -4,7 +4,7 @@
 //! `<environment>.yaml` of the folder in `KEIKO_CONFIG_DIR`; `${NAME}` in them is replaced from the environment.
 
 use anyhow::{Context, bail};
-use app::VerifierKey;
+use app::{Rate, VerifierKey};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -56,10 +56,19 @@ pub const DECLARED: &[Declared] = &[
         "",
         "Address under which everybody knows this server, such as https://keiko.example.com; that of server.listen when nothing is said",
     ),
+    declared("tls.cert", "", "Certificate of this server as a PEM file, its issuers behind it: HTTPS instead of HTTP"),
+    declared("tls.key", "", "Private key of the certificate as a PEM file"),
+    declared("tls.self_signed", "false", "HTTPS with a certificate that is made at the first start: for development"),
+    declared("security.profile", "auto", "development or production; auto: development when embedded and on a loopback address"),
+    declared("limit.tenant", "auto", "Requests of a tenant, such as 5000/s; off for none; auto: 5000/s in production, else off"),
+    declared("limit.read", "auto", "Reads of one caller (user, key or agent); auto: 500/s in production, else off"),
+    declared("limit.write", "auto", "Changes by one caller; auto: 200/s in production, else off"),
+    declared("limit.call", "auto", "Calls of tools by one caller; auto: 200/s in production, else off"),
+    declared("limit.auth", "auto", "Logins and tokens from one address; auto: 20/s in production, else off"),
     declared(
-        "security.profile",
+        "limit.address",
         "auto",
-        "development or production; auto: development when embedded and on a loopback address",
+        "Other requests from one address by nobody known, and bad credentials; auto: 100/s in production, else off",
     ),
     declared("mfa.required", "auto", "Whether administrators need a second factor; auto: in production"),
     declared("mfa.max_age", "15m", "How old the proof of a second factor may be that dangerous actions want"),
@@ -276,6 +285,8 @@ pub struct Settings {
     pub app: app::AppSettings,
     /// Where the gRPC interface listens.
     pub grpc_listen: Option<SocketAddr>,
+    /// How connections are protected, if they are.
+    pub tls: Option<Tls>,
     /// Of MCP servers.
     pub gateway: gateway::GatewaySettings,
     /// Filter of log lines.
@@ -286,6 +297,15 @@ pub struct Settings {
     pub admin_password: Option<Secret>,
     /// How strict the server is.
     pub profile: Profile,
+}
+
+/// How connections are protected.
+#[derive(Clone, Debug)]
+pub enum Tls {
+    /// With this certificate.
+    Files(edge::http::TlsFiles),
+    /// With one that is made at the first start.
+    SelfSigned,
 }
 
 /// How strict the server is.
@@ -342,9 +362,8 @@ impl Settings {
             tool_call_retention_ms: ms("journal.tool_call_retention")?,
             security_retention_ms: ms("journal.security_retention")?,
             public_url: layers.parsed("server.public_url", public_url)?,
-            token_algorithm: layers.parsed("token.algorithm", |v| {
-                app::Algorithm::parse(v).ok_or_else(|| "is none of ES256, Ed25519".to_owned())
-            })?,
+            token_algorithm: layers
+                .parsed("token.algorithm", |v| app::Algorithm::parse(v).ok_or_else(|| "is none of ES256, Ed25519".to_owned()))?,
             signing_key_lifetime_ms: layers.parsed("token.key_lifetime", |v| {
                 duration_ms(v).and_then(|ms| if ms >= 3_600_000 { Ok(ms) } else { Err("is less than 1h".to_owned()) })
             })?,
@@ -353,6 +372,7 @@ impl Settings {
                 "auto" => Ok(profile == Profile::Development),
                 v => yes_no(v).map_err(|_| "is none of auto, true, false".to_owned()),
             })?,
+            limits: limits(layers, profile)?,
             mfa_required: layers.parsed("mfa.required", |v| match v {
                 "auto" => Ok(profile == Profile::Production),
                 v => yes_no(v).map_err(|_| "is none of auto, true, false".to_owned()),
@@ -394,6 +414,7 @@ impl Settings {
                 "" => Ok(None),
                 v => v.parse().map(Some).map_err(|_| "is no address such as 127.0.0.1:8090".to_owned()),
             })?,
+            tls: tls(layers)?,
             shutdown_timeout: Duration::from_millis(ms("server.shutdown_timeout")?),
             disk_free_min_bytes: layers.parsed("store.disk_free_min", size_bytes)?,
             http,
@@ -410,6 +431,39 @@ impl Settings {
             profile,
         })
     }
+}
+
+/// How connections are protected.
+fn tls(layers: &Layers) -> anyhow::Result<Option<Tls>> {
+    let (cert, key) = (layers.0["tls.cert"].0.clone(), layers.0["tls.key"].0.clone());
+    match (cert.is_empty(), key.is_empty(), layers.parsed("tls.self_signed", yes_no)?) {
+        (true, true, false) => Ok(None),
+        (true, true, true) => Ok(Some(Tls::SelfSigned)),
+        (false, false, false) => Ok(Some(Tls::Files(edge::http::TlsFiles { cert: cert.into(), key: key.into() }))),
+        (false, false, true) => bail!("'tls.self_signed' and 'tls.cert' exclude each other; leave one of them out"),
+        _ => bail!("'tls.cert' and 'tls.key' go together; set both or none"),
+    }
+}
+
+/// How much everybody may ask for.
+fn limits(layers: &Layers, profile: Profile) -> anyhow::Result<app::LimitSettings> {
+    let rate = |key, usual: &str| {
+        layers.parsed(key, |v| match (v, profile) {
+            ("off", _) | ("auto", Profile::Development) => Ok(None),
+            ("auto", Profile::Production) => Ok(Rate::parse(usual)),
+            (v, _) => {
+                Rate::parse(v).map(Some).ok_or_else(|| "is no rate such as 200/s, 600/m or 5000/h, nor off or auto".to_owned())
+            }
+        })
+    };
+    Ok(app::LimitSettings {
+        tenant: rate("limit.tenant", "5000/s")?,
+        read: rate("limit.read", "500/s")?,
+        write: rate("limit.write", "200/s")?,
+        call: rate("limit.call", "200/s")?,
+        auth: rate("limit.auth", "20/s")?,
+        address: rate("limit.address", "100/s")?,
+    })
 }
 
 /// The address under which everybody knows the server; empty for that of the listener.

@@ -86,6 +86,8 @@ pub struct Actor {
     pub token: Option<Arc<Claims>>,
     /// How a person proved who it is, where a session says so.
     pub proof: Option<Proof>,
+    /// Whether there is an emergency in its tenant, in which less is allowed.
+    pub is_emergency: bool,
     /// Roles by name.
     pub roles: Vec<String>,
     /// Permissions, already cut to what the credential allows.

@@ -194,16 +194,28 @@ impl App {
         }
         let resource = self.resource(&asked.resources).map_err(told)?;
         let scopes = requested(&client, asked.scope.as_deref()).map_err(told)?;
-        let prompts: Vec<String> = asked.prompt.unwrap_or_default().split(' ').filter(|p| !p.is_empty()).map(str::to_owned).collect();
+        let prompts: Vec<String> =
+            asked.prompt.unwrap_or_default().split(' ').filter(|p| !p.is_empty()).map(str::to_owned).collect();
         if prompts.iter().any(|prompt| !PROMPTS.contains(&prompt.as_str())) {
             return Err(wrong("prompt must be of none, login, consent, select_account."));
         }
         if prompts.iter().any(|prompt| prompt == "none") && prompts.len() > 1 {
             return Err(wrong("prompt=none goes with no other."));
         }
-        let max_age_s = asked.max_age.map(|age| age.parse().map_err(|_| wrong("max_age is no number of seconds."))).transpose()?;
+        let max_age_s =
+            asked.max_age.map(|age| age.parse().map_err(|_| wrong("max_age is no number of seconds."))).transpose()?;
         let nonce = asked.nonce;
-        Ok(Request { client, redirect_uri: redirect_uri.clone(), state: state.clone(), scopes, resource, nonce, challenge, prompts, max_age_s })
+        Ok(Request {
+            client,
+            redirect_uri: redirect_uri.clone(),
+            state: state.clone(),
+            scopes,
+            resource,
+            nonce,
+            challenge,
+            prompts,
+            max_age_s,
+        })
     }
 
     /// Signs somebody in at a browser with the password, and answers the secret of its cookie; or the ticket to go on with,
@@ -363,7 +375,8 @@ impl App {
     pub async fn sign_out(&self, browser: &Browser, context: Context) -> Answer<()> {
         let context = browser.context(context);
         let fields = [kernel::IndexField::new("parent", browser.id.to_string())];
-        let of_it = crate::workers::each::<Session>(&self.0.engine, browser.tenant, &fields).await.map_err(crate::errors::of_store)?;
+        let of_it =
+            crate::workers::each::<Session>(&self.0.engine, browser.tenant, &fields).await.map_err(crate::errors::of_store)?;
         let close = |stream: String| Step::on::<Session>(stream, SessionCommand::Close { reason: "logout".into() });
         let outlives = |session: &Handled<Session>| {
             session.state.scopes.as_ref().is_some_and(|scopes| scopes.iter().any(|scope| scope == "offline_access"))
@@ -428,7 +441,8 @@ pub(crate) fn requested(client: &KnownClient, scope: Option<&str>) -> Granted<Op
         let usual = || DEFAULT_SCOPES.iter().map(|scope| (*scope).to_owned()).collect();
         return Ok(Some(if registered.is_empty() { usual() } else { registered.clone() }));
     }
-    let is_registered = |scope: &String| registered.is_empty() || registered.contains(scope) || IDENTITY_SCOPES.contains(&scope.as_str());
+    let is_registered =
+        |scope: &String| registered.is_empty() || registered.contains(scope) || IDENTITY_SCOPES.contains(&scope.as_str());
     match asked.iter().all(is_registered) {
         true => Ok(Some(asked)),
         false => Err(OauthError::new("invalid_scope", "This client is not registered for every scope that it asks for.")),

@@ -410,7 +410,8 @@ impl App {
 fn check_profile(profile: &Profile) -> Answer<()> {
     let mut problems = Problems::default();
     problems.name("/name", &profile.name);
-    for (field, uris) in [("redirect_uris", &profile.redirect_uris), ("post_logout_redirect_uris", &profile.post_logout_redirect_uris)]
+    for (field, uris) in
+        [("redirect_uris", &profile.redirect_uris), ("post_logout_redirect_uris", &profile.post_logout_redirect_uris)]
     {
         if uris.len() > URIS_MAX {
             problems.add(format!("/{field}"), format!("must have at most {URIS_MAX} entries"));
@@ -423,7 +424,8 @@ fn check_profile(profile: &Profile) -> Answer<()> {
         }
     }
     for (i, scope) in profile.scopes.iter().enumerate().filter(|(_, scope)| !is_scope(scope)) {
-        problems.add(format!("/scopes/{i}"), format!("'{scope}' is no scope such as tasks.read or openid; there are no wildcards"));
+        problems
+            .add(format!("/scopes/{i}"), format!("'{scope}' is no scope such as tasks.read or openid; there are no wildcards"));
     }
     if profile.client_uri.as_ref().is_some_and(|uri| !uri.starts_with("https://") || uri.len() > 2_000) {
         problems.add("/client_uri", "must be an https URL");

@@ -144,7 +144,13 @@ impl App {
     }
 
     /// The person answers for a device.
-    pub async fn answer_device(&self, browser: &Browser, device: &DeviceAnswer, is_allowed: bool, context: Context) -> Answer<()> {
+    pub async fn answer_device(
+        &self,
+        browser: &Browser,
+        device: &DeviceAnswer,
+        is_allowed: bool,
+        context: Context,
+    ) -> Answer<()> {
         let approved = || Approved {
             tenant: browser.tenant,
             user: browser.user,
@@ -160,11 +166,17 @@ impl App {
     }
 
     /// The device asks whether somebody has signed in for it.
-    pub(super) async fn grant_device(&self, client: &KnownClient, request: TokenRequest, context: Context) -> Granted<TokenAnswer> {
+    pub(super) async fn grant_device(
+        &self,
+        client: &KnownClient,
+        request: TokenRequest,
+        context: Context,
+    ) -> Granted<TokenAnswer> {
         client.check_grant(GrantType::DeviceCode)?;
         let presented = request.device_code.ok_or_else(|| invalid_request("device_code is missing."))?;
         let refused = || invalid_grant("The device code is not good.");
-        let id = presented.strip_prefix("kd_").and_then(|rest| rest.split_once('.')).and_then(|(id, _)| id.parse::<DeviceId>().ok());
+        let id =
+            presented.strip_prefix("kd_").and_then(|rest| rest.split_once('.')).and_then(|(id, _)| id.parse::<DeviceId>().ok());
         let id = id.ok_or_else(refused)?;
         let device = self.entity::<Device>(self.0.root, &id.to_string()).await?.ok_or_else(refused)?;
         let requested = &device.state.requested;

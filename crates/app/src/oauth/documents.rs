@@ -83,19 +83,24 @@ fn check_address(url: &str, allow_private: bool) -> Granted<()> {
     let climbs = path.split('/').any(|part| matches!(part, "." | "..") || part.to_ascii_lowercase().contains("%2e"));
     match is_scheme && is_plain && !path.is_empty() && !climbs {
         true => Ok(()),
-        false => Err(OauthError::new("invalid_client", "A client's address is an https URL with a path, without a fragment or query.")),
+        false => {
+            Err(OauthError::new("invalid_client", "A client's address is an https URL with a path, without a fragment or query."))
+        }
     }
 }
 
 fn understood(url: &str, body: &[u8]) -> Result<KnownClient, &'static str> {
-    let metadata: Metadata = serde_json::from_slice(body).map_err(|_| "is not complete: it needs client_id, client_name, redirect_uris")?;
+    let metadata: Metadata =
+        serde_json::from_slice(body).map_err(|_| "is not complete: it needs client_id, client_name, redirect_uris")?;
     if metadata.client_id != url {
         return Err("names another client_id than its own address");
     }
     if metadata.client_secret.is_some() || metadata.token_endpoint_auth_method.is_some_and(|method| method != "none") {
         return Err("must be of a client without a secret");
     }
-    if metadata.redirect_uris.is_empty() || metadata.redirect_uris.len() > 20 || !metadata.redirect_uris.iter().all(|uri| is_redirect_uri(uri))
+    if metadata.redirect_uris.is_empty()
+        || metadata.redirect_uris.len() > 20
+        || !metadata.redirect_uris.iter().all(|uri| is_redirect_uri(uri))
     {
         return Err("has no redirect_uris, too many, or some that are not allowed");
     }

@@ -51,7 +51,10 @@ pub(crate) fn invalid_grant(description: impl Into<String>) -> OauthError {
 }
 
 pub(crate) fn invalid_scope() -> OauthError {
-    OauthError::new("invalid_scope", "A scope is a permission without wildcards, such as tasks.read, or one of openid, profile, email, offline_access.")
+    OauthError::new(
+        "invalid_scope",
+        "A scope is a permission without wildcards, such as tasks.read, or one of openid, profile, email, offline_access.",
+    )
 }
 
 impl From<Rejection> for OauthError {

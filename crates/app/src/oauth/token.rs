@@ -107,7 +107,11 @@ impl App {
         let tenant = client.tenant.unwrap_or(self.0.root);
         let who = client.profile.subject.as_ref();
         let seen = Seen { tenant, kind, who, origin: &origin, correlation: &correlation, facts };
-        if granted.is_ok() { self.saw_counted(seen) } else { self.saw_refused(seen) }
+        if granted.is_ok() {
+            self.saw_counted(seen)
+        } else {
+            self.saw_refused(seen)
+        }
         granted
     }
 

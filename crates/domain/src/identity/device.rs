@@ -183,7 +183,13 @@ mod tests {
 
     fn approved() -> Approved {
         let session = SessionId::from_bytes([3; 16]);
-        Approved { tenant: TenantId::from_bytes([1; 16]), user: UserId::from_bytes([2; 16]), login: session, session, scopes: vec![] }
+        Approved {
+            tenant: TenantId::from_bytes([1; 16]),
+            user: UserId::from_bytes([2; 16]),
+            login: session,
+            session,
+            scopes: vec![],
+        }
     }
 
     fn may(outcome: Outcome, command: &DeviceCommand, now: i64) -> bool {

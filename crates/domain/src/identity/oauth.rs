@@ -52,7 +52,8 @@ pub fn narrowed<'a>(held: &[String], scopes: impl Iterator<Item = &'a str>) -> V
 /// a fragment, a user or a wildcard.
 pub fn is_redirect_uri(uri: &str) -> bool {
     let Some((scheme, rest)) = uri.split_once(':') else { return false };
-    let is_plain = uri.len() <= 2_000 && uri.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'#' | b'*' | b'\\' | b'"' | b'<' | b'>'));
+    let is_plain =
+        uri.len() <= 2_000 && uri.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'#' | b'*' | b'\\' | b'"' | b'<' | b'>'));
     let is_scheme = scheme.starts_with(|c: char| c.is_ascii_lowercase())
         && scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.'));
     if !is_plain || !is_scheme || has_dot_segment(rest) {

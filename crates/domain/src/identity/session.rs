@@ -222,7 +222,9 @@ impl Session {
         match &self.code {
             Some((code, was_redeemed)) if code.sha256 == presented_sha256 => match was_redeemed {
                 true => Ok(SessionEvent::Closed(Closed { reason: "code_reused".into() })),
-                false if now < code.expires_at => Ok(SessionEvent::Redeemed(Redeemed { refresh_sha256: refresh_sha256.cloned() })),
+                false if now < code.expires_at => {
+                    Ok(SessionEvent::Redeemed(Redeemed { refresh_sha256: refresh_sha256.cloned() }))
+                }
                 false => Err(ended()),
             },
             _ => Err(ended()),

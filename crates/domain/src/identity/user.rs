@@ -177,7 +177,9 @@ impl User {
             (UserCommand::EnrolMfa(enrolled), None) => Ok(vec![UserEvent::MfaEnrolled(enrolled.clone())]),
             (UserCommand::RemoveMfa, Some(_)) => Ok(vec![UserEvent::MfaRemoved(MfaRemoved {})]),
             // A code counts once: neither its step nor one before does again.
-            (UserCommand::UseCode { step }, Some(mfa)) if *step > mfa.step => Ok(vec![UserEvent::CodeUsed(CodeUsed { step: *step })]),
+            (UserCommand::UseCode { step }, Some(mfa)) if *step > mfa.step => {
+                Ok(vec![UserEvent::CodeUsed(CodeUsed { step: *step })])
+            }
             (UserCommand::UseRecovery { sha256 }, Some(mfa)) if mfa.recovery_sha256.contains(sha256) => {
                 Ok(vec![UserEvent::RecoveryCodeUsed(RecoveryCodeUsed { sha256: sha256.clone() })])
             }
@@ -247,10 +249,9 @@ impl Decider for User {
                 is_deleted: false,
             }),
             UserEvent::PasswordChanged(_) => state,
-            UserEvent::MfaEnrolled(e) => state.map(|u| User {
-                mfa: Some(Mfa { recovery_sha256: e.recovery_sha256.clone(), step: e.step }),
-                ..u
-            }),
+            UserEvent::MfaEnrolled(e) => {
+                state.map(|u| User { mfa: Some(Mfa { recovery_sha256: e.recovery_sha256.clone(), step: e.step }), ..u })
+            }
             UserEvent::MfaRemoved(_) => state.map(|u| User { mfa: None, ..u }),
             UserEvent::CodeUsed(c) => state.map(|u| User { mfa: u.mfa.clone().map(|mfa| Mfa { step: c.step, ..mfa }), ..u }),
             UserEvent::RecoveryCodeUsed(r) => state.map(|mut u| {

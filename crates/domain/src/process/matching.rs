@@ -72,7 +72,8 @@ impl Dispatch {
 
     /// A request of this agent that can take one more task.
     fn open_waiter(&self, agent: &AgentId, granted: &Granted) -> Option<WaiterId> {
-        let slot = self.agents.get(agent).filter(|slot| slot.mode == Mode::Active && !slot.is_suspended && slot.free_places() > 0)?;
+        let slot =
+            self.agents.get(agent).filter(|slot| slot.mode == Mode::Active && !slot.is_suspended && slot.free_places() > 0)?;
         let taken = |waiter: &WaiterId| granted.get(&(*agent, *waiter)).map_or(0, Vec::len);
         let waiters = self.waiters.get(agent).filter(|_| slot.free_places() > 0)?;
         waiters.iter().find(|(id, w)| !w.is_busy && taken(id) < w.max).map(|(id, _)| *id)

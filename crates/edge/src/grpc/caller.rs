@@ -18,6 +18,8 @@ pub(super) async fn caller(
     permission: &str,
 ) -> Result<Caller, Rejection> {
     let actor = authenticate(app, metadata.as_ref(), app::Resource::Api).await?;
+    let class = if permission.ends_with(".read") { app::RouteClass::Read } else { app::RouteClass::Write };
+    app.admit(&actor, class)?;
     let reach = app.authorise(&actor, permission)?;
     let text = |name| metadata.get(name).and_then(|v| v.to_str().ok());
     let trace_parent = text("traceparent").map(str::to_owned);

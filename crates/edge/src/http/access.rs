@@ -1,9 +1,9 @@
 //! Who may call a route: declared where the route is, checked here, before anything else happens.
 
 use super::body::conditional;
-use super::envelope::{Failure, LoggedActor, RequestNames};
+use super::envelope::{Failure, LoggedActor, RequestNames, limit_headers};
 use super::state::EdgeState;
-use app::{App, Caller};
+use app::{App, Caller, RouteClass, Standing};
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, header, request::Parts};
 use axum::middleware::Next;
@@ -94,12 +94,12 @@ pub(super) async fn admit(State(state): State<Arc<EdgeState>>, mut request: Requ
     }
     let challenge = authorised.as_ref().err().and_then(|refused| challenge(&state, &parts, refused));
     request = Request::from_parts(parts, body);
-    let logged = match authorised {
-        Ok(None) => None,
-        Ok(Some(caller)) => {
+    let (logged, standing) = match authorised {
+        Ok((None, left)) => (None, left),
+        Ok((Some(caller), left)) => {
             let logged = LoggedActor { tenant: caller.actor.tenant_slug.clone(), actor: caller.actor.who.to_string() };
             request.extensions_mut().insert(caller);
-            Some(logged)
+            (Some(logged), left)
         }
         Err(Refused { failure, .. }) => {
             let mut response = failure.into_response();
@@ -109,7 +109,34 @@ pub(super) async fn admit(State(state): State<Arc<EdgeState>>, mut request: Requ
             return with(response, matched, None);
         }
     };
-    with(next.run(request).await, matched, logged)
+    let mut response = with(next.run(request).await, matched, logged);
+    if let Some(standing) = standing {
+        let reset_s = standing.reset_ms.div_ceil(1_000);
+        limit_headers(response.headers_mut(), standing.limit.into(), standing.remaining.into(), reset_s);
+    }
+    response
+}
+
+/// What a route's requests count as.
+fn class(route: &(String, String)) -> RouteClass {
+    let (method, path) = (route.0.as_str(), route.1.as_str());
+    let is_login = matches!(path, "/api/v1/auth/login" | "/api/v1/auth/refresh") || path.starts_with("/api/v1/auth/mfa/");
+    match method {
+        _ if is_login || (path.starts_with("/oauth/") && method == "POST") => RouteClass::Auth,
+        "GET" => RouteClass::Read,
+        _ if path == "/mcp" || path.ends_with("/actions/call") => RouteClass::Call,
+        _ => RouteClass::Write,
+    }
+}
+
+/// Routes that must answer whatever is going on.
+fn is_unlimited(path: &str) -> bool {
+    matches!(path, "/health" | "/ready")
+}
+
+fn address(request: &Parts) -> String {
+    let peer = request.extensions.get::<ConnectInfo<SocketAddr>>();
+    peer.map(|ConnectInfo(address)| address.ip().to_string()).unwrap_or_default()
 }
 
 fn with(mut response: Response, matched: Option<MatchedPath>, logged: Option<LoggedActor>) -> Response {
@@ -170,23 +197,26 @@ fn challenge(state: &EdgeState, request: &Parts, refused: &Refused) -> Option<St
     Some(text)
 }
 
-async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>, Refused> {
+async fn authorised(state: &EdgeState, request: &Parts) -> Result<(Option<Caller>, Option<Standing>), Refused> {
     let path = request.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
     // HEAD is answered by the GET handler, so it asks the same.
     let method = if request.method == "HEAD" { "GET" } else { request.method.as_str() };
     let route = (method.to_owned(), path.to_owned());
     let permission = match state.access.get(&route) {
         Some(Access::Open) => {
+            let class = if class(&route) == RouteClass::Auth { RouteClass::Auth } else { RouteClass::Open };
+            let left = if is_unlimited(path) { None } else { state.app.admit_address(&address(request), class)? };
             check_query(state, &route, request.uri.query())?;
-            return Ok(None);
+            return Ok((None, left));
         }
         Some(Access::Permission(permission)) => permission,
         // A known path with another method: the router answers 405, and tells nothing else.
-        None => return Ok(None),
+        None => return Ok((None, None)),
     };
-    let actor = match request.extensions.get::<Recognised>() {
-        Some(Recognised(actor)) => actor.as_ref().clone(),
-        None => authenticate(&state.app, &request.headers, resource(path)).await?,
+    let (actor, left) = match request.extensions.get::<Recognised>() {
+        // The message that it is part of was counted.
+        Some(Recognised(actor)) => (actor.as_ref().clone(), None),
+        None => known(state, request, &route).await?,
     };
     let reach = state.app.authorise(&actor, permission).map_err(|rejection| {
         let is_limited = actor.token.as_ref().is_some_and(|token| token.scope.is_some());
@@ -198,7 +228,26 @@ async fn authorised(state: &EdgeState, request: &Parts) -> Result<Option<Caller>
     }
     check_query(state, &route, request.uri.query())?;
     wait_for_position(state, &actor, &request.headers).await?;
-    Ok(Some(caller(actor, reach, request)?))
+    Ok((Some(caller(actor, reach, request)?), left))
+}
+
+/// Who asks, if they have not asked too often.
+async fn known(state: &EdgeState, request: &Parts, route: &(String, String)) -> Result<(Actor, Option<Standing>), Refused> {
+    let address = address(request);
+    state.app.check_address(&address)?;
+    match authenticate(&state.app, &request.headers, resource(&route.1)).await {
+        Ok(actor) => {
+            let left = state.app.admit(&actor, class(route))?;
+            Ok((actor, left))
+        }
+        Err(rejection) => {
+            if rejection.kind == Kind::Unauthenticated {
+                // Guessing costs; when nothing is left, nothing more is looked at.
+                drop(state.app.admit_address(&address, RouteClass::Open));
+            }
+            Err(rejection.into())
+        }
+    }
 }
 
 /// Whoever was recognised before, in a request that this server makes to itself.

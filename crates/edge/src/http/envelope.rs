@@ -245,8 +245,19 @@ impl IntoResponse for Failure {
             }
             _ => {}
         }
+        let fact = |name| self.detail(name).and_then(serde_json::Value::as_u64);
+        if let (Some(limit), Some(remaining), Some(reset_s)) = (fact("limit"), fact("remaining"), fact("reset_s")) {
+            limit_headers(headers, limit, remaining, reset_s);
+        }
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+/// How much is left: how many at most, how many more now, seconds until all are there again.
+pub(super) fn limit_headers(headers: &mut HeaderMap, limit: u64, remaining: u64, reset_s: u64) {
+    for (name, value) in [("ratelimit-limit", limit), ("ratelimit-remaining", remaining), ("ratelimit-reset", reset_s)] {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
     }
 }
 
@@ -318,12 +329,31 @@ pub(super) async fn finish(State(state): State<Arc<EdgeState>>, mut request: Req
     if let Some(trace_parent) = &names.trace_parent {
         insert(response.headers_mut(), TRACE_PARENT, trace_parent);
     }
-    insert(response.headers_mut(), header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    harden(response.headers_mut(), state.app.issuer().starts_with("https://"));
     let elapsed = started.elapsed();
     drop(in_flight);
     state.metrics.request(method.as_str(), &route, response.status().as_u16(), elapsed);
     log(&response, &names, method.as_str(), &path, u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     response
+}
+
+/// What browsers are told with every answer, unless it says otherwise itself.
+fn harden(headers: &mut HeaderMap, is_tls: bool) {
+    let usual = [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    for (name, value) in usual {
+        if !headers.contains_key(&name) {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+    }
+    if is_tls {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+    }
 }
 
 fn log(response: &Response, names: &RequestNames, method: &str, path: &str, elapsed_ms: u64) {

@@ -18,6 +18,7 @@ mod openapi;
 mod serve;
 mod sse;
 mod state;
+mod tls;
 pub mod v1;
 
 pub(crate) use access::authenticate;
@@ -25,6 +26,7 @@ pub(crate) use body::depth as json_depth;
 pub use openapi::{document, permission_table};
 pub use serve::{Server, bind};
 pub use state::{HttpSettings, Readiness};
+pub use tls::TlsFiles;
 
 use axum::Router;
 use axum::extract::Extension;

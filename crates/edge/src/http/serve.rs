@@ -1,6 +1,7 @@
 //! The accept loop: connections with limits on their headers, and an end that lets running requests finish.
 
 use super::state::{HttpSettings, Readiness};
+use super::tls::{Tls, TlsFiles};
 use app::App;
 use axum::Router;
 use axum::extract::ConnectInfo;
@@ -12,8 +13,10 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -24,6 +27,8 @@ const CONNECTIONS_MAX: usize = 16_384;
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take to agree on keys.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest request head.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
 
@@ -31,6 +36,7 @@ const HEADER_BYTES_MAX: usize = 64 * 1024;
 pub struct Server {
     listener: TcpListener,
     router: Router,
+    tls: Option<Tls>,
 }
 
 /// Binds an address. Done before anything is made, so that a busy port leaves nothing behind.
@@ -44,9 +50,15 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
 }
 
 impl Server {
-    /// A server on a bound address. Fails when a route declares no permission.
-    pub fn new(listener: TcpListener, app: App, readiness: Arc<dyn Readiness>, settings: HttpSettings) -> Result<Server, String> {
-        Ok(Server { listener, router: super::router(app, readiness, settings)? })
+    /// A server on a bound address. Fails when a route declares no permission, or the certificate cannot be used.
+    pub fn new(
+        listener: TcpListener,
+        app: App,
+        readiness: Arc<dyn Readiness>,
+        settings: HttpSettings,
+        tls: Option<TlsFiles>,
+    ) -> Result<Server, String> {
+        Ok(Server { listener, router: super::router(app, readiness, settings)?, tls: tls.map(Tls::open).transpose()? })
     }
 
     /// Where it listens.
@@ -68,9 +80,10 @@ impl Server {
             let (stream, peer, place) = accepted;
             let service = self.router.clone();
             let closing = closing.clone();
+            let acceptor = self.tls.as_ref().map(Tls::acceptor);
             connections.spawn(async move {
                 let _place = place;
-                serve(stream, peer, service, closing).await;
+                welcome(stream, peer, acceptor, service, closing).await;
             });
         }
         drop(self.listener);
@@ -97,7 +110,8 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, 
     }
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, closing: CancellationToken) {
+/// Serves a connection, in the clear or after its handshake.
+async fn welcome(stream: TcpStream, peer: SocketAddr, acceptor: Option<TlsAcceptor>, router: Router, closing: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
@@ -105,6 +119,18 @@ async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, closing: Can
     if tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.readable()).await.is_err() {
         return;
     }
+    let Some(acceptor) = acceptor else { return serve(stream, peer, router, closing).await };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => serve(stream, peer, router, closing).await,
+        Ok(Err(error)) => tracing::debug!(%error, %peer, "a handshake failed"),
+        Err(_) => tracing::debug!(%peer, "a handshake took too long"),
+    }
+}
+
+async fn serve<S>(stream: S, peer: SocketAddr, router: Router, closing: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         router.clone().call(request)

@@ -190,7 +190,9 @@ impl Client {
         if let Some(client) = login.client.clone() {
             let fields = [("grant_type", "refresh_token"), ("client_id", &client), ("refresh_token", &login.refresh_token)];
             return match oauth::ask::<oauth::Tokens>(&self.http, self.base(), "token", &fields).await? {
-                Told::Granted(oauth::Tokens { access_token, refresh_token }) => Ok(Login { access_token, refresh_token, ..login }),
+                Told::Granted(oauth::Tokens { access_token, refresh_token }) => {
+                    Ok(Login { access_token, refresh_token, ..login })
+                }
                 Told::Refused(code, _) if code == "temporarily_unavailable" => {
                     Err(unreachable(format!("{} is busy.", self.base()), "try again in a moment"))
                 }

@@ -140,7 +140,13 @@ mod tests {
 
     fn login(token: &str) -> Login {
         let text = |t: &str| t.to_owned();
-        Login { access_token: text(token), refresh_token: text("r"), username: text("admin"), tenant: text("default"), client: None }
+        Login {
+            access_token: text(token),
+            refresh_token: text("r"),
+            username: text("admin"),
+            tenant: text("default"),
+            client: None,
+        }
     }
 
     #[test]

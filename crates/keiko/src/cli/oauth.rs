@@ -102,7 +102,8 @@ pub async fn with_browser(http: &reqwest::Client, base: &str) -> anyhow::Result<
     print::note(&format!("Sign in with your browser. If it does not open by itself, go to:\n\n  {address}\n"));
     open_browser(&address);
     let waited = tokio::time::timeout(PATIENCE, answer(&listener, &state)).await;
-    let code = waited.map_err(|_| hinted("Nobody signed in within 5 minutes.", "run: keiko login (or keiko login --device)"))??;
+    let code =
+        waited.map_err(|_| hinted("Nobody signed in within 5 minutes.", "run: keiko login (or keiko login --device)"))??;
     let fields = [
         ("grant_type", "authorization_code"),
         ("client_id", CLIENT),
@@ -133,9 +134,14 @@ async fn answer(listener: &TcpListener, state: &str) -> anyhow::Result<String> {
             url::form_urlencoded::parse(query.as_bytes()).find(|(n, _)| n == name).map(|(_, value)| value.into_owned())
         };
         let is_ours = get("state").as_deref() == Some(state);
-        let text = if is_ours { "You can close this page and go back to the terminal." } else { "This is not the login that is waited for." };
+        let text = if is_ours {
+            "You can close this page and go back to the terminal."
+        } else {
+            "This is not the login that is waited for."
+        };
         let page = format!("<!doctype html><meta charset=utf-8><title>Keiko</title><p>{text}</p>");
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", page.len());
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", page.len());
         // The browser may have gone; the answer counts all the same.
         let _ = stream.get_mut().write_all((head + &page).as_bytes()).await;
         let _ = stream.get_mut().shutdown().await;

@@ -30,7 +30,8 @@ impl Cookies {
     pub fn of(state: &EdgeState, parts: &Parts) -> Self {
         let is_secure = state.app.issuer().starts_with("https://");
         let text = parts.headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
-        let pairs: Vec<(&str, &str)> = text.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('=')).collect();
+        let pairs: Vec<(&str, &str)> =
+            text.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('=')).collect();
         let get = |name: String| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
         Cookies { login: get(name(is_secure, "login")), form: get(name(is_secure, "form")), is_secure, set: vec![] }
     }
@@ -59,7 +60,8 @@ impl Cookies {
     /// A page whose form is ours.
     pub fn page(mut self, state: &EdgeState, status: StatusCode, page: Page) -> Response {
         let cookie = self.form.clone().unwrap_or_else(|| {
-            let fresh = state.app.engine().env().id::<kernel::id::RequestTag>().to_string() + &app::fresh_secret(state.app.engine().env());
+            let fresh = state.app.engine().env().id::<kernel::id::RequestTag>().to_string()
+                + &app::fresh_secret(state.app.engine().env());
             self.put("form", &fresh, "");
             fresh
         });
@@ -116,7 +118,11 @@ fn asked(fields: &Fields) -> Asked {
 
 fn refused(state: &EdgeState, refused: Refused) -> Response {
     match refused {
-        Refused::Page(text) => message(StatusCode::BAD_REQUEST, "This request cannot be served", &format!("{text} Go back to the application and start again; if it stays, tell those who run it.")),
+        Refused::Page(text) => message(
+            StatusCode::BAD_REQUEST,
+            "This request cannot be served",
+            &format!("{text} Go back to the application and start again; if it stays, tell those who run it."),
+        ),
         Refused::Redirect { uri, state: text, error } => redirect(&state.app.refusal_uri(&uri, text.as_deref(), &error)),
     }
 }
@@ -201,7 +207,11 @@ async fn allowed(state: &EdgeState, parts: &Parts, request: &AuthRequest, browse
 }
 
 fn old_form() -> Response {
-    message(StatusCode::BAD_REQUEST, "This form is not good any more", "It was open for too long, or cookies are blocked. Go back and start again.")
+    message(
+        StatusCode::BAD_REQUEST,
+        "This form is not good any more",
+        "It was open for too long, or cookies are blocked. Go back and start again.",
+    )
 }
 
 /// What is said when a login failed; anything else than wrong credentials is said as it is.
@@ -214,7 +224,13 @@ fn login_failed(rejection: &Rejection) -> (StatusCode, String) {
 }
 
 /// Signs in with what a form says: the cookie, or the page again.
-async fn signed_in(state: &EdgeState, form: &Form, cookies: &mut Cookies, leads: &str, purpose: &str) -> Result<(), (StatusCode, Page)> {
+async fn signed_in(
+    state: &EdgeState,
+    form: &Form,
+    cookies: &mut Cookies,
+    leads: &str,
+    purpose: &str,
+) -> Result<(), (StatusCode, Page)> {
     let get = |name| form.fields.get(name).unwrap_or_default();
     let (tenant, username) = (get("tenant"), get("username"));
     let cookie = cookies.form.clone().unwrap_or_default();

@@ -54,7 +54,9 @@ impl Fields {
     pub fn client_auth(&self, headers: &HeaderMap) -> Result<ClientAuth, OauthError> {
         let basic = match headers.get(header::AUTHORIZATION) {
             None => None,
-            Some(value) => Some(basic(value).ok_or_else(|| refusal("invalid_client", "The Authorization header is not understood."))?),
+            Some(value) => {
+                Some(basic(value).ok_or_else(|| refusal("invalid_client", "The Authorization header is not understood."))?)
+            }
         };
         let assertion = match (self.get("client_assertion_type"), self.get("client_assertion")) {
             (Some(kind), Some(assertion)) => Some((kind, assertion)),
@@ -96,8 +98,7 @@ impl FromRequest<Arc<EdgeState>> for Form {
         let (parts, body) = request.into_parts();
         let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let is_form = kind.split(';').next().is_some_and(|k| k.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded"));
-        let bytes: Result<Bytes, Failure> =
-            super::super::body::read(Request::from_parts(parts.clone(), body), state).await;
+        let bytes: Result<Bytes, Failure> = super::super::body::read(Request::from_parts(parts.clone(), body), state).await;
         let bytes = bytes.map_err(IntoResponse::into_response)?;
         if !is_form && !bytes.is_empty() {
             return Err(told(&refusal("invalid_request", "The body must be a form: application/x-www-form-urlencoded.")));

@@ -53,7 +53,11 @@ async fn ended(state: &EdgeState, parts: &Parts, fields: &Fields) -> Response {
     let back = fields.get("post_logout_redirect_uri");
     let known = client.map(|client| client.profile.post_logout_redirect_uris).unwrap_or_default();
     if back.as_ref().is_some_and(|back| !is_registered(&known, back)) {
-        return message(StatusCode::BAD_REQUEST, "Not signed out", "The address to go to afterwards is not registered for this client.");
+        return message(
+            StatusCode::BAD_REQUEST,
+            "Not signed out",
+            "The address to go to afterwards is not registered for this client.",
+        );
     }
     let browser = match &cookies.login {
         Some(cookie) => app.browser(cookie).await.ok().flatten(),

@@ -14,11 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
-    OpenApiRouter::new()
-        .routes(routes!(server))
-        .routes(routes!(openid))
-        .routes(routes!(resource))
-        .routes(routes!(mcp_resource))
+    OpenApiRouter::new().routes(routes!(server)).routes(routes!(openid)).routes(routes!(resource)).routes(routes!(mcp_resource))
 }
 
 /// Where the document of a resource lies.

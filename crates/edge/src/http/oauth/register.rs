@@ -90,7 +90,10 @@ fn understood(metadata: Metadata) -> Result<Profile, Box<Response>> {
     let known = asked.iter().filter_map(|grant| serde_json::from_value(json!(grant)).ok());
     let grant_types: Vec<GrantType> = known.filter(|grant| !is_own(grant)).collect();
     if grant_types.is_empty() {
-        return Err(Box::new(refused("invalid_client_metadata", "None of these grant_types is for clients that register themselves.")));
+        return Err(Box::new(refused(
+            "invalid_client_metadata",
+            "None of these grant_types is for clients that register themselves.",
+        )));
     }
     let scopes = metadata.scope.unwrap_or_default();
     let Some(scopes) = domain::identity::oauth::scopes(&scopes) else {

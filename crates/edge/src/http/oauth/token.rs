@@ -3,8 +3,8 @@
 use super::super::access::By;
 use super::super::envelope::Failure;
 use super::super::state::EdgeState;
-use super::{anonymous, challenge};
 use super::form::{Form, no_store, told};
+use super::{anonymous, challenge};
 use app::oauth::{Granted, KnownClient, TokenRequest};
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};

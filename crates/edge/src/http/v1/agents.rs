@@ -2,8 +2,8 @@
 
 use super::api_keys::{self, KeyAttributes};
 use super::auth::Empty;
-use super::users::Suspend;
 use super::tasks::{TaskAttributes, task_attributes};
+use super::users::Suspend;
 use crate::http::access::By;
 use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params, Sort, whole};

@@ -174,7 +174,10 @@ async fn begin_mfa(State(state): State<Arc<EdgeState>>, input: Input<Empty>) -> 
     request_body = MfaCode, responses((status = 200, body = One<RecoveryCodes>)))]
 async fn confirm_mfa(State(state): State<Arc<EdgeState>>, input: Input<MfaCode>) -> Outcome {
     let recovery_codes = state.app.confirm_mfa(&input.by, &input.body.code).await?;
-    Reply::data(StatusCode::OK, &Resource { id: "mfa".into(), kind: "recovery_codes", attributes: RecoveryCodes { recovery_codes } })
+    Reply::data(
+        StatusCode::OK,
+        &Resource { id: "mfa".into(), kind: "recovery_codes", attributes: RecoveryCodes { recovery_codes } },
+    )
 }
 
 /// Prove once more that it is you: for a while this session may do what wants a fresh proof

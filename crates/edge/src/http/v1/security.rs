@@ -46,8 +46,7 @@ struct SecurityParams {
     responses((status = 200, body = Many<JournalAttributes>)))]
 async fn events(State(state): State<Arc<EdgeState>>, By(caller): By, Params(params): Params<SecurityParams>) -> Outcome {
     let kind = params.kind.unwrap_or_default();
-    let (entries, after) =
-        state.app.security_events(&caller, params.after.unwrap_or(0), &kind, limit(params.limit)?).await?;
+    let (entries, after) = state.app.security_events(&caller, params.after.unwrap_or(0), &kind, limit(params.limit)?).await?;
     let item = |entry: &app::JournalEntry| {
         let data = entry.data.as_deref().and_then(|data| serde_json::from_slice(data).ok());
         Resource { id: entry.header.id.to_string(), kind: "security_event", attributes: attributes(entry, data) }

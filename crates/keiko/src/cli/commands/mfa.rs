@@ -52,7 +52,11 @@ pub async fn run(command: MfaCommand, client: &mut Client, output: Output) -> an
 
 async fn enrol(client: &mut Client, output: Output) -> anyhow::Result<()> {
     let begun = client.send(Call::post("auth/mfa/actions/begin", json!({}))).await?;
-    print::note(&format!("Add this to your app, by hand or as a QR code of the second line:\n\n  {}\n  {}\n", begun.text("secret")?, begun.text("uri")?));
+    print::note(&format!(
+        "Add this to your app, by hand or as a QR code of the second line:\n\n  {}\n  {}\n",
+        begun.text("secret")?,
+        begun.text("uri")?
+    ));
     let confirmed = client.send(Call::post("auth/mfa/actions/confirm", json!({ "code": code()? }))).await?;
     match output {
         Output::Json => output.one(confirmed.data())?,

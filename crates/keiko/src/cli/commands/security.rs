@@ -80,6 +80,8 @@ pub async fn run(command: SecurityCommand, client: &mut Client, output: Output) 
         SecurityCommand::DeclareEmergency { reason } => {
             show_one(client, Call::append("security/actions/declare-emergency", json!({ "reason": reason })), output).await
         }
-        SecurityCommand::LiftEmergency => show_one(client, Call::append("security/actions/lift-emergency", json!({})), output).await,
+        SecurityCommand::LiftEmergency => {
+            show_one(client, Call::append("security/actions/lift-emergency", json!({})), output).await
+        }
     }
 }

@@ -1,0 +1,218 @@
+//! Rate limits: by tenant, by caller (user, key or agent) and class of route, by address. Shared with the other replicas
+//! by telling them, a few times a second, what was taken here.
+
+use crate::app::App;
+use domain::limit::{Bucket, Rate, Standing};
+use kernel::id::TenantId;
+use kernel::{Actor, Kind, Rejection, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// How often others are told.
+const TOLD_EVERY_MS: u64 = 100;
+/// Buckets that are kept; beyond them those that are full again are forgotten, then any.
+const BUCKETS_MAX: usize = 100_000;
+/// Buckets of one message to other replicas.
+const TOLD_MAX: usize = 2_000;
+
+/// What a request does, as far as limits differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteClass {
+    /// Reads.
+    Read,
+    /// Changes something.
+    Write,
+    /// Calls a tool.
+    Call,
+    /// Gets or changes credentials.
+    Auth,
+    /// Anything by somebody who is not known.
+    Open,
+}
+
+/// How much is allowed; nothing said is no limit.
+#[derive(Clone, Debug, Default)]
+pub struct LimitSettings {
+    /// All requests of a tenant.
+    pub tenant: Option<Rate>,
+    /// Reads of one caller.
+    pub read: Option<Rate>,
+    /// Changes by one caller.
+    pub write: Option<Rate>,
+    /// Calls of tools by one caller.
+    pub call: Option<Rate>,
+    /// Logins and tokens from one address.
+    pub auth: Option<Rate>,
+    /// Everything else from one address by nobody known, and credentials that are not good.
+    pub address: Option<Rate>,
+}
+
+/// What counts in an emergency where no limit is set.
+const EMERGENCY: Rate = Rate { count: 20, period_ms: 1_000 };
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum Whose {
+    Tenant(TenantId),
+    /// A user, key or agent, by id.
+    Caller(String, RouteClass),
+    Address(String, RouteClass),
+}
+
+/// What was taken at another replica.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Taken {
+    taken: Vec<(Whose, u32)>,
+}
+
+#[derive(Default)]
+pub(crate) struct Limits(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    buckets: BTreeMap<Whose, Bucket>,
+    /// Taken here and not told yet.
+    untold: BTreeMap<Whose, u32>,
+}
+
+impl Inner {
+    fn take(&mut self, whose: Whose, rate: Rate, now: Timestamp, tells: bool) -> Standing {
+        if self.buckets.len() >= BUCKETS_MAX && !self.buckets.contains_key(&whose) {
+            self.buckets.retain(|_, bucket| !bucket.is_full(rate, now));
+            if self.buckets.len() >= BUCKETS_MAX {
+                self.buckets.pop_first();
+            }
+        }
+        let standing = self.buckets.entry(whose.clone()).or_insert_with(|| Bucket::full(rate, now)).take(rate, now);
+        if tells && standing.wait_ms.is_none() {
+            *self.untold.entry(whose).or_default() += 1;
+        }
+        standing
+    }
+}
+
+fn refused(standing: Standing, what: &str) -> Rejection {
+    let wait_s = standing.wait_ms.unwrap_or(0).div_ceil(1_000).max(1);
+    Rejection::new(
+        Kind::Limited,
+        "RATE_LIMITED",
+        format!("Too many requests {what}: {} in a period are allowed.", standing.limit),
+        "Wait for the time in Retry-After; the RateLimit headers say how much is left.",
+    )
+    .with("retry_after_s", wait_s)
+    .with("limit", standing.limit)
+    .with("remaining", standing.remaining)
+    .with("reset_s", standing.reset_ms.div_ceil(1_000))
+}
+
+impl App {
+    fn rate(&self, of: impl Fn(&LimitSettings) -> Option<Rate>, is_emergency: bool) -> Option<Rate> {
+        let rate = of(&self.0.settings.limits);
+        if is_emergency { Some(rate.map_or(EMERGENCY, Rate::in_emergency)) } else { rate }
+    }
+
+    fn take(&self, whose: Whose, rate: Option<Rate>) -> Option<Standing> {
+        let rate = rate?;
+        let (now, tells) = (self.env().now(), self.0.replicas.is_some());
+        Some(self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner).take(whose, rate, now, tells))
+    }
+
+    /// Lets a request of somebody known pass, or says how long to wait. Answers the tightest standing, for the headers.
+    pub fn admit(&self, actor: &Actor, class: RouteClass) -> Result<Option<Standing>, Rejection> {
+        let who = actor.key.map_or_else(|| actor.who.id.clone(), |key| key.to_string());
+        let own = self.rate(
+            |limits| match class {
+                RouteClass::Read => limits.read,
+                RouteClass::Call => limits.call,
+                _ => limits.write,
+            },
+            actor.is_emergency,
+        );
+        let own = self.take(Whose::Caller(who, class), own);
+        if let Some(standing) = own.filter(|standing| standing.wait_ms.is_some()) {
+            return Err(refused(standing, "by this caller"));
+        }
+        // The tenant's own limit does not shrink: an emergency is about single callers.
+        let all = self.take(Whose::Tenant(actor.tenant), self.rate(|limits| limits.tenant, false));
+        if let Some(standing) = all.filter(|standing| standing.wait_ms.is_some()) {
+            return Err(refused(standing, "in this tenant"));
+        }
+        Ok(own.into_iter().chain(all).min_by_key(|standing| standing.remaining))
+    }
+
+    /// Lets a request of somebody unknown pass, or says how long to wait.
+    pub fn admit_address(&self, address: &str, class: RouteClass) -> Result<Option<Standing>, Rejection> {
+        let is_emergency = self.is_emergency();
+        let rate = self.rate(|limits| if class == RouteClass::Auth { limits.auth } else { limits.address }, is_emergency);
+        match self.take(Whose::Address(address.to_owned(), class), rate) {
+            Some(standing) if standing.wait_ms.is_some() => Err(refused(standing, "from this address")),
+            standing => Ok(standing),
+        }
+    }
+
+    /// Whether an address has shown bad credentials so often that no more are looked at for now.
+    pub fn check_address(&self, address: &str) -> Result<(), Rejection> {
+        let Some(rate) = self.rate(|limits| limits.address, self.is_emergency()) else { return Ok(()) };
+        let now = self.env().now();
+        let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = inner.buckets.get_mut(&Whose::Address(address.to_owned(), RouteClass::Open));
+        match bucket.map(|bucket| bucket.look(rate, now)) {
+            Some(standing) if standing.wait_ms.is_some() => Err(refused(standing, "with bad credentials from this address")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there is an emergency in the default tenant, which counts for everybody who is not known yet.
+    fn is_emergency(&self) -> bool {
+        self.0.emergency.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// What another replica has let pass counts here too.
+    pub(crate) fn hear_taken(&self, told: Taken) {
+        let now = self.env().now();
+        let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (whose, count) in told.taken {
+            let rate = match &whose {
+                Whose::Tenant(_) => self.rate(|limits| limits.tenant, false),
+                Whose::Caller(_, RouteClass::Read) => self.rate(|limits| limits.read, false),
+                Whose::Caller(_, RouteClass::Call) => self.rate(|limits| limits.call, false),
+                Whose::Caller(..) => self.rate(|limits| limits.write, false),
+                Whose::Address(_, RouteClass::Auth) => self.rate(|limits| limits.auth, false),
+                Whose::Address(..) => self.rate(|limits| limits.address, false),
+            };
+            if let Some(rate) = rate {
+                inner.buckets.entry(whose).or_insert_with(|| Bucket::full(rate, now)).spend(count, rate, now);
+            }
+        }
+    }
+
+    fn untold(&self) -> Option<Taken> {
+        let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = std::mem::take(&mut inner.untold);
+        let taken: Vec<(Whose, u32)> = all.into_iter().take(TOLD_MAX).collect();
+        (!taken.is_empty()).then_some(Taken { taken })
+    }
+}
+
+/// Tells the other replicas what was taken here, until the end; keeps an eye on the emergency that counts for strangers.
+pub(crate) async fn keep_shared(app: App) {
+    let mut looked_at = None;
+    loop {
+        let position = Some(app.position(app.0.root));
+        if position != looked_at
+            && let Ok(guard) = app.guard_of(app.0.root).await
+        {
+            looked_at = position;
+            app.0.emergency.store(guard.emergency.is_some(), std::sync::atomic::Ordering::Relaxed);
+        }
+        if let (Some(replicas), Some(taken)) = (&app.0.replicas, app.untold()) {
+            replicas.tell_others(&taken);
+        }
+        tokio::select! {
+            biased;
+            () = app.env().stop().cancelled() => return,
+            () = app.env().sleep_ms(TOLD_EVERY_MS) => {}
+        }
+    }
+}

@@ -1,0 +1,111 @@
+"""How much may be asked for: by caller and class, by tenant, by address; in an emergency; on several replicas together."""
+
+import collections
+import time
+
+from harness import done, refused, unique, until
+from test_replicas import Fleet
+
+
+def spent(client, path, times):
+    """The answers to many requests, by status."""
+    return collections.Counter(client.get(path).status_code for _ in range(times))
+
+
+def test_should_say_how_much_is_left_and_when_to_come_back(new_keiko):
+    keiko = new_keiko(env={"KEIKO_LIMIT_READ": "20/m", "KEIKO_LIMIT_WRITE": "5/m"}).start()
+    admin = keiko.login()
+    first = admin.get("/tasks")
+    assert (first.headers["ratelimit-limit"], first.headers["ratelimit-remaining"]) == ("20", "19")
+    assert spent(admin, "/tasks", 25) == {200: 19, 429: 6}
+    answer = admin.get("/tasks")
+    refused(answer, 429, "RATE_LIMITED")
+    assert answer.headers["ratelimit-remaining"] == "0" and 1 <= int(answer.headers["retry-after"]) <= 3
+    assert int(answer.headers["ratelimit-reset"]) >= 50
+    # Classes, callers and keys have their own; health has none.
+    done(admin.post("/users", {"username": unique("user"), "password": "a long enough password", "roles": ["user"]}), 201)
+    key = keiko.client(api_key=done(admin.post("/api-keys", {"name": "k", "permissions": ["tasks.read"]}), 201)["attributes"]["key"])
+    assert key.get("/tasks").status_code == 200
+    assert keiko.user(keiko.login(), ["user"]).get("/tasks").status_code == 200
+    assert spent(keiko.client(), "/ready", 100) == {200: 100}
+    wait = int(answer.headers["retry-after"])
+    time.sleep(wait + 0.2)
+    assert admin.get("/tasks").status_code == 200, "Retry-After was meant"
+
+
+def test_should_keep_one_tenant_from_taking_everything(new_keiko):
+    keiko = new_keiko(env={"KEIKO_LIMIT_TENANT": "40/m"}).start()
+    admin = keiko.login()
+    boss = keiko.tenant(admin)
+    assert spent(boss, "/tasks", 60)[429] > 15
+    assert admin.get("/tasks").status_code == 200
+
+
+def test_should_look_at_no_more_credentials_of_an_address_that_guesses(new_keiko):
+    keiko = new_keiko(env={"KEIKO_LIMIT_ADDRESS": "15/m", "KEIKO_LIMIT_AUTH": "8/m"}).start()
+    admin = keiko.login()
+    guesses = collections.Counter(keiko.client(api_key=f"kk_default_{n}").get("/tasks").status_code for n in range(30))
+    assert guesses == {401: 15, 429: 15}
+    logins = [keiko.client().post("/auth/login", {"username": unique("nobody"), "password": "wrong wrong"}) for _ in range(12)]
+    assert collections.Counter(answer.status_code for answer in logins)[429] >= 4
+    refused(keiko.client().post("/oauth/token"), 429, "RATE_LIMITED")
+    assert keiko.client().get("/health").status_code == 200
+    assert admin.get("/tasks").status_code == 429, "from an address that guesses nothing more is looked at, which is said in the documents"
+
+
+def test_should_become_strict_in_one_call_and_normal_in_another(new_keiko):
+    keiko = new_keiko(env={"KEIKO_LIMIT_READ": "1000/m"}).start()
+    admin = keiko.login()
+    assert spent(admin, "/tasks", 150) == {200: 150}
+    done(admin.post("/security/actions/declare-emergency", {"reason": "stolen laptop"}))
+    assert done(admin.get("/security/guard"))["attributes"]["emergency"] == "stolen laptop"
+    strict = keiko.user(keiko.login(), ["developer"])
+    assert spent(strict, "/tasks", 150)[429] >= 40, "a tenth"
+    done(admin.post("/security/actions/lift-emergency", {}))
+    free = keiko.user(admin, ["developer"])
+    assert spent(free, "/tasks", 150) == {200: 150}
+
+
+def test_should_share_limits_between_replicas(tmp_path):
+    fleet = Fleet(tmp_path, 2, KEIKO_LIMIT_READ="200/m")
+    try:
+        fleet.start()
+        first, second = fleet.replicas
+        admin = first.login()
+        key = done(admin.post("/api-keys", {"name": "k", "permissions": ["tasks.read"]}), 201)["attributes"]["key"]
+        here, there = first.client(api_key=key), second.client(api_key=key)
+        assert spent(here, "/tasks", 150) == {200: 150}
+        left = until(lambda: (n := int(there.get("/tasks").headers["ratelimit-remaining"])) < 60 and n + 1, "the other replica knows", timeout=5)
+        found = spent(there, "/tasks", 150)
+        assert found[200] <= left + 12 and found[429] >= 80, found
+    finally:
+        fleet.close()
+
+
+def test_should_refuse_what_was_called_back_on_every_replica_within_a_second(tmp_path):
+    fleet = Fleet(tmp_path, 2)
+    try:
+        fleet.start()
+        first, second = fleet.replicas
+        admin = first.login()
+        for end in ("logout", "suspend", "key"):
+            person = first.user(admin, ["user"])
+            there = second.client(token=person.session["access_token"])
+            if end == "key":
+                made = done(admin.post("/api-keys", {"name": "k", "permissions": ["tasks.read"]}), 201)
+                there = second.client(api_key=made["attributes"]["key"])
+            until(lambda: there.get("/tasks").status_code == 200, "the other replica knows it")
+            assert spent(there, "/tasks", 20) == {200: 20}, "and remembers it"
+            if end == "logout":
+                assert person.post("/auth/logout").status_code == 200
+            elif end == "suspend":
+                done(admin.post(f"/users/{person.id}/actions/suspend", {"reason": "x"}))
+            else:
+                assert admin.delete(f"/api-keys/{made['id']}").status_code == 204
+            called_back = time.monotonic()
+            until(lambda: there.get("/tasks").status_code == 401, f"{end} is refused", timeout=3, every=0.01)
+            seconds = time.monotonic() - called_back
+            print(f"{end}: refused on the other replica after {seconds * 1000:.0f} ms")
+            assert seconds < 1
+    finally:
+        fleet.close()
