@@ -285,7 +285,8 @@ def neighbours(keiko, admin, tmp_path_factory):
     erasure = done(admin.post("/erasures", {"subject": keiko.user(admin, []).id}), 202)["id"]
     rebuild = done(admin.post("/views/agent_stats/actions/rebuild", {}), 202)["id"]
     client = done(admin.post("/clients", {"name": unique("client"), "redirect_uris": ["https://client.example/back"]}), 201)["id"]
-    ids = {"clients": client, "erasures": erasure, "rebuilds": rebuild, "events": event, "consumer-groups": group, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
+    team = done(admin.post("/teams", {"name": unique("team"), "roles": ["user"]}), 201)["id"]
+    ids = {"teams": team, "clients": client, "erasures": erasure, "rebuilds": rebuild, "events": event, "consumer-groups": group, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
     return {"ids": ids, "boss": boss, "agent": keiko.agent(boss, capability), "token": task["attributes"]["claim"]["token"]}
 
 
@@ -300,7 +301,7 @@ def body_for(path, token):
         "api-keys": {"name": unique("key")}, "queues": {"paused": False}, "tenants": {"name": "x"},
         "fetch": {"consumer": "c"}, "ack": {"tokens": ["1-x"]}, "nak": {"tokens": ["1-x"]}, "extend": {"tokens": ["1-x"]},
         "park": {"tokens": ["1-x"], "reason": "x"}, "seek": {"position": 0}, "replay": {"all": True},
-        "suspend": {"reason": "x"},
+        "suspend": {"reason": "x"}, "teams": {"roles": []}, "add-member": {"member": "x"}, "remove-member": {"member": "x"},
         "mcp-servers": {"name": "x", "transport": {"type": "stdio", "command": "true"}},
     }
     kind, *rest = path.removeprefix("/api/v1/").split("/")

@@ -78,7 +78,7 @@ def things(keiko, admin, tmp_path_factory):
     erasure = done(admin.post("/erasures", {"subject": keiko.user(admin, []).id}), 202)
     rebuild = done(admin.post("/views/agent_stats/actions/rebuild", {}), 202)
     return {
-        "clients": client["id"], "consumer-groups": group["id"], "erasures": erasure["id"], "rebuilds": rebuild["id"], "views": "agent_stats",
+        "teams": done(admin.post("/teams", {"name": unique("team")}), 201)["id"], "clients": client["id"], "consumer-groups": group["id"], "erasures": erasure["id"], "rebuilds": rebuild["id"], "views": "agent_stats",
         # Registering the server wrote the journal's first entry.
         "mcp-servers": server, "tools": tool, "journal": "1",
         "agents": worker.id, "tasks": task["id"], "users": keiko.user(admin, []).id, "roles": role["id"], "api-keys": key["id"],
@@ -96,7 +96,7 @@ def callers(keiko, admin, things):
 def filled(path, things):
     """The path with the id of a thing that exists."""
     if "{" not in path:
-        return path + ("?from=1" if path.endswith("/diff") else "")
+        return path + ("?from=1" if path.endswith("/diff") else "?subject=admin&action=tasks.read" if path.endswith("/explain") else "")
     kind = path.removeprefix("/api/v1/").split("/")[0]
     assert kind in things, f"{path}: this test does not know how to make one of '{kind}'; teach it"
     path = path.replace(path[path.index("{"): path.index("}") + 1], things[kind])

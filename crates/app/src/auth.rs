@@ -135,6 +135,7 @@ impl App {
         // Counted before the slow check and taken back after it, so that guesses at the same time count too.
         self.0.throttle.failed(throttle_key.clone(), self.env().now());
         let user = match known {
+            Some(_) if self.is_suspended(log).await? => None,
             Some(_) => self.user_by_name(log, username).await?.filter(|user| user.state.suspended.is_none()),
             None => None,
         };
@@ -289,7 +290,7 @@ impl App {
         let is_before = guard.revoked_until.is_some_and(|until| session.created_at <= until);
         let user = self.entity::<User>(log, &session.state.user.to_string()).await?;
         let user = user.filter(|user| user.state.suspended.is_none());
-        if is_before || user.is_none() { Err(ended()) } else { Ok(()) }
+        if is_before || user.is_none() || self.is_suspended(log).await? { Err(ended()) } else { Ok(()) }
     }
 
     /// Ends the caller's session.

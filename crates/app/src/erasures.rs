@@ -41,7 +41,7 @@ impl App {
         let id = match self.known_user(caller, subject).await {
             Ok(user) => {
                 self.check_may_end(caller, &user)?;
-                self.check_holds_no_more(caller, &user.state.roles).await?;
+                self.check_no_mightier(caller, &user).await?;
                 if !user.state.is_deleted {
                     let caller = Caller { if_match: None, idempotency: None, ..caller.clone() };
                     self.delete_user(&caller, &user.stream).await?;

@@ -80,7 +80,7 @@ impl App {
     }
 
     /// Roles must exist, and nobody gives a role that holds more than they do.
-    async fn check_roles(&self, caller: &Caller, roles: &[String]) -> Answer<()> {
+    pub(crate) async fn check_roles(&self, caller: &Caller, roles: &[String]) -> Answer<()> {
         for (i, role) in roles.iter().enumerate() {
             let is_builtin = builtin_role(role).is_some() && role != "agent";
             if !is_builtin && self.holder(caller.actor.tenant, &role_key(role)).await?.is_none() {
@@ -99,6 +99,14 @@ impl App {
             check_grant(caller, permissions.iter())?;
         }
         Ok(())
+    }
+
+    /// Whoever acts on a user could act as that user: so the user may hold no more than the caller, by roles and teams.
+    pub(crate) async fn check_no_mightier(&self, caller: &Caller, user: &Handled<User>) -> Answer<()> {
+        let teams = self.teams_of(caller.actor.tenant, &user.stream).await?;
+        let roles: Vec<String> =
+            user.state.roles.iter().cloned().chain(teams.into_iter().flat_map(|team| team.state.roles.clone())).collect();
+        self.check_holds_no_more(caller, &roles).await
     }
 
     /// One user, by id or name.
@@ -138,7 +146,7 @@ impl App {
         let user = self.user(caller, id_or_name).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         // Whoever changes a user could act as that user: so the user may hold no more than the caller.
-        self.check_holds_no_more(caller, &user.state.roles).await?;
+        self.check_no_mightier(caller, &user).await?;
         if let Some(password) = password {
             passwords::check(&password, user.state.name())?;
             let secret = self.sealed_password(caller.actor.tenant, id, password).await?;
@@ -169,7 +177,7 @@ impl App {
     pub async fn delete_user(&self, caller: &Caller, id_or_name: &str) -> Answer<()> {
         let user = self.user(caller, id_or_name).await?;
         self.check_may_end(caller, &user)?;
-        self.check_holds_no_more(caller, &user.state.roles).await?;
+        self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         let mut steps = vec![Step::on::<User>(id, UserCommand::Delete)];
         self.end_sessions(caller, id, "user_deleted", &mut steps).await?;
@@ -181,7 +189,7 @@ impl App {
     pub async fn suspend_user(&self, caller: &Caller, id_or_name: &str, reason: String) -> Answer<Handled<User>> {
         let user = self.user(caller, id_or_name).await?;
         self.check_may_end(caller, &user)?;
-        self.check_holds_no_more(caller, &user.state.roles).await?;
+        self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         let mut steps = vec![Step::on::<User>(id, UserCommand::Suspend { reason })];
         self.end_sessions(caller, id, "user_suspended", &mut steps).await?;
@@ -192,14 +200,14 @@ impl App {
     /// Lets a suspended user work again.
     pub async fn reinstate_user(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<User>> {
         let user = self.user(caller, id_or_name).await?;
-        self.check_holds_no_more(caller, &user.state.roles).await?;
+        self.check_no_mightier(caller, &user).await?;
         self.execute::<User>(caller, Step::on::<User>(user.stream, UserCommand::Reinstate), Extras::default()).await
     }
 
     /// Ends every session of a user.
     pub async fn revoke_sessions(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<User>> {
         let user = self.user(caller, id_or_name).await?;
-        self.check_holds_no_more(caller, &user.state.roles).await?;
+        self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         let mut steps = vec![];
         self.end_sessions(caller, id, "revoked", &mut steps).await?;

@@ -83,9 +83,7 @@ impl App {
                 "Make a service with POST /api/v1/users {\"kind\": \"service\"} and give it the key.",
             ));
         }
-        for role in &user.state.roles {
-            check_permissions(caller, &self.role_permissions(caller.actor.tenant, role).await?)?;
-        }
+        self.check_no_mightier(caller, &user).await?;
         let kind = if user.state.kind == UserKind::Service { ActorKind::Service } else { ActorKind::User };
         Ok(ActorRef { kind, id: user.stream })
     }

@@ -8,7 +8,7 @@ use store::{Store, StoreError};
 pub(crate) fn kinds() -> Kinds {
     use domain::identity::{
         client::Client, consent::Consent, device::Device, guard::Guard, key::Key, keyring::Keyring, role::Role, session::Session,
-        tenant::Tenant, token::Token, user::User,
+        team::Team, tenant::Tenant, token::Token, user::User,
     };
     Kinds::default()
         .and::<Tenant>()
@@ -22,6 +22,7 @@ pub(crate) fn kinds() -> Kinds {
         .and::<Token>()
         .and::<Guard>()
         .and::<Keyring>()
+        .and::<Team>()
         .and::<domain::agent::Agent>()
         .and::<domain::task::Task>()
         .and::<domain::queue::Queue>()

@@ -257,7 +257,7 @@ impl App {
     /// Removes the second factor of somebody who has lost it.
     pub async fn remove_mfa(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<User>> {
         let user = self.user(caller, id_or_name).await?;
-        self.check_holds_no_more(caller, &user.state.roles).await?;
+        self.check_no_mightier(caller, &user).await?;
         let id = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         self.drop_mfa(caller, id).await?;
         self.user(caller, &user.stream).await

@@ -92,7 +92,7 @@ impl App {
     async fn recognised(&self, claims: Arc<Claims>) -> Answer<Recognised> {
         let end = Timestamp(claims.exp.saturating_mul(1_000));
         let log = claims.tid;
-        if self.env().now() >= end || self.slug_of(log).is_none() {
+        if self.env().now() >= end || self.slug_of(log).is_none() || self.is_suspended(log).await? {
             return Err(token_refused());
         }
         let mut rests_on = vec![claims.sub.clone(), claims.jti.to_string()];
@@ -182,6 +182,9 @@ impl App {
     async fn key_actor(&self, log: TenantId, id: KeyId) -> Answer<(Actor, Timestamp)> {
         let key = self.entity::<Key>(log, &id.to_string()).await?.ok_or_else(key_refused)?;
         let guard = self.guard_of(log).await?;
+        if self.is_suspended(log).await? {
+            return Err(key_refused());
+        }
         let is_before = guard.keys_revoked_until.is_some_and(|until| key.created_at <= until);
         if is_before || !key.state.is_valid(self.env().now()) {
             return Err(key_refused());
@@ -244,7 +247,11 @@ impl App {
 
     async fn user_actor(&self, log: TenantId, user: &Handled<User>) -> Answer<Actor> {
         let mut permissions = vec!["discovery.read".to_owned(), "profile.*".to_owned()];
-        for role in &user.state.roles {
+        let mut roles = user.state.roles.clone();
+        roles.extend(self.teams_of(log, &user.stream).await?.into_iter().flat_map(|team| team.state.roles.clone()));
+        roles.sort();
+        roles.dedup();
+        for role in &roles {
             permissions.extend(self.role_permissions(log, role).await?);
         }
         permissions.sort();
@@ -264,7 +271,7 @@ impl App {
             token: None,
             proof: None,
             is_emergency: false,
-            roles: user.state.roles.clone(),
+            roles,
             permissions,
         })
     }

@@ -198,7 +198,7 @@ impl App {
         let task = self.read::<Task>(caller, &id.to_string()).await?;
         let task = task.ok_or_else(|| not_found(&id.to_string()))?;
         let who = &caller.actor.who;
-        let is_own = task.state.submitted_by == *who || task.state.attempts.iter().any(|a| a.agent_id.to_string() == who.id);
+        let is_own = is_own(&task.state, &who.id);
         if caller.sees_all() || is_own { Ok(task) } else { Err(not_found(&id.to_string())) }
     }
 
@@ -333,4 +333,9 @@ pub(crate) async fn resolve(engine: &Engine, log: TenantId, value: &Json) -> Ans
             Json::parse(text).map_err(|e| crate::app::internal(e.to_string()))
         }
     }
+}
+
+/// Whether a task is somebody's own: submitted or worked on by them.
+pub(crate) fn is_own(task: &Task, id: &str) -> bool {
+    task.submitted_by.id == id || task.attempts.iter().any(|attempt| attempt.agent_id.to_string() == id)
 }

@@ -103,6 +103,26 @@ impl App {
         })
     }
 
+    /// Lets nobody of a tenant do anything, or lets them again. The default tenant cannot be suspended: nobody could end it.
+    pub async fn suspend_tenant(&self, caller: &Caller, id_or_slug: &str, reason: Option<String>) -> Answer<Handled<Tenant>> {
+        let tenant = self.tenant_record(caller, id_or_slug).await?;
+        if tenant.stream == self.0.root.to_string() {
+            let hint = "Suspend single users, or declare an emergency.";
+            return Err(Rejection::new(Kind::Refused, "RULE_VIOLATED", "The default tenant cannot be suspended.", hint));
+        }
+        let command = reason.map_or(TenantCommand::Reinstate, |reason| TenantCommand::Suspend { reason });
+        self.execute::<Tenant>(caller, Step::on::<Tenant>(tenant.stream, command), Extras::default()).await
+    }
+
+    /// Whether a tenant is suspended. Others than the default one are asked for in its log.
+    pub(crate) async fn is_suspended(&self, tenant: TenantId) -> Answer<bool> {
+        if tenant == self.0.root {
+            return Ok(false);
+        }
+        let record = self.entity::<Tenant>(self.0.root, &tenant.to_string()).await?;
+        Ok(record.is_none_or(|record| record.state.suspended.is_some()))
+    }
+
     /// Refuses callers of other tenants what concerns all of them.
     pub(crate) fn only_root(&self, caller: &Caller) -> Answer<()> {
         if caller.actor.tenant == self.0.root {

@@ -219,6 +219,11 @@ impl App {
             return Err(super::invalid_request("client_id names another client than the one that is proved."));
         }
         let client = self.client_by_name(&name).await?.ok_or_else(unknown_client)?;
+        if let Some(tenant) = client.tenant
+            && self.is_suspended(tenant).await?
+        {
+            return Err(unknown_client());
+        }
         match (client.profile.auth_method, auth.basic, auth.client_secret, auth.assertion) {
             (AuthMethod::None, None, None, None) => {}
             // Both ways to send a secret are as good: some libraries know only one of them.
@@ -299,7 +304,7 @@ impl App {
             return Ok(ActorRef { kind: ActorKind::Agent, id: agent.stream });
         }
         let user = self.user(caller, subject).await?;
-        self.check_holds_no_more(caller, &user.state.roles).await?;
+        self.check_no_mightier(caller, &user).await?;
         match user.state.kind {
             UserKind::Service => Ok(ActorRef { kind: ActorKind::Service, id: user.stream }),
             UserKind::User => Err(Rejection::new(

@@ -10,6 +10,7 @@ pub mod keyring;
 pub mod oauth;
 pub mod role;
 pub mod session;
+pub mod team;
 pub mod tenant;
 pub mod token;
 pub mod totp;

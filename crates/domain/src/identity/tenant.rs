@@ -11,6 +11,13 @@ pub enum TenantCommand {
     Create(Created),
     /// Its log is open and its administrator exists.
     MarkReady,
+    /// Let nobody of it do anything until it is reinstated.
+    Suspend {
+        /// Why, for the record.
+        reason: String,
+    },
+    /// Let it work again.
+    Reinstate,
 }
 
 /// `identity.tenant.created`. The administrator's password hash is a sealed secret named after `admin_user`.
@@ -30,11 +37,24 @@ pub struct Created {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Provisioned {}
 
+/// `identity.tenant.suspended`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Suspended {
+    /// Why.
+    pub reason: String,
+}
+
+/// `identity.tenant.reinstated`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reinstated {}
+
 kernel::events! {
     /// What happened to a tenant.
     TenantEvent {
         Created(Created) = "identity.tenant.created" @ 1,
         Provisioned(Provisioned) = "identity.tenant.provisioned" @ 1,
+        Suspended(Suspended) = "identity.tenant.suspended" @ 1,
+        Reinstated(Reinstated) = "identity.tenant.reinstated" @ 1,
     }
 }
 
@@ -45,6 +65,9 @@ pub struct Tenant {
     pub created: Created,
     /// Whether it can be used.
     pub is_ready: bool,
+    /// Why nobody of it may do anything for now.
+    #[serde(default)]
+    pub suspended: Option<String>,
 }
 
 impl Decider for Tenant {
@@ -59,13 +82,22 @@ impl Decider for Tenant {
             (TenantCommand::Create(_), Some(_)) => Err(super::already("tenant")),
             (TenantCommand::MarkReady, Some(tenant)) if !tenant.is_ready => Ok(vec![TenantEvent::Provisioned(Provisioned {})]),
             (TenantCommand::MarkReady, _) => Ok(vec![]),
+            (TenantCommand::Suspend { reason }, Some(tenant)) if tenant.suspended.is_none() => {
+                Ok(vec![TenantEvent::Suspended(Suspended { reason: reason.clone() })])
+            }
+            (TenantCommand::Reinstate, Some(tenant)) if tenant.suspended.is_some() => {
+                Ok(vec![TenantEvent::Reinstated(Reinstated {})])
+            }
+            (TenantCommand::Suspend { .. } | TenantCommand::Reinstate, _) => Ok(vec![]),
         }
     }
 
     fn evolve(state: Option<Tenant>, event: &TenantEvent, _: &Meta) -> Option<Tenant> {
         match event {
-            TenantEvent::Created(created) => Some(Tenant { created: created.clone(), is_ready: false }),
+            TenantEvent::Created(created) => Some(Tenant { created: created.clone(), is_ready: false, suspended: None }),
             TenantEvent::Provisioned(_) => state.map(|t| Tenant { is_ready: true, ..t }),
+            TenantEvent::Suspended(s) => state.map(|t| Tenant { suspended: Some(s.reason.clone()), ..t }),
+            TenantEvent::Reinstated(_) => state.map(|t| Tenant { suspended: None, ..t }),
         }
     }
 
@@ -80,7 +112,7 @@ impl Decider for Tenant {
     fn unique(_: Option<&Tenant>, event: &TenantEvent) -> Vec<UniqueChange> {
         match event {
             TenantEvent::Created(created) => vec![UniqueChange::Take(slug_key(&created.slug))],
-            TenantEvent::Provisioned(_) => vec![],
+            _ => vec![],
         }
     }
 }

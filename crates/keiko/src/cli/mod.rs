@@ -25,7 +25,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
 use commands::{
     agents, audit, backup, clients, discover, drill, erasures, events, groups, keys, login, mfa, past, queues, security, tasks,
-    tenants, users, views,
+    teams, tenants, users, views,
 };
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
@@ -105,6 +105,16 @@ pub enum ClientCommand {
         #[command(subcommand)]
         command: users::UsersCommand,
     },
+    /// Manage teams: roles for many at once
+    #[command(after_help = teams::EXAMPLES)]
+    Teams {
+        /// What to do
+        #[command(subcommand)]
+        command: teams::TeamsCommand,
+    },
+    /// Explain why somebody may do something, or may not
+    #[command(after_help = teams::EXPLAIN_EXAMPLES)]
+    Explain(teams::Explain),
     /// Manage API keys
     #[command(after_help = keys::EXAMPLES)]
     Keys {
@@ -213,6 +223,8 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Events { command } => events::run(command, client, output).await,
         ClientCommand::Groups { command } => groups::run(command, client, output).await,
         ClientCommand::Users { command } => users::run(command, client, output).await,
+        ClientCommand::Teams { command } => teams::run(command, client, output).await,
+        ClientCommand::Explain(args) => teams::explain(args, client, output).await,
         ClientCommand::Keys { command } => keys::run(command, client, output).await,
         ClientCommand::Clients { command } => clients::run(command, client, output).await,
         ClientCommand::Mfa { command } => mfa::run(command, client, output).await,

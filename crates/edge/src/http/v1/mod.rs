@@ -16,6 +16,7 @@ pub(super) mod queues;
 pub(super) mod roles;
 pub(super) mod security;
 pub(super) mod tasks;
+pub(super) mod teams;
 pub(super) mod tenants;
 pub(super) mod timeline;
 pub(super) mod tools;

@@ -5,6 +5,8 @@ use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Name, Slug};
 use crate::http::state::EdgeState;
+use crate::http::v1::auth::Empty;
+use crate::http::v1::users::Suspend;
 use app::NewTenant;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -17,7 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get))
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get)).routes(routes!(suspend)).routes(routes!(reinstate))
 }
 
 /// A tenant to be founded.
@@ -50,8 +52,10 @@ struct TenantAttributes {
     slug: String,
     /// Name for people.
     name: String,
-    /// `ready` or `provisioning`
+    /// `ready`, `provisioning` or `suspended`
     status: &'static str,
+    /// Why it is suspended.
+    suspended: Option<String>,
     /// When it was founded.
     created_at: String,
     /// When it changed last.
@@ -64,7 +68,12 @@ fn attributes(tenant: &Handled<Tenant>) -> TenantAttributes {
     TenantAttributes {
         slug: tenant.state.created.slug.clone(),
         name: tenant.state.created.name.clone(),
-        status: if tenant.state.is_ready { "ready" } else { "provisioning" },
+        status: match (&tenant.state.suspended, tenant.state.is_ready) {
+            (Some(_), _) => "suspended",
+            (None, true) => "ready",
+            (None, false) => "provisioning",
+        },
+        suspended: tenant.state.suspended.clone(),
         created_at: tenant.created_at.to_string(),
         updated_at: tenant.updated_at.to_string(),
         version: tenant.version,
@@ -101,5 +110,21 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateTenant>)
     params(("id" = String, Path, description = "Id or slug"), AtParams), responses((status = 200, body = One<TenantAttributes>)))]
 async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
     let tenant = state.app.tenant_record(&caller, &id).await?;
+    Reply::entity(StatusCode::OK, "tenant", &tenant, attributes(&tenant))
+}
+
+/// Suspend a tenant: everything of everybody in it is refused everywhere at once
+#[utoipa::path(post, path = "/api/v1/tenants/{id}/actions/suspend", tag = "identity", extensions(("x-permission" = json!("tenants.update"))),
+    params(("id" = String, Path, description = "Id or slug")), request_body = Suspend, responses((status = 200, body = One<TenantAttributes>)))]
+async fn suspend(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Suspend>) -> Outcome {
+    let tenant = state.app.suspend_tenant(&input.by, &id, Some(input.body.reason)).await?;
+    Reply::entity(StatusCode::OK, "tenant", &tenant, attributes(&tenant))
+}
+
+/// Let a suspended tenant work again
+#[utoipa::path(post, path = "/api/v1/tenants/{id}/actions/reinstate", tag = "identity", extensions(("x-permission" = json!("tenants.update"))),
+    params(("id" = String, Path, description = "Id or slug")), request_body = Empty, responses((status = 200, body = One<TenantAttributes>)))]
+async fn reinstate(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
+    let tenant = state.app.suspend_tenant(&input.by, &id, None).await?;
     Reply::entity(StatusCode::OK, "tenant", &tenant, attributes(&tenant))
 }

@@ -19,6 +19,7 @@ pub mod past;
 pub mod queues;
 pub mod security;
 pub mod tasks;
+pub mod teams;
 pub mod tenants;
 pub mod users;
 pub mod views;

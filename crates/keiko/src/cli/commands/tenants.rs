@@ -2,13 +2,13 @@
 //!
 //! Owns the command's arguments and columns. Never takes a password as an argument.
 
-use super::{Paging, show_list, show_one};
-use crate::cli::call::{Call, Fields};
+use super::{Paging, Target, show_list, show_one};
+use crate::cli::call::{Call, Fields, path};
 use crate::cli::client::Client;
 use crate::cli::table::Column;
 use crate::cli::{Output, input};
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Shown below the help of `keiko tenants`.
 pub const EXAMPLES: &str = "\
@@ -30,6 +30,17 @@ pub enum TenantsCommand {
     List(Paging),
     /// Create a tenant and its first administrator, whose password is asked for
     Create(Create),
+    /// Stop a tenant at once: everything of everybody in it is refused
+    Suspend {
+        /// Which tenant, by id or slug
+        #[command(flatten)]
+        tenant: Target,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+    },
+    /// Let a suspended tenant work again
+    Reinstate(Target),
 }
 
 /// Arguments of `keiko tenants create`.
@@ -53,6 +64,13 @@ pub struct Create {
 pub async fn run(command: TenantsCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
     match command {
         TenantsCommand::List(paging) => show_list(client, Call::get("tenants"), &paging, &COLUMNS, output).await,
+        TenantsCommand::Suspend { tenant, reason } => {
+            let call = Call::append(path(&["tenants", &tenant.id, "actions", "suspend"]), json!({ "reason": reason }));
+            show_one(client, call, output).await
+        }
+        TenantsCommand::Reinstate(tenant) => {
+            show_one(client, Call::action(&["tenants", &tenant.id, "actions", "reinstate"]), output).await
+        }
         TenantsCommand::Create(args) => {
             let password = input::new_password(args.password_stdin)?;
             let admin = Fields::default().with("username", Some(args.admin)).with("password", Some(password));
