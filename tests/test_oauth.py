@@ -644,3 +644,115 @@ def test_should_enrol_and_step_up_at_the_command_line(keiko, admin, tmp_path):
     refused_all = command(tmp_path, "security", "revoke-all", env=at)
     assert refused_all.returncode != 0 and "--yes" in refused_all.stderr
     assert command(tmp_path, "mfa", "remove", env={**at, "KEIKO_CODE": codes[2]}).returncode == 0
+
+
+# Found by attacking it
+
+
+def custom(keiko, admin, *permissions):
+    """Somebody who holds just these permissions."""
+    role = done(admin.post("/roles", {"name": unique("role"), "permissions": list(permissions)}), 201)["attributes"]["name"]
+    return keiko.user(admin, [role])
+
+
+def test_should_not_let_whoever_changes_a_client_become_its_subject(keiko, admin):
+    service = unique("root")
+    done(admin.post("/users", {"username": service, "kind": "service", "roles": ["admin"]}), 201)
+    mighty = done(admin.post("/clients", {"name": "x", "subject": service, "grant_types": ["client_credentials"], "scopes": ["tasks.read"]}), 201)["id"]
+    small = custom(keiko, admin, "clients.*", "users.read")
+    refused(small.put(f"/clients/{mighty}", {"scopes": []}), 403, "PERMISSION_ESCALATION")
+    agent = keiko.agent(admin, unique("cap"))
+    refused(small.post("/clients", {"name": "x", "subject": agent.id, "grant_types": ["client_credentials"]}), 403, "PERMISSION_DENIED")
+    registered = keiko.client().post("/oauth/register", {"redirect_uris": [REDIRECT], "client_name": "anyone"}).json()["client_id"]
+    refused(admin.put(f"/clients/{registered}", {"redirect_uris": ["https://evil.example/"]}), 422, "CLIENT_FIXED")
+
+
+def test_should_not_act_in_the_name_of_whose_token_it_holds(keiko, admin):
+    app = App(keiko, admin, grant_types=["authorization_code", EXCHANGE])
+    admins = app.tokens(scope="discovery.read")["access_token"]
+    mallory = custom(keiko, admin, "keys.create", "discovery.read")
+    browser, verifier = Browser(keiko), secrets.token_urlsafe(48)
+    _, left = browser.sign_in(app.url(verifier, scope="keys.create"), mallory.name, mallory.password)
+    own = app.redeem(query(left)["code"], verifier).json()["access_token"]
+    exchanged = {"grant_type": EXCHANGE, "subject_token": own, "subject_token_type": ACCESS_TOKEN, "actor_token": admins, "actor_token_type": ACCESS_TOKEN}
+    error(app.post("token", **exchanged), "invalid_request")
+    refused(keiko.client(token=own).post("/api-keys", {"name": "outlives"}), 403, "KEY_OWNER_REFUSED")
+
+
+def test_should_want_the_fresh_proof_on_every_way_to_more_power(new_keiko):
+    keiko = new_keiko(env={"KEIKO_MFA_MAX_AGE": "1s"}).start()
+    admin = keiko.login()
+    person, _, codes = enrolled(keiko, admin)
+    machine = service_app(keiko, admin, ["admin"])
+    exchanged = {"grant_type": EXCHANGE, "subject_token": person.session["access_token"], "subject_token_type": ACCESS_TOKEN}
+    stale = lambda: person.post("/roles", {"name": unique("role"), "permissions": []}).status_code == 401  # noqa: E731
+    until(stale, "the proof is too old", timeout=6, every=0.3)
+    through = keiko.client(token=machine.post("token", **exchanged, scope="roles.create users.create").json()["access_token"])
+    for client in (person, through):
+        refused(client.post("/roles", {"name": unique("role"), "permissions": []}), 401, "STEP_UP_REQUIRED")
+        refused(client.post("/users", {"username": unique("u"), "password": "a long enough password", "roles": ["admin"]}), 401, "STEP_UP_REQUIRED")
+
+
+def test_should_let_no_application_change_how_a_person_signs_in(keiko, admin):
+    app = App(keiko, admin)
+    limited = keiko.client(token=app.tokens(scope="profile.update openid")["access_token"])
+    for path, body in (("/auth/mfa/actions/begin", {}), ("/auth/mfa/actions/confirm", {"code": "000000"}), ("/auth/password", {"current": keiko.password, "new": "another long password"})):
+        refused(limited.post(path, body), 422, "NO_SESSION")
+
+
+def test_should_ask_each_time_when_the_answer_goes_to_the_persons_machine(keiko, admin):
+    both = App(keiko, admin, "none", redirect_uris=[REDIRECT, "http://127.0.0.1/cb"])
+    browser = Browser(keiko)
+    both.code(browser)
+    _, left = browser.visit(both.url("v" * 43))
+    assert left and left.startswith(REDIRECT), "allowed before, and nobody else is there"
+    page, left = browser.visit(both.url("v" * 43, redirect_uri="http://127.0.0.1:6666/cb"))
+    assert left is None and hidden(page.text)["step"] == "consent"
+    own = "/oauth/authorize?" + urlencode({"response_type": "code", "client_id": "keiko-cli", "redirect_uri": "http://127.0.0.1:6666/callback", "code_challenge": s256("v" * 43), "code_challenge_method": "S256"})
+    page, left = browser.visit(own)
+    assert left is None and "Do everything that you may do" in page.text, "also for the command line"
+
+
+def test_should_give_a_device_what_it_asked_for_until_the_person_signs_out(keiko, admin):
+    import httpx2
+
+    http = httpx2.Client(base_url=keiko.url, trust_env=False)
+    begun = http.post("/oauth/device_authorization", data={"client_id": "keiko-cli", "scope": "tasks.read"}).json()
+    browser = Browser(keiko)
+    page, _ = browser.sign_in(begun["verification_uri_complete"])
+    assert "Connected" in page.text
+    polled = {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "client_id": "keiko-cli", "device_code": begun["device_code"]}
+    token = http.post("/oauth/token", data=polled).json()
+    api = keiko.client(token=token["access_token"])
+    assert token["scope"] == "tasks.read" and api.get("/tasks").status_code == 200
+    refused(api.get("/users"), 403)
+    page, _ = browser.visit("/oauth/logout")
+    browser.send(page, decision="allow")
+    refused(api.get("/tasks"), 401)
+
+
+def test_should_narrow_a_token_to_a_part_that_is_asked_for_later(keiko, app):
+    code, verifier = app.code(scope="discovery.read tasks.read")
+    tokens = app.redeem(code, verifier, resource=f"{keiko.url}/mcp").json()
+    assert claims_of(tokens["access_token"])["aud"] == f"{keiko.url}/mcp"
+    refused(keiko.client(token=tokens["access_token"]).get("/tasks"), 401)
+    assert claims_of(app.refresh(tokens["refresh_token"]).json()["access_token"])["aud"] == keiko.url
+
+
+# Passwords
+
+
+def test_should_refuse_passwords_that_everybody_knows(new_keiko, tmp_path):
+    listed = tmp_path / "known.txt"
+    listed.write_text("correct horse battery staple\npassword1234\n")
+    keiko = new_keiko(env={"KEIKO_PASSWORD_BREACHED_FILE": str(listed), "KEIKO_PASSWORD_CHARS_MIN": "12"}).start()
+    admin = keiko.login()
+    for bad in ("password1234", "correct horse battery staple", "short pass"):
+        refused(admin.post("/users", {"username": unique("u"), "password": bad, "roles": []}), 422, "PASSWORD_REFUSED")
+    person = keiko.user(admin, ["user"])
+    other = keiko.login(person.name, person.password)
+    refused(person.post("/auth/password", {"current": "wrong wrong wrong", "new": "a quite different sentence"}), 403, "PASSWORD_WRONG")
+    refused(person.post("/auth/password", {"current": person.password, "new": "password1234"}), 422, "PASSWORD_REFUSED")
+    done(person.post("/auth/password", {"current": person.password, "new": "a quite different sentence"}))
+    assert person.get("/auth/me").status_code == 200 and other.get("/auth/me").status_code == 401, "the other sessions end"
+    assert keiko.login(person.name, "a quite different sentence").get("/auth/me").status_code == 200

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HOST, HeaderName, HeaderValue, LOCATION, SET_COOKIE};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -67,6 +67,16 @@ impl Answer {
     }
 }
 
+/// An answer to a browser, with where it leads and the cookie that it sets.
+pub(crate) struct Page {
+    /// Status and body.
+    pub answer: Answer,
+    /// Where it leads.
+    pub location: Option<String>,
+    /// The cookie that it sets, as it is sent back.
+    pub cookie: Option<String>,
+}
+
 /// An HTTP/1.1 connection; requests go one after another.
 pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,
@@ -111,6 +121,30 @@ impl Connection {
         let response = self.response(request).await?;
         anyhow::ensure!(response.status() == 200, "{path} answered {}", response.status());
         Ok(response.into_body())
+    }
+
+    /// Sends a form.
+    pub async fn form(&mut self, path: &str, fields: &str, cookie: Option<&str>) -> anyhow::Result<Page> {
+        let mut request = self.request(Method::POST, &Credential::none(), path, fields.to_owned().into())?;
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        self.page(request, cookie).await
+    }
+
+    /// Reads a page.
+    pub async fn form_page(&mut self, path: &str, cookie: Option<&str>) -> anyhow::Result<Page> {
+        let request = self.request(Method::GET, &Credential::none(), path, Bytes::new())?;
+        self.page(request, cookie).await
+    }
+
+    async fn page(&mut self, mut request: Request<Full<Bytes>>, cookie: Option<&str>) -> anyhow::Result<Page> {
+        if let Some(cookie) = cookie {
+            request.headers_mut().insert(COOKIE, HeaderValue::from_str(cookie)?);
+        }
+        let response = self.response(request).await?;
+        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let cookie = text(SET_COOKIE).and_then(|cookie| cookie.split(';').next().map(str::to_owned));
+        let (location, status) = (text(LOCATION), response.status().as_u16());
+        Ok(Page { answer: Answer { status, body: response.into_body().collect().await?.to_bytes() }, location, cookie })
     }
 
     fn request(&self, method: Method, by: &Credential, path: &str, body: Bytes) -> anyhow::Result<Request<Full<Bytes>>> {

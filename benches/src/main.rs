@@ -13,6 +13,7 @@ mod groups;
 mod grpc;
 mod history;
 mod http;
+mod identity;
 mod machine;
 mod postgres;
 mod report;
@@ -48,6 +49,7 @@ const GROUPS: &[&str] = &[
     "grpc",
     "tools",
     "discovery",
+    "identity",
     "sse",
     "fanout",
     "groups",
@@ -77,6 +79,8 @@ pub(crate) struct Scale {
     pub registered: usize,
     /// Discovery requests of a run.
     pub requests: usize,
+    /// Sessions that are opened.
+    pub sessions: usize,
     /// Events of an SSE run.
     pub followed: usize,
     /// Followers of a fan-out run.
@@ -96,6 +100,7 @@ impl Scale {
         history: 100_000,
         registered: 10_000,
         requests: 2_000,
+        sessions: 100_000,
         followed: 500,
         crowd: fanout::Crowd { followers: 1_000, rate: 1_000, seconds: 10 },
         appends: &[(64, 20_000), (1_024, 60_000)],
@@ -110,6 +115,7 @@ impl Scale {
         tasks: 1_000,
         registered: 500,
         requests: 200,
+        sessions: 500,
         followed: 50,
         crowd: fanout::Crowd { followers: 100, rate: 200, seconds: 2 },
         appends: &[(64, 2_000), (1_024, 8_000)],
@@ -198,6 +204,7 @@ async fn measure(group: &str, place: &Place, scale: &Scale) -> anyhow::Result<Se
         "grpc" => grpc::measure(place, scale).await,
         "tools" => tools::measure(place, scale).await,
         "discovery" => discovery::measure(place, scale).await,
+        "identity" => identity::measure(place, scale).await,
         "sse" => sse::measure(place, scale).await,
         "fanout" => fanout::measure(place, scale).await,
         "groups" => groups::measure(place, scale).await,

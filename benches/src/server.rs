@@ -111,6 +111,15 @@ impl Server {
         Ok(kib / 1_024.0)
     }
 
+    /// Processor time that the server has used, in seconds.
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).context("the server is gone")?;
+        // Behind the name in brackets: user and system time are fields 14 and 15, in ticks of 10 ms.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks: f64 = [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<f64>().ok()).sum();
+        Ok(ticks / 100.0)
+    }
+
     /// Signs the administrator in. Good for 15 minutes.
     pub async fn admin(&self) -> anyhow::Result<Credential> {
         let mut connection = Connection::open(self.address).await?;

@@ -14,7 +14,7 @@ use kernel::{IndexField, Kind, Rejection};
 /// Sets a user's password and ends the user's sessions.
 pub async fn reset_password(engine: &Engine, keys: &KeyMaterial, tenant: &str, username: &str, password: &str) -> Answer<()> {
     let missing = |what: String| Rejection::new(Kind::NotFound, "USER_NOT_FOUND", what, "Check --tenant and --username.");
-    passwords::check(password, username)?;
+    passwords::check(password, username, passwords::PASSWORD_CHARS_MIN)?;
     let logs = engine.store().logs().await.map_err(of_store)?;
     let root = *logs.first().ok_or_else(|| missing("This data directory has no users yet; start the server first.".into()))?;
     let stream = engine.store().holder(root, &slug_key(tenant)).await.map_err(of_store)?;

@@ -1,6 +1,7 @@
 //! The application: everything that use cases need, put together once.
 
 use crate::asof::Sessions;
+use crate::breached::Breached;
 use crate::crypto::{Crypto, KeyMaterial, fresh_secret};
 use crate::errors::{of_handle, of_store};
 use crate::fleet::SharedFleet;
@@ -8,6 +9,7 @@ use crate::jose::Algorithm;
 use crate::known::Known;
 use crate::limits::{LimitSettings, Limits};
 use crate::oauth::{Assertions, Documents, Polls};
+use crate::passwords::PASSWORD_CHARS_MIN;
 use crate::replicas::{Membership, Replicas};
 use crate::schema::Schemas;
 use crate::signing::Ring;
@@ -59,6 +61,10 @@ pub struct AppSettings {
     pub refresh_grace_ms: u64,
     /// Whether clients may register themselves.
     pub client_registration: bool,
+    /// Passwords that nobody may have.
+    pub breached: Option<Arc<Breached>>,
+    /// Shortest password.
+    pub password_chars_min: usize,
     /// How much everybody may ask for.
     pub limits: LimitSettings,
     /// Whether administrators need a second factor.
@@ -85,6 +91,8 @@ impl Default for AppSettings {
             signing_key_lifetime_ms: 30 * 24 * 3_600_000,
             refresh_grace_ms: 10_000,
             client_registration: false,
+            breached: None,
+            password_chars_min: PASSWORD_CHARS_MIN,
             limits: LimitSettings::default(),
             mfa_required: false,
             step_up_max_age_ms: 15 * 60_000,
@@ -135,6 +143,8 @@ pub(crate) struct Inner {
     pub assertions: Assertions,
     /// Clients that are documents.
     pub documents: Documents,
+    /// Places for fetching clients' documents.
+    pub fetching: tokio::sync::Semaphore,
     /// When devices asked last.
     pub polls: Polls,
     /// The tenant that all others are recorded in.
@@ -175,6 +185,8 @@ pub struct Ground {
 /// The slug of the tenant that is there from the start.
 pub(crate) const DEFAULT_TENANT: &str = "default";
 const ADMIN: &str = "admin";
+/// Documents of clients that are fetched at a time.
+const FETCHES_MAX: usize = 8;
 /// Password hashes that may wait: some seconds of work.
 const HASHES_MAX: usize = 128;
 
@@ -205,6 +217,7 @@ impl App {
             watch: Watch::default(),
             assertions: Assertions::default(),
             documents: Documents::default(),
+            fetching: tokio::sync::Semaphore::new(FETCHES_MAX),
             polls: Polls::default(),
             root,
             tenants: RwLock::default(),
@@ -447,6 +460,22 @@ impl App {
         self.0.hashing.try_acquire().map_err(busy)
     }
 
+    /// Refuses a password that is too short, too well known, or the user name.
+    pub(crate) async fn check_password(&self, password: &str, username: &str) -> Answer<()> {
+        passwords::check(password, username, self.0.settings.password_chars_min)?;
+        let Some(list) = self.0.settings.breached.clone() else { return Ok(()) };
+        let tried = password.to_owned();
+        match self.env().heavy(move || list.has(&tried)).await {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(passwords::refused("It is in a list of passwords that became known.")),
+            Err(error) => {
+                tracing::error!(%error, "the list of known passwords cannot be read");
+                let hint = "Look at password.breached_file.";
+                Err(Rejection::new(Kind::Unavailable, "BUSY", "The password cannot be checked now.", hint))
+            }
+        }
+    }
+
     /// Hashes and seals a password, where it delays nobody.
     pub(crate) async fn sealed_password(
         &self,
@@ -525,7 +554,7 @@ async fn first_start(
     let (tenant, user): (TenantId, kernel::UserId) = (env.id(), env.id());
     let generated = admin_password.is_none().then(|| fresh_secret(env)[..20].to_owned());
     let password = admin_password.or_else(|| generated.clone()).unwrap_or_default();
-    passwords::check(&password, ADMIN)?;
+    passwords::check(&password, ADMIN, PASSWORD_CHARS_MIN)?;
     let created = Created {
         slug: DEFAULT_TENANT.into(),
         name: "Default".into(),

@@ -3,6 +3,7 @@
 use crate::app::{App, DEFAULT_TENANT, internal};
 use crate::crypto::{fresh_secret, sha256_hex};
 use crate::errors::{of_handle, of_store};
+use crate::limits::network;
 use crate::recognise::ACCESS_TOKEN;
 use crate::watch::Seen;
 use crate::{Answer, Caller, passwords};
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 /// A hash that no password has, so that an unknown user costs as much time as a known one.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$a2Vpa28ta2Vpa28ta2Vpaw$8wnpYb1b2bX1mS6y4z0cJ6n2T2q9c3J0m1r5s7t9u0A";
 /// The client of a login by password at the API.
-const API: &str = "keiko-api";
+pub(crate) const API: &str = "keiko-api";
 
 /// What a login gives.
 pub struct TokenPair {
@@ -127,13 +128,17 @@ impl App {
         let known = self.tenant(slug);
         let log = known.as_ref().map_or(self.0.root, |t| t.id);
         // Hashed, so that its length is bounded whatever is sent.
-        let throttle_key = sha256_hex(&format!("{slug}/{username}/{}", context.origin.address.as_deref().unwrap_or_default()));
-        if let Err(refused) = self.not_throttled(&throttle_key, "Too many failed logins for this account from this address.") {
+        let from = network(context.origin.address.as_deref().unwrap_or_default());
+        let throttle_key = sha256_hex(&format!("{slug}/{username}/{from}"));
+        let anywhere_key = sha256_hex(&format!("{slug}/{username}"));
+        let here = self.not_throttled(&throttle_key, "Too many failed logins for this account from this address.");
+        if let Err(refused) = here.and_then(|()| self.not_throttled_anywhere(&anywhere_key)) {
             self.saw_login(log, "identity.login.refused", None, &context, refused.code);
             return Err(refused);
         }
         // Counted before the slow check and taken back after it, so that guesses at the same time count too.
         self.0.throttle.failed(throttle_key.clone(), self.env().now());
+        self.0.throttle.failed(anywhere_key.clone(), self.env().now());
         let user = match known {
             Some(_) if self.is_suspended(log).await? => None,
             Some(_) => self.user_by_name(log, username).await?.filter(|user| user.state.suspended.is_none()),
@@ -148,6 +153,7 @@ impl App {
             return Err(invalid_credentials());
         };
         self.0.throttle.succeeded(&throttle_key);
+        self.0.throttle.succeeded(&anywhere_key);
         let user_id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         context.actor = ActorRef { kind: ActorKind::User, id: user.stream.clone() };
         context.user = Some(user_id);
@@ -164,7 +170,16 @@ impl App {
 
     /// Refuses what failed too often lately.
     pub(crate) fn not_throttled(&self, key: &str, message: &str) -> Answer<()> {
-        match self.0.throttle.wait_ms(key, self.env().now()) {
+        Self::waits(self.0.throttle.wait_ms(key, self.env().now()), message)
+    }
+
+    fn not_throttled_anywhere(&self, key: &str) -> Answer<()> {
+        let wait_ms = self.0.throttle.wait_anywhere_ms(key, self.env().now());
+        Self::waits(wait_ms, "Too many failed logins for this account from many addresses.")
+    }
+
+    fn waits(wait_ms: u64, message: &str) -> Answer<()> {
+        match wait_ms {
             0 => Ok(()),
             wait_ms => {
                 let hint = "Wait for the time in Retry-After.";
@@ -236,6 +251,23 @@ impl App {
         let password = password.chars().take(passwords::PASSWORD_CHARS_MAX + 1).collect::<String>();
         let is_right = self.env().heavy(move || passwords::verify(&password, hash.as_deref().unwrap_or(NOBODY))).await;
         Ok(is_known && is_right)
+    }
+
+    /// Whether the caller knows the present password. Guessing is slowed down for each account.
+    pub(crate) async fn prove_password(&self, caller: &Caller, user: &Handled<User>, password: &str) -> Answer<()> {
+        let throttle_key = format!("password/{}", user.stream);
+        self.not_throttled(&throttle_key, "Too many wrong passwords for this account.")?;
+        self.0.throttle.failed(throttle_key.clone(), self.env().now());
+        if !self.is_password_right(caller.actor.tenant, Some(user), password).await? {
+            return Err(Rejection::new(
+                Kind::Forbidden,
+                "PASSWORD_WRONG",
+                "The present password is wrong.",
+                "Try again; an administrator can set another one.",
+            ));
+        }
+        self.0.throttle.succeeded(&throttle_key);
+        Ok(())
     }
 
     async fn password_hash(&self, log: TenantId, user: UserId) -> Answer<Option<String>> {

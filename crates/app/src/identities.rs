@@ -3,14 +3,14 @@
 use crate::app::{App, internal};
 use crate::errors::{Problems, of_handle};
 use crate::workers::each;
-use crate::{Answer, Caller, ListOrder, Page, passwords};
+use crate::{Answer, Caller, ListOrder, Page};
 use domain::identity::key::{Key, KeyCommand};
 use domain::identity::role::{Created, Role, RoleCommand, name_key as role_key};
 use domain::identity::session::{Session, SessionCommand};
 use domain::identity::user::{Registered, User, UserCommand, UserKind, name_key, password_secret};
 use domain::policy::{builtin_role, is_permission, may_grant};
 use engine::{Extras, Handled, Step};
-use kernel::id::{RoleId, UserId};
+use kernel::id::{RoleId, SessionId, UserId};
 use kernel::{IndexField, Kind, Personal, Rejection, limits};
 
 /// A user to be made.
@@ -67,7 +67,7 @@ impl App {
         let id: UserId = self.env().id();
         let mut extras = Extras::default();
         if let Some(password) = new.password {
-            passwords::check(&password, &new.username)?;
+            self.check_password(&password, &new.username).await?;
             extras.secrets.push(self.sealed_password(tenant, id, password).await?);
         }
         let registered = Registered {
@@ -148,10 +148,10 @@ impl App {
         // Whoever changes a user could act as that user: so the user may hold no more than the caller.
         self.check_no_mightier(caller, &user).await?;
         if let Some(password) = password {
-            passwords::check(&password, user.state.name())?;
+            self.check_password(&password, user.state.name()).await?;
             let secret = self.sealed_password(caller.actor.tenant, id, password).await?;
             let mut steps = vec![Step::on::<User>(id, UserCommand::ChangePassword)];
-            self.end_sessions(caller, id, "password_changed", &mut steps).await?;
+            self.end_sessions(caller, id, None, "password_changed", &mut steps).await?;
             self.transact(caller, &steps, Extras { secrets: vec![secret], ..Extras::default() }).await?;
         }
         if let Some(roles) = roles {
@@ -160,6 +160,18 @@ impl App {
             self.execute::<User>(&caller, Step::on::<User>(id, UserCommand::SetRoles(roles)), Extras::default()).await?;
         }
         self.user(caller, &user.stream).await
+    }
+
+    /// Replaces the caller's own password, who shows the present one. The caller's other sessions end.
+    pub async fn change_own_password(&self, caller: &Caller, current: &str, new: String) -> Answer<()> {
+        let (id, session) = Self::person(caller)?;
+        let user = self.user(caller, &id.to_string()).await?;
+        self.prove_password(caller, &user, current).await?;
+        self.check_password(&new, user.state.name()).await?;
+        let secret = self.sealed_password(caller.actor.tenant, id, new).await?;
+        let mut steps = vec![Step::on::<User>(id, UserCommand::ChangePassword)];
+        self.end_sessions(caller, id, Some(session), "password_changed", &mut steps).await?;
+        self.transact(caller, &steps, Extras { secrets: vec![secret], ..Extras::default() }).await
     }
 
     /// Nobody ends the own account.
@@ -180,7 +192,7 @@ impl App {
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         let mut steps = vec![Step::on::<User>(id, UserCommand::Delete)];
-        self.end_sessions(caller, id, "user_deleted", &mut steps).await?;
+        self.end_sessions(caller, id, None, "user_deleted", &mut steps).await?;
         self.end_keys(caller, &user.stream, &mut steps).await?;
         self.transact(caller, &steps, Extras { secrets: vec![(password_secret(&id), None)], ..Extras::default() }).await
     }
@@ -192,7 +204,7 @@ impl App {
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         let mut steps = vec![Step::on::<User>(id, UserCommand::Suspend { reason })];
-        self.end_sessions(caller, id, "user_suspended", &mut steps).await?;
+        self.end_sessions(caller, id, None, "user_suspended", &mut steps).await?;
         self.transact(caller, &steps, Extras::default()).await?;
         self.user(caller, &user.stream).await
     }
@@ -210,7 +222,7 @@ impl App {
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         let mut steps = vec![];
-        self.end_sessions(caller, id, "revoked", &mut steps).await?;
+        self.end_sessions(caller, id, None, "revoked", &mut steps).await?;
         if !steps.is_empty() {
             self.transact(&Caller { if_match: None, ..caller.clone() }, &steps, Extras::default()).await?;
         }
@@ -221,11 +233,23 @@ impl App {
         self.0.engine.transact(caller.actor.tenant, steps, &caller.context(), extras).await.map(|_| ()).map_err(of_handle)
     }
 
-    async fn end_sessions(&self, caller: &Caller, user: UserId, reason: &str, steps: &mut Vec<Step>) -> Answer<()> {
+    /// Ends the sessions of a user, but for one that is kept.
+    async fn end_sessions(
+        &self,
+        caller: &Caller,
+        user: UserId,
+        kept: Option<SessionId>,
+        reason: &str,
+        steps: &mut Vec<Step>,
+    ) -> Answer<()> {
+        let kept = kept.map(|kept| kept.to_string());
         let fields = [IndexField::new("user", user.to_string())];
         let sessions = each::<Session>(&self.0.engine, caller.actor.tenant, &fields).await.map_err(crate::errors::of_store)?;
         steps.extend(
-            sessions.into_iter().map(|s| Step::on::<Session>(s.stream, SessionCommand::Close { reason: reason.to_owned() })),
+            sessions
+                .into_iter()
+                .filter(|s| Some(&s.stream) != kept.as_ref())
+                .map(|s| Step::on::<Session>(s.stream, SessionCommand::Close { reason: reason.to_owned() })),
         );
         Ok(())
     }

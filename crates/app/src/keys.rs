@@ -62,6 +62,14 @@ impl App {
         permissions: Option<Vec<String>>,
         expires_at: Option<Timestamp>,
     ) -> Answer<(Option<Vec<String>>, Option<Timestamp>)> {
+        if caller.actor.token.as_ref().is_some_and(|token| token.scope.is_some() || token.act.is_some()) {
+            return Err(Rejection::new(
+                Kind::Forbidden,
+                "KEY_OWNER_REFUSED",
+                "A token that is limited by scopes, or acts for somebody, makes no keys: they would outlive it.",
+                "Sign in without a client in between, with 'keiko login'.",
+            ));
+        }
         let Some(own) = caller.actor.key else { return Ok((permissions, expires_at)) };
         let own = self.key(caller, &own.to_string()).await?;
         let end = match (expires_at, own.state.issued.expires_at) {

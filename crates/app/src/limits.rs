@@ -106,6 +106,19 @@ fn refused(standing: Standing, what: &str) -> Rejection {
     .with("reset_s", standing.reset_ms.div_ceil(1_000))
 }
 
+/// The network that an address counts for: itself, or the 64 bits of an IPv6 network, of which one host has many addresses.
+pub fn network(address: &str) -> String {
+    use std::net::{IpAddr, Ipv6Addr};
+    match address.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(IpAddr::V6(address)) => {
+            let s = address.segments();
+            format!("{}/64", Ipv6Addr::new(s[0], s[1], s[2], s[3], 0, 0, 0, 0))
+        }
+        Ok(address) => address.to_string(),
+        Err(_) => address.to_owned(),
+    }
+}
+
 impl App {
     fn rate(&self, of: impl Fn(&LimitSettings) -> Option<Rate>, is_emergency: bool) -> Option<Rate> {
         let rate = of(&self.0.settings.limits);
@@ -145,7 +158,7 @@ impl App {
     pub fn admit_address(&self, address: &str, class: RouteClass) -> Result<Option<Standing>, Rejection> {
         let is_emergency = self.is_emergency();
         let rate = self.rate(|limits| if class == RouteClass::Auth { limits.auth } else { limits.address }, is_emergency);
-        match self.take(Whose::Address(address.to_owned(), class), rate) {
+        match self.take(Whose::Address(network(address), class), rate) {
             Some(standing) if standing.wait_ms.is_some() => Err(refused(standing, "from this address")),
             standing => Ok(standing),
         }
@@ -156,7 +169,7 @@ impl App {
         let Some(rate) = self.rate(|limits| limits.address, self.is_emergency()) else { return Ok(()) };
         let now = self.env().now();
         let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = inner.buckets.get_mut(&Whose::Address(address.to_owned(), RouteClass::Open));
+        let bucket = inner.buckets.get_mut(&Whose::Address(network(address), RouteClass::Open));
         match bucket.map(|bucket| bucket.look(rate, now)) {
             Some(standing) if standing.wait_ms.is_some() => Err(refused(standing, "with bad credentials from this address")),
             _ => Ok(()),
@@ -181,7 +194,8 @@ impl App {
                 Whose::Address(_, RouteClass::Auth) => self.rate(|limits| limits.auth, false),
                 Whose::Address(..) => self.rate(|limits| limits.address, false),
             };
-            if let Some(rate) = rate {
+            let has_room = inner.buckets.len() < BUCKETS_MAX || inner.buckets.contains_key(&whose);
+            if let Some(rate) = rate.filter(|_| has_room) {
                 inner.buckets.entry(whose).or_insert_with(|| Bucket::full(rate, now)).spend(count, rate, now);
             }
         }
@@ -214,5 +228,18 @@ pub(crate) async fn keep_shared(app: App) {
             () = app.env().stop().cancelled() => return,
             () = app.env().sleep_ms(TOLD_EVERY_MS) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_host_counts_as_one_however_many_addresses_it_has() {
+        assert_eq!(network("2001:db8:1:2:aaaa::1"), network("2001:db8:1:2:bbbb::2"));
+        assert_ne!(network("2001:db8:1:2::1"), network("2001:db8:1:3::1"));
+        assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_eq!(network("192.0.2.1"), "192.0.2.1");
     }
 }

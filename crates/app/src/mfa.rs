@@ -4,6 +4,7 @@ use crate::app::{App, internal};
 use crate::auth::Authenticated;
 use crate::crypto::sha256_hex;
 use crate::errors::{of_handle, of_store};
+use crate::oauth::clients::is_part_of_keiko;
 use crate::{Answer, Caller};
 use aws_lc_rs::hmac;
 use domain::identity::session::{OTP, PASSWORD, Session, SessionCommand};
@@ -21,7 +22,7 @@ const SECRET_BYTES: usize = 20;
 const TICKET_MS: u64 = 5 * 60_000;
 
 /// Permissions of which even a fresh login wants a fresh proof: with them somebody could give themselves, or others, more.
-const DANGEROUS: [&str; 12] = [
+pub(crate) const DANGEROUS: [&str; 16] = [
     "keys.create",
     "keys.delete",
     "agents.keys",
@@ -31,7 +32,11 @@ const DANGEROUS: [&str; 12] = [
     "roles.create",
     "roles.update",
     "roles.delete",
+    "users.create",
     "users.update",
+    "users.delete",
+    "tenants.create",
+    "tenants.update",
     "incidents.respond",
     "erasures.create",
 ];
@@ -88,10 +93,9 @@ impl App {
         let settings = &self.0.settings;
         let is_dangerous = DANGEROUS.contains(&permission);
         match &actor.proof {
-            // Whoever acts for a person does not act as that person.
-            Some(proof) if actor.who.kind == ActorKind::User => {
-                let is_admin = actor.permissions.iter().any(|held| held == "*");
-                if settings.mfa_required && is_admin && !proof.has_mfa && !permission.starts_with("profile.") {
+            // Also where somebody acts for the person: what the person may not do, nobody does for the person.
+            Some(proof) => {
+                if settings.mfa_required && proof.is_admin && !proof.has_mfa && !permission.starts_with("profile.") {
                     return Err(enrol_first());
                 }
                 let age_ms = self.env().now().since_ms(proof.at);
@@ -102,16 +106,16 @@ impl App {
                     false => Ok(()),
                 }
             }
-            _ if settings.mfa_required && is_dangerous && !actor.permissions.iter().any(|held| held == permission) => {
+            None if settings.mfa_required && is_dangerous && !actor.permissions.iter().any(|held| held == permission) => {
                 Err(by_name(permission))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
     /// What a session proves of its person.
-    pub(crate) fn proof_of(session: &Session, user: &User) -> Proof {
-        Proof { has_mfa: user.mfa.is_some(), is_multi_factor: session.is_multi_factor(), at: session.authenticated_at }
+    pub(crate) fn proof_of(session: &Session, user: &User, is_admin: bool) -> Proof {
+        Proof { is_admin, has_mfa: user.mfa.is_some(), is_multi_factor: session.is_multi_factor(), at: session.authenticated_at }
     }
 
     /// The secret that a person's codes follow from.
@@ -178,14 +182,17 @@ impl App {
         (is_ours && is_in_time).then(|| Some(Authenticated { log, slug: slug.to_owned(), user: user.parse().ok()? }))?
     }
 
-    fn person(caller: &Caller) -> Answer<(UserId, kernel::SessionId)> {
+    /// The person who calls, and the session.
+    pub(crate) fn person(caller: &Caller) -> Answer<(UserId, kernel::SessionId)> {
+        let is_own = |token: &kernel::Claims| token.scope.is_none() && token.act.is_none() && is_part_of_keiko(&token.client_id);
+        let is_direct = caller.actor.token.as_deref().is_some_and(is_own);
         match (caller.actor.user, caller.actor.session) {
-            (Some(user), Some(session)) if caller.actor.who.kind == ActorKind::User => Ok((user, session)),
+            (Some(user), Some(session)) if is_direct && caller.actor.who.kind == ActorKind::User => Ok((user, session)),
             _ => Err(Rejection::new(
                 Kind::Refused,
                 "NO_SESSION",
-                "Only a person who has signed in has a second factor.",
-                "Sign in with POST /api/v1/auth/login.",
+                "Only a person who has signed in directly may change how they sign in, no key and no other application.",
+                "Sign in with 'keiko login' or POST /api/v1/auth/login.",
             )),
         }
     }
@@ -198,6 +205,11 @@ impl App {
     /// Begins to set up the caller's second factor: nothing changes until a code was shown.
     pub async fn begin_mfa(&self, caller: &Caller) -> Answer<Enrolment> {
         let (id, _) = Self::person(caller)?;
+        let age_ms = caller.actor.proof.map_or(u64::MAX, |proof| self.env().now().since_ms(proof.at));
+        if age_ms > self.0.settings.step_up_max_age_ms {
+            let hint = "Sign in again, then set it up.";
+            return Err(Rejection::new(Kind::Unauthenticated, "STEP_UP_REQUIRED", "This login is too old for this.", hint));
+        }
         let user = self.own_user(caller, id).await?;
         if user.state.mfa.is_some() {
             let hint = "Remove the present one first: DELETE /api/v1/auth/mfa with a code.";

@@ -30,21 +30,25 @@ pub(crate) fn verify(password: &str, hash: &str) -> bool {
 }
 
 /// The password policy.
-pub(crate) fn check(password: &str, username: &str) -> Result<(), Rejection> {
+pub(crate) fn check(password: &str, username: &str, chars_min: usize) -> Result<(), Rejection> {
     let count = password.chars().count();
-    let problem = if !(PASSWORD_CHARS_MIN..=PASSWORD_CHARS_MAX).contains(&count) {
-        format!("It must have {PASSWORD_CHARS_MIN} to {PASSWORD_CHARS_MAX} characters.")
+    if !(chars_min..=PASSWORD_CHARS_MAX).contains(&count) {
+        Err(refused(&format!("It must have {chars_min} to {PASSWORD_CHARS_MAX} characters.")))
     } else if password.eq_ignore_ascii_case(username) {
-        "It must not be the user name.".to_owned()
+        Err(refused("It must not be the user name."))
     } else {
-        return Ok(());
-    };
-    Err(Rejection::new(
+        Ok(())
+    }
+}
+
+/// The answer to a password that is not accepted.
+pub(crate) fn refused(problem: &str) -> Rejection {
+    Rejection::new(
         Kind::Refused,
         "PASSWORD_REFUSED",
         format!("The password is not accepted. {problem}"),
         "Choose another one; a sentence is good.",
-    ))
+    )
 }
 
 /// Hashes and seals a password for its place in the store: name and sealed bytes.
@@ -76,9 +80,10 @@ mod tests {
 
     #[test]
     fn short_passwords_and_the_user_name_are_refused() {
-        assert!(check("long enough", "ada").is_ok());
+        assert!(check("long enough", "ada", 8).is_ok());
+        assert!(check("long enough", "ada", 12).is_err());
         for bad in ["short", "", "adalovelace", &"x".repeat(257)] {
-            assert!(check(bad, "AdaLovelace").is_err(), "{bad}");
+            assert!(check(bad, "AdaLovelace", 8).is_err(), "{bad}");
         }
     }
 }

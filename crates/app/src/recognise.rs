@@ -4,6 +4,7 @@ use crate::Answer;
 use crate::app::{App, internal};
 use crate::crypto::sha256_hex;
 use crate::known::Recognised;
+use crate::mfa::DANGEROUS;
 use crate::oauth::clients::ClientName;
 use domain::agent::Agent;
 use domain::identity::client::Client;
@@ -118,7 +119,8 @@ impl App {
         if let Some(session) = opened
             && let Some(user) = self.entity::<User>(log, &claims.sub).await?
         {
-            actor.proof = Some(Self::proof_of(&session, &user.state));
+            let is_admin = actor.permissions.iter().any(|held| held == "*");
+            actor.proof = Some(Self::proof_of(&session, &user.state, is_admin));
         }
         // Whoever acts for another does so within what the other may do, and is who did it.
         for (depth, acting) in claims.actors().enumerate() {
@@ -132,7 +134,12 @@ impl App {
             }
         }
         if let Some(scope) = &claims.scope {
-            actor.permissions = narrowed(&actor.permissions, scope.split(' '));
+            let held = std::mem::take(&mut actor.permissions);
+            actor.permissions = narrowed(&held, scope.split(' '));
+            // A client names its scopes itself, so they are no proof that somebody meant it to do what is dangerous.
+            if self.0.settings.mfa_required && claims.sid.is_none() {
+                actor.permissions.retain(|permission| !DANGEROUS.contains(&permission.as_str()) || held.contains(permission));
+            }
             actor.permissions.push("profile.read".into());
         }
         actor.token = Some(claims);
@@ -204,7 +211,7 @@ impl App {
     /// token of a session goes on while the session does.
     pub async fn may_still(&self, actor: &Actor, permission: &str) -> bool {
         let now = match (&actor.token, actor.key) {
-            (Some(claims), _) if claims.sid.is_some() => {
+            (Some(claims), _) if claims.sid.is_some() && claims.act.is_none() => {
                 let lasting = Claims { exp: i64::MAX / 1_000, ..claims.as_ref().clone() };
                 self.recognised(Arc::new(lasting)).await.map(|found| found.actor)
             }

@@ -3,7 +3,7 @@
 use crate::app::{App, Inner, internal};
 use crate::errors::{Problems, of_handle, of_store};
 use crate::workers::start_tenant;
-use crate::{Answer, Caller, ListOrder, Page, passwords};
+use crate::{Answer, Caller, ListOrder, Page};
 use async_trait::async_trait;
 use domain::identity::tenant::{Created, Tenant, TenantCommand};
 use domain::identity::user::{Registered, User, UserCommand, UserKind, password_secret};
@@ -40,7 +40,7 @@ impl App {
         problems.name("/name", &new.name);
         problems.name("/admin/username", &new.admin_username);
         problems.check()?;
-        passwords::check(&new.admin_password, &new.admin_username)?;
+        self.check_password(&new.admin_password, &new.admin_username).await?;
         let (tenant, user): (TenantId, UserId) = (self.env().id(), self.env().id());
         // Sealed in the root log until the new log exists; the provisioner moves it.
         let secret = self.sealed_password(self.0.root, user, new.admin_password).await?;

@@ -10,6 +10,10 @@ const FREE_FAILURES: u32 = 5;
 const FIRST_WAIT_MS: u64 = 1_000;
 /// The longest wait.
 const WAIT_MS_MAX: u64 = 15 * 60_000;
+/// Failures of one account from anywhere that cost nothing.
+const FREE_FAILURES_ANYWHERE: u32 = 100;
+/// The longest wait because of them: it slows guessing from many addresses, and shuts nobody out.
+const WAIT_ANYWHERE_MS_MAX: u64 = 30_000;
 /// Accounts that are remembered.
 const ENTRIES_MAX: usize = 10_000;
 
@@ -35,6 +39,16 @@ impl Throttle {
     pub fn wait_ms(&self, key: &str, now: Timestamp) -> u64 {
         let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         failures.get(key).map_or(0, |f| f.wait_ms().saturating_sub(now.since_ms(f.last)))
+    }
+
+    /// How long this account has to wait because of failures from everywhere together.
+    pub fn wait_anywhere_ms(&self, key: &str, now: Timestamp) -> u64 {
+        let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = |f: &Failures| match f.count.checked_sub(FREE_FAILURES_ANYWHERE) {
+            None => 0,
+            Some(more) => (FIRST_WAIT_MS << more.min(20)).min(WAIT_ANYWHERE_MS_MAX),
+        };
+        failures.get(key).map_or(0, |f| wait(f).saturating_sub(now.since_ms(f.last)))
     }
 
     /// A try failed.
@@ -76,6 +90,20 @@ mod tests {
         assert_eq!(throttle.wait_ms("b", Timestamp(0)), 0, "others are not slowed down");
         throttle.succeeded("a");
         assert_eq!(throttle.wait_ms("a", Timestamp(0)), 0);
+    }
+
+    #[test]
+    fn guessing_from_everywhere_is_slowed_down_and_shuts_nobody_out() {
+        let throttle = Throttle::default();
+        for _ in 0..FREE_FAILURES_ANYWHERE {
+            assert_eq!(throttle.wait_anywhere_ms("a", Timestamp(0)), 0);
+            throttle.failed("a".into(), Timestamp(0));
+        }
+        assert_eq!(throttle.wait_anywhere_ms("a", Timestamp(0)), 1_000);
+        for _ in 0..1_000 {
+            throttle.failed("a".into(), Timestamp(0));
+        }
+        assert_eq!(throttle.wait_anywhere_ms("a", Timestamp(0)), WAIT_ANYWHERE_MS_MAX);
     }
 
     #[test]

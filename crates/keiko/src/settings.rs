@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use store::postgres::PostgresSettings;
 
@@ -60,6 +61,12 @@ pub const DECLARED: &[Declared] = &[
     declared("tls.key", "", "Private key of the certificate as a PEM file"),
     declared("tls.self_signed", "false", "HTTPS with a certificate that is made at the first start: for development"),
     declared("security.profile", "auto", "development or production; auto: development when embedded and on a loopback address"),
+    declared("password.chars_min", "8", "Characters that a password has at least, 8 to 128"),
+    declared(
+        "password.breached_file",
+        "",
+        "Passwords that nobody may have: sorted SHA-1 hashes (HASH:COUNT), or a plain list; none when nothing is said",
+    ),
     declared("limit.tenant", "auto", "Requests of a tenant, such as 5000/s; off for none; auto: 5000/s in production, else off"),
     declared("limit.read", "auto", "Reads of one caller (user, key or agent); auto: 500/s in production, else off"),
     declared("limit.write", "auto", "Changes by one caller; auto: 200/s in production, else off"),
@@ -371,6 +378,14 @@ impl Settings {
             client_registration: layers.parsed("oauth.registration", |v| match v {
                 "auto" => Ok(profile == Profile::Development),
                 v => yes_no(v).map_err(|_| "is none of auto, true, false".to_owned()),
+            })?,
+            breached: layers.parsed("password.breached_file", |v| match v {
+                "" => Ok(None),
+                v => app::Breached::open(Path::new(v)).map(|list| Some(Arc::new(list))),
+            })?,
+            password_chars_min: layers.parsed("password.chars_min", |v| match whole(v)? {
+                n if (8..=128).contains(&n) => Ok(n),
+                _ => Err("is not between 8 and 128".to_owned()),
             })?,
             limits: limits(layers, profile)?,
             mfa_required: layers.parsed("mfa.required", |v| match v {

@@ -97,6 +97,8 @@ pub struct Actor {
 /// How a person proved who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof {
+    /// Whether the account may do everything.
+    pub is_admin: bool,
     /// Whether the account has a second factor.
     pub has_mfa: bool,
     /// Whether it was shown.

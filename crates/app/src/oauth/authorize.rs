@@ -10,7 +10,7 @@ use crate::crypto::{fresh_secret, sha256_hex};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use domain::identity::client::{AuthMethod, GrantType};
 use domain::identity::consent::{Consent, ConsentCommand, Granted as ConsentGranted, consent_id};
-use domain::identity::oauth::{DEFAULT_SCOPES, IDENTITY_SCOPES, is_local_only, is_pkce, is_registered, scopes, within};
+use domain::identity::oauth::{DEFAULT_SCOPES, IDENTITY_SCOPES, is_pkce, is_registered, scopes, within};
 use domain::identity::session::{Code, Opened, Session, SessionCommand};
 use domain::identity::user::User;
 use engine::{Context, Extras, Handled, Step};
@@ -135,8 +135,8 @@ pub enum Next {
     SignIn,
     /// The person is asked.
     Ask {
-        /// What for: what is left of what the client asks.
-        scopes: Vec<String>,
+        /// What for: what is left of what the client asks; none for a part of Keiko, which gets everything.
+        scopes: Option<Vec<String>>,
         /// Whether any program on the person's machine could be the client.
         is_local_only: bool,
     },
@@ -291,14 +291,19 @@ impl App {
         if is_old || has("login") || has("select_account") {
             return Ok(Next::SignIn);
         }
-        let Some(scopes) = self.left_of(request, browser).await? else { return Ok(Next::Done) };
+        let scopes = self.left_of(request, browser).await?;
         // A program with a secret can be told from others.
         let profile = &request.client.profile;
-        let is_local_only = profile.auth_method == AuthMethod::None && is_local_only(&profile.redirect_uris);
+        let is_local_only = profile.auth_method == AuthMethod::None
+            && !request.redirect_uri.starts_with("https://")
+            && !request.redirect_uri.starts_with(&format!("{}/", self.issuer()));
+        if scopes.is_none() && !is_local_only {
+            return Ok(Next::Done);
+        }
         let consent = consent_id(browser.tenant, browser.user, &request.client.name);
         let known = self.entity::<Consent>(browser.tenant, &consent.to_string()).await.map_err(|e| request.failed(e))?;
         // A program on the person's machine cannot be told from another one there, so consent is never taken for granted.
-        let is_allowed = !is_local_only && known.is_some_and(|known| known.state.covers(&scopes));
+        let is_allowed = !is_local_only && known.is_some_and(|known| known.state.covers(scopes.as_deref().unwrap_or_default()));
         if is_allowed && !has("consent") {
             return Ok(Next::Done);
         }

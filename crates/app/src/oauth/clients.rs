@@ -34,8 +34,8 @@ const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer
 const ASSERTION_S_MAX: i64 = 3_600;
 /// How far clocks may differ.
 const SKEW_S: i64 = 30;
-/// Assertions that are remembered so that none is good twice.
-const ASSERTIONS_MAX: usize = 100_000;
+/// Assertions of one client that are remembered so that none is good twice.
+const ASSERTIONS_MAX: usize = 10_000;
 
 /// The name of a client that is recorded here: `kc_<tenant>_<the id's last part>`.
 pub(crate) struct ClientName<'a> {
@@ -54,6 +54,11 @@ impl<'a> ClientName<'a> {
     pub fn of(slug: &str, stream: &str) -> String {
         format!("kc_{slug}_{}", stream.trim_start_matches("client_"))
     }
+}
+
+/// Whether a name in a token is that of a part of Keiko.
+pub(crate) fn is_part_of_keiko(name: &str) -> bool {
+    matches!(name, CLI | CONSOLE | crate::auth::API)
 }
 
 /// A client, wherever it comes from.
@@ -115,16 +120,16 @@ pub struct NewClient {
 
 /// Assertions that were shown, with when they end.
 #[derive(Default)]
-pub(crate) struct Assertions(Mutex<BTreeMap<String, Timestamp>>);
+pub(crate) struct Assertions(Mutex<BTreeMap<String, BTreeMap<String, Timestamp>>>);
 
 impl Assertions {
     /// Whether this one is shown for the first time.
-    fn is_new(&self, name: String, end: Timestamp, now: Timestamp) -> bool {
+    fn is_new(&self, client: &str, name: String, end: Timestamp, now: Timestamp) -> bool {
         let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if shown.len() >= ASSERTIONS_MAX {
-            shown.retain(|_, end| now < *end);
-        }
-        // Full of those that still count: nothing can be told from a repetition any more.
+        shown.retain(|_, names| names.values().any(|end| now < *end));
+        let shown = shown.entry(client.to_owned()).or_default();
+        shown.retain(|_, end| now < *end);
+        // Full of those that still count: nothing of this client can be told from a repetition any more.
         shown.len() < ASSERTIONS_MAX && shown.insert(name, end).is_none()
     }
 }
@@ -263,7 +268,7 @@ impl App {
         // Without a name of its own, the assertion as a whole is the name.
         let jti = claims.jti.filter(|jti| jti.len() <= 256).unwrap_or_else(|| sha256_hex(token));
         let end = Timestamp((claims.exp + SKEW_S) * 1_000);
-        match self.0.assertions.is_new(format!("{}/{jti}", client.name), end, now) {
+        match self.0.assertions.is_new(&client.name, jti, end, now) {
             true => Ok(()),
             false => Err(refused()),
         }
@@ -292,6 +297,8 @@ impl App {
     /// A client for an identity lets whoever holds it act as that: only for what holds no more than the caller.
     async fn client_subject(&self, caller: &Caller, subject: &str) -> Answer<ActorRef> {
         if subject.starts_with("agent_") {
+            // The same power as making a key for the agent.
+            self.authorise(&caller.actor, "agents.keys")?;
             let agent = self.read::<Agent>(caller, subject).await?;
             let agent = agent.ok_or_else(|| {
                 Rejection::new(
@@ -362,6 +369,18 @@ impl App {
     pub async fn update_client(&self, caller: &Caller, id: &str, profile: Profile) -> Answer<Handled<Client>> {
         let client = self.client(caller, id).await?;
         let known = &client.state.profile;
+        if client.state.source == Source::Dynamic {
+            return Err(Rejection::new(
+                Kind::Refused,
+                "CLIENT_FIXED",
+                "A client that registered itself serves people of every tenant and cannot be changed.",
+                "Delete it; it can register itself again.",
+            ));
+        }
+        if let Some(subject) = &known.subject {
+            // Whoever changes its keys acts as the subject.
+            self.client_subject(caller, &subject.id).await?;
+        }
         if profile.auth_method != known.auth_method {
             return Err(Rejection::new(
                 Kind::Refused,

@@ -133,7 +133,7 @@ impl App {
         let client = self.client_by_name(&device.state.requested.client).await.ok().flatten();
         let client = client.filter(|client| client.serves(browser.tenant)).ok_or_else(unknown_code)?;
         self.0.throttle.succeeded(&throttle_key);
-        let scopes = match client.is_own {
+        let scopes = match client.is_own && device.state.requested.scopes.is_empty() {
             true => None,
             false => {
                 let who = self.identity(browser.tenant, &browser.user.to_string()).await?;
@@ -224,7 +224,8 @@ impl App {
         let opened = Opened {
             refresh_sha256: refresh.as_deref().map(sha256_hex),
             client: Some(client.name.clone()),
-            scopes: (!client.is_own).then(|| approved.scopes.clone()),
+            scopes: (!client.is_own || !device.state.requested.scopes.is_empty()).then(|| approved.scopes.clone()),
+            parent: Some(approved.login),
             resource: device.state.requested.resource.clone(),
             amr: login.state.amr.clone(),
             authenticated_at: login.state.authenticated_at,

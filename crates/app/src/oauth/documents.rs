@@ -53,6 +53,13 @@ impl App {
         {
             return known;
         }
+        // A flood of names must not become a flood of requests to others.
+        let Ok(_place) = self.0.fetching.try_acquire() else {
+            return Err(OauthError {
+                retry_after_s: Some(1),
+                ..OauthError::new("temporarily_unavailable", "Too many clients' documents are being fetched.")
+            });
+        };
         let fetched = gateway::fetch(url, allow_private, BYTES_MAX).await;
         let (found, kept_ms) = match fetched {
             Err(why) => (Err(refused(url, &why)), BAD_KEPT_MS),
@@ -68,7 +75,10 @@ impl App {
         if documents.len() >= DOCUMENTS_MAX {
             documents.retain(|_, (_, until)| now < *until);
         }
-        if documents.len() < DOCUMENTS_MAX {
+        if documents.len() >= DOCUMENTS_MAX {
+            documents.pop_first();
+        }
+        if kept_ms > 0 {
             documents.insert(url.to_owned(), (found.clone(), now.plus_ms(kept_ms)));
         }
         found

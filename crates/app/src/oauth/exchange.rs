@@ -22,10 +22,13 @@ impl App {
             return Err(invalid_request("The only requested_token_type is an access token."));
         }
         let (subject, claims) = self.told_by(client, shown, "subject_token").await?;
-        let actor = match request.actor_token {
-            Some(shown) => self.told_by(client, shown, "actor_token").await?.1.sub.clone(),
-            None => client.profile.subject.as_ref().map_or_else(|| client.name.clone(), |own| own.id.clone()),
-        };
+        let actor = client.profile.subject.as_ref().map_or_else(|| client.name.clone(), |own| own.id.clone());
+        if let Some(shown) = request.actor_token
+            && self.told_by(client, shown, "actor_token").await?.1.sub != actor
+        {
+            // With a token of somebody else it would do in their name what they never did.
+            return Err(invalid_request("The actor_token must be of the client's own identity."));
+        }
         if claims.actors().count() >= ACTORS_MAX {
             return Err(OauthError::new("invalid_request", format!("At most {ACTORS_MAX} may act for one another.")));
         }

@@ -144,7 +144,7 @@ impl App {
         if !is_clients || !is_same_uri || !is_pkce(&verifier) || challenge != code.challenge || presented_sha256 != code.sha256 {
             return Err(refused());
         }
-        self.check_same_resource(&known, &request.resources)?;
+        let narrower = self.narrower(&known, &request.resources)?;
         self.check_session_holds(log, &known).await.map_err(|_| refused())?;
         context.actor = ActorRef { kind: ActorKind::User, id: known.state.user.to_string() };
         context.user = Some(known.state.user);
@@ -159,7 +159,7 @@ impl App {
             tracing::warn!(session = %id, "a code was presented twice: what it gave has ended");
             return Err(refused());
         }
-        self.session_answer(client, log, id, &after, refresh)
+        self.session_answer(client, log, id, &for_resource(after, narrower), refresh)
     }
 
     async fn grant_refresh(&self, client: &KnownClient, request: TokenRequest, context: Context) -> Granted<TokenAnswer> {
@@ -167,17 +167,19 @@ impl App {
         let presented = request.refresh_token.ok_or_else(|| invalid_request("refresh_token is missing."))?;
         // Checked before the token is spent.
         let asked = request.scope.as_deref().map(|text| scopes(text).ok_or_else(invalid_scope)).transpose()?;
+        let mut narrower = None;
         let known = parse_handle("kr_", &presented).and_then(|(slug, id)| Some((self.tenant(slug)?.id, id)));
         if let Some((log, id)) = known
             && let Some(session) = self.entity::<Session>(log, &id.to_string()).await?
         {
-            self.check_same_resource(&session, &request.resources)?;
+            narrower = self.narrower(&session, &request.resources)?;
             let is_wider = |scope: &String| session.state.scopes.as_ref().is_some_and(|held| !held.contains(scope));
             if asked.iter().flatten().any(is_wider) {
                 return Err(OauthError::new("invalid_scope", "A refresh cannot widen what was allowed."));
             }
         }
         let (log, id, session, next) = self.refreshed(&presented, Some(&client.name), context).await?;
+        let session = for_resource(session, narrower);
         let answer = self.session_answer(client, log, id, &session, Some(next))?;
         let Some(asked) = asked.filter(|asked| !asked.is_empty()) else { return Ok(answer) };
         // Narrower for this access token only.
@@ -186,16 +188,15 @@ impl App {
         Ok(TokenAnswer { access_token: self.session_token(log, id, &narrow)?, scope: Some(asked.join(" ")), ..answer })
     }
 
-    /// The tokens of a grant go to the resource that it is for.
-    fn check_same_resource(&self, session: &Handled<Session>, asked: &[String]) -> Granted<()> {
-        match self.resource(asked)? {
-            Some(resource) if Some(&resource) != session.state.resource.as_ref() && session.state.resource.is_some() => {
+    /// The resource that a token of a grant is for: that of the grant, or a part of it that is asked for.
+    fn narrower(&self, session: &Handled<Session>, asked: &[String]) -> Granted<Option<String>> {
+        let wanted = self.resource(asked)?;
+        match &session.state.resource {
+            Some(own) if !asked.is_empty() && wanted.as_ref() != Some(own) => {
                 Err(OauthError::new("invalid_target", "The grant is for another resource."))
             }
-            None if !asked.is_empty() && session.state.resource.is_some() => {
-                Err(OauthError::new("invalid_target", "The grant is for another resource."))
-            }
-            _ => Ok(()),
+            Some(own) => Ok(Some(own.clone())),
+            None => Ok(wanted),
         }
     }
 
@@ -289,4 +290,10 @@ impl App {
             crate::jose::Algorithm::Ed25519 => b64(&sha2::Sha512::digest(access_token.as_bytes())[..32]),
         }
     }
+}
+
+/// A session as it is for one token: for a resource that may be a part of its own.
+fn for_resource(session: Handled<Session>, resource: Option<String>) -> Handled<Session> {
+    let state = std::sync::Arc::new(Session { resource, ..session.state.as_ref().clone() });
+    Handled { state, ..session }
 }

@@ -6,6 +6,8 @@ use crate::policy::{Reach, is_permission, reach};
 pub const IDENTITY_SCOPES: [&str; 4] = ["openid", "profile", "email", "offline_access"];
 /// What a client gets that asks for nothing: finding tools and agents, and calling them.
 pub const DEFAULT_SCOPES: [&str; 2] = ["discovery.read", "tools.call"];
+/// Schemes of apps that are no domain backwards.
+const APP_SCHEMES: [&str; 9] = ["claude", "cursor", "goose", "raycast", "vscode", "vscode-insiders", "warp", "windsurf", "zed"];
 /// Scopes of one request.
 pub const SCOPES_MAX: usize = 64;
 /// Deepest chain of those who act for one another.
@@ -62,9 +64,10 @@ pub fn is_redirect_uri(uri: &str) -> bool {
     match (scheme, rest.strip_prefix("//")) {
         ("https", Some(rest)) => is_host(authority(rest)),
         ("http", Some(rest)) => is_loopback(authority(rest)),
-        // A scheme of its own is a domain backwards (RFC 8252), so that two apps do not meet; `cursor:` and `vscode:` are known.
-        ("http" | "https" | "javascript" | "data" | "vbscript" | "file" | "blob" | "about", _) => false,
-        (_, _) => !rest.is_empty(),
+        ("http" | "https", _) => false,
+        // A scheme of its own is a domain backwards (RFC 8252), so that two apps do not meet and no scheme of the system is
+        // opened; some that are not are known.
+        (scheme, _) => !rest.is_empty() && (scheme.contains('.') || APP_SCHEMES.contains(&scheme)),
     }
 }
 
@@ -79,7 +82,8 @@ fn authority(rest: &str) -> &str {
 }
 
 fn is_host(authority: &str) -> bool {
-    !authority.is_empty() && !authority.contains('@') && !authority.starts_with(':')
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']');
+    !authority.is_empty() && !authority.starts_with(':') && authority.bytes().all(is_plain)
 }
 
 /// Whether an authority is a loopback address, with or without a port.
@@ -106,11 +110,6 @@ fn loopback_form(uri: &str) -> Option<(&str, &str)> {
     let rest = uri.strip_prefix("http://")?;
     let authority = authority(rest);
     (is_redirect_uri(uri) && is_loopback(authority)).then(|| (split_port(authority).0, &rest[authority.len()..]))
-}
-
-/// Whether every place where answers go is on the person's own machine, where any program may listen.
-pub fn is_local_only(redirect_uris: &[String]) -> bool {
-    redirect_uris.iter().all(|uri| loopback_form(uri).is_some())
 }
 
 /// Whether a text has the form of a PKCE challenge or verifier: 43 to 128 unreserved characters.
@@ -174,6 +173,10 @@ mod tests {
             "https:client.example",
             "javascript:alert(1)",
             "data:text/html,x",
+            "ms-msdt:/x",
+            "intent://x",
+            "view-source:https://client.example/",
+            "https://client.example;frame-ancestors/back",
             "HTTPS://client.example/",
             "//client.example/",
             "/back",
@@ -211,12 +214,6 @@ mod tests {
         ] {
             assert!(!is_registered(&registered, bad), "{bad}");
         }
-    }
-
-    #[test]
-    fn clients_that_anybody_on_the_machine_could_be_are_known() {
-        assert!(is_local_only(&texts(&["http://127.0.0.1/back", "http://localhost/"])));
-        assert!(!is_local_only(&texts(&["http://127.0.0.1/back", "https://client.example/"])));
     }
 
     proptest! {

@@ -17,20 +17,33 @@ pub(super) async fn caller(
     peer: Option<SocketAddr>,
     permission: &str,
 ) -> Result<Caller, Rejection> {
-    let actor = authenticate(app, metadata.as_ref(), app::Resource::Api).await?;
+    let text = |name| metadata.get(name).and_then(|v| v.to_str().ok());
+    let origin = Origin {
+        address: peer.map(|peer| peer.ip().to_string()),
+        client: text("user-agent").map(|client| client.chars().take(CLIENT_CHARS_MAX).collect()),
+    };
+    let address = origin.address.clone().unwrap_or_default();
+    app.check_address(&address)?;
+    let actor = match authenticate(app, metadata.as_ref(), app::Resource::Api).await {
+        Ok(actor) => actor,
+        Err(rejection) => {
+            if rejection.kind == Kind::Unauthenticated {
+                drop(app.admit_address(&address, app::RouteClass::Open));
+                app.saw_stranger(rejection.code, "gRPC", &origin, "");
+            }
+            return Err(rejection);
+        }
+    };
+    app.saw_key(&actor, &origin);
     let class = if permission.ends_with(".read") { app::RouteClass::Read } else { app::RouteClass::Write };
     app.admit(&actor, class)?;
-    let reach = app.authorise(&actor, permission)?;
-    let text = |name| metadata.get(name).and_then(|v| v.to_str().ok());
+    let reach = app.authorise(&actor, permission).inspect_err(|_| app.saw_denied(&actor, permission, "gRPC", &origin, ""))?;
     let trace_parent = text("traceparent").map(str::to_owned);
     let trace = trace_parent.as_deref().and_then(|t| t.split('-').nth(1).map(str::to_owned));
     Ok(Caller {
         actor,
         reach,
-        origin: Origin {
-            address: peer.map(|peer| peer.ip().to_string()),
-            client: text("user-agent").map(|client| client.chars().take(CLIENT_CHARS_MAX).collect()),
-        },
+        origin,
         correlation: trace.unwrap_or_else(|| app.engine().env().id::<RequestTag>().to_string()),
         trace_parent,
         idempotency: None,

@@ -153,13 +153,16 @@ fn code_of_app_page(ticket: &str, leads_to: &str) -> Page {
         .button("go", "mfa", "Continue")
 }
 
-fn consent_page(request: &AuthRequest, browser: &Browser, scopes: &[String], is_local_only: bool) -> Page {
+fn consent_page(request: &AuthRequest, browser: &Browser, scopes: Option<&[String]>, is_local_only: bool) -> Page {
     let profile = &request.client.profile;
     let place = leads_to(&request.redirect_uri);
     let mut page = Page::new(&format!("Allow {}?", profile.name), &place)
         .text(&format!("You are signed in as {} ({}). This application asks to:", browser.name, browser.slug));
-    let items: Vec<(String, String)> = scopes.iter().map(|scope| (scope_text(scope), scope.clone())).collect();
-    page = if items.is_empty() { page.text("Nothing that you may do.") } else { page.list(&items) };
+    page = match scopes {
+        None => page.text("Do everything that you may do."),
+        Some([]) => page.text("Nothing that you may do."),
+        Some(scopes) => page.list(&scopes.iter().map(|scope| (scope_text(scope), scope.clone())).collect::<Vec<_>>()),
+    };
     page = page.text(&format!("You will be sent to {place}."));
     if let Some(host) = &request.client.host {
         page = page.text(&format!("{host} vouches for this application."));
@@ -188,7 +191,7 @@ async fn shown(state: &EdgeState, parts: &Parts, fields: &Fields, request: &Auth
     match (state.app.next(request, browser.as_ref()).await, browser) {
         (Err(error), _) => refused(state, error),
         (Ok(Next::Ask { scopes, is_local_only }), Some(browser)) => {
-            cookies.page(state, StatusCode::OK, consent_page(request, &browser, &scopes, is_local_only))
+            cookies.page(state, StatusCode::OK, consent_page(request, &browser, scopes.as_deref(), is_local_only))
         }
         (Ok(Next::Done), Some(browser)) => allowed(state, parts, request, &browser).await,
         (Ok(_), _) => {

@@ -85,7 +85,7 @@ fn understood(metadata: Metadata) -> Result<Profile, Box<Response>> {
         return Err(Box::new(refused("invalid_client_metadata", "The only response_type is 'code'.")));
     }
     // An identity of its own is given by an administrator, never taken.
-    let is_own = |grant: &GrantType| *grant == GrantType::ClientCredentials;
+    let is_own = |grant: &GrantType| matches!(grant, GrantType::ClientCredentials | GrantType::TokenExchange);
     let asked = metadata.grant_types.unwrap_or_else(|| vec!["authorization_code".into()]);
     let known = asked.iter().filter_map(|grant| serde_json::from_value(json!(grant)).ok());
     let grant_types: Vec<GrantType> = known.filter(|grant| !is_own(grant)).collect();

@@ -21,6 +21,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .routes(routes!(refresh))
         .routes(routes!(logout))
         .routes(routes!(me))
+        .routes(routes!(change_password))
         .routes(routes!(begin_mfa))
         .routes(routes!(confirm_mfa))
         .routes(routes!(step_up))
@@ -49,6 +50,18 @@ struct MfaCode {
     /// The six digits that the app shows, or a recovery code.
     #[schema(min_length = 1, max_length = 64)]
     code: String,
+}
+
+/// Another password for oneself.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ChangePassword {
+    /// The present one.
+    #[schema(max_length = 256)]
+    current: String,
+    /// The next one.
+    #[schema(min_length = 8, max_length = 256)]
+    new: String,
 }
 
 /// A second factor that is being set up.
@@ -157,6 +170,15 @@ async fn refresh(
 async fn logout(State(state): State<Arc<EdgeState>>, input: Input<Empty>) -> Outcome {
     let caller = app::Caller { idempotency: None, ..input.by };
     state.app.logout(&caller).await?;
+    profile(&caller)
+}
+
+/// Change your own password; your other sessions end
+#[utoipa::path(post, path = "/api/v1/auth/password", tag = "identity", extensions(("x-permission" = json!("profile.update"))),
+    request_body = ChangePassword, responses((status = 200, body = One<Me>)))]
+async fn change_password(State(state): State<Arc<EdgeState>>, input: Input<ChangePassword>) -> Outcome {
+    let caller = app::Caller { idempotency: None, if_match: None, ..input.by };
+    state.app.change_own_password(&caller, &input.body.current, input.body.new).await?;
     profile(&caller)
 }
 
