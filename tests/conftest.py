@@ -6,7 +6,7 @@ import postgres
 from harness import Keiko
 
 # What is about the embedded store itself: its files, its start, its commands.
-EMBEDDED_ONLY = {"test_attacks", "test_cli", "test_console", "test_crash", "test_demo", "test_replicas", "test_schemathesis", "test_secrets", "test_tls"}
+EMBEDDED_ONLY = {"test_attacks", "test_cli", "test_console", "test_crash", "test_demo", "test_hardening", "test_replicas", "test_schemathesis", "test_secrets", "test_tls"}
 
 
 def pytest_addoption(parser):

@@ -486,6 +486,8 @@ def test_should_ask_for_the_second_factor_and_take_each_code_once(keiko, admin):
     wrong = [anyone.post("/auth/login", {**credentials, "code": f"{n:06}"}) for n in range(8)]
     assert refused(wrong[-1], 429, "LOGIN_THROTTLED"), "guessing codes is slowed down although the password is right"
     assert secret not in keiko.logs() and codes[2] not in keiko.logs()
+    recorded = lambda: [e["attributes"]["data"]["how"] for e in done(admin.get("/security/events", kind="identity.login", limit=500)) if e["attributes"]["actor"]["id"] == person.id]  # noqa: E731
+    assert {"MFA_CODE_INVALID", "otp"} <= set(until(lambda: len(recorded()) > 3 and recorded(), "logins are recorded"))
 
 
 def test_should_show_the_second_factor_at_the_browser(keiko, admin, app):
@@ -737,6 +739,21 @@ def test_should_narrow_a_token_to_a_part_that_is_asked_for_later(keiko, app):
     assert claims_of(tokens["access_token"])["aud"] == f"{keiko.url}/mcp"
     refused(keiko.client(token=tokens["access_token"]).get("/tasks"), 401)
     assert claims_of(app.refresh(tokens["refresh_token"]).json()["access_token"])["aud"] == keiko.url
+
+
+def test_should_let_a_person_take_back_what_was_allowed(keiko, admin):
+    person, app = keiko.user(admin, ["user"]), App(keiko, admin)
+    browser, verifier = Browser(keiko), secrets.token_urlsafe(48)
+    _, left = browser.sign_in(app.url(verifier), person.name, person.password)
+    tokens = app.redeem(query(left)["code"], verifier).json()
+    consent = next(c for c in done(person.get("/auth/consents")) if c["attributes"]["client_id"] == app.client_id)
+    assert consent["attributes"]["scopes"] == ["openid", "profile", "tasks.read"]
+    refused(keiko.user(admin, ["user"]).delete(f"/auth/consents/{consent['id']}"), 404, "CONSENT_NOT_FOUND")
+    assert person.delete(f"/auth/consents/{consent['id']}").status_code == 204
+    refused(keiko.client(token=tokens["access_token"]).get("/auth/me"), 401)
+    error(app.refresh(tokens["refresh_token"]), "invalid_grant")
+    _, left = browser.visit(app.url(verifier, prompt="none"))
+    assert query(left)["error"] in ("consent_required", "login_required"), "asked again"
 
 
 # Passwords

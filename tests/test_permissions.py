@@ -98,6 +98,8 @@ def filled(path, things):
     if "{" not in path:
         return path + ("?from=1" if path.endswith("/diff") else "?subject=admin&action=tasks.read" if path.endswith("/explain") else "")
     kind = path.removeprefix("/api/v1/").split("/")[0]
+    if kind == "auth":
+        return path.replace("{id}", absent("consent"))
     assert kind in things, f"{path}: this test does not know how to make one of '{kind}'; teach it"
     path = path.replace(path[path.index("{"): path.index("}") + 1], things[kind])
     needed = {"/inclusion": "?position=1", "/consistency": "?from=1"}

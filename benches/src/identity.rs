@@ -27,6 +27,7 @@ pub(crate) async fn measure(place: &Place, scale: &Scale) -> anyhow::Result<Sect
     let server = Server::start(folder.path(), &[])?;
     let admin = server.admin().await?;
     let machine = machine(&server, &admin).await?;
+    people(&server, &admin).await?;
     let mut section = Section::new("Identity");
 
     let (mut tokens, mut fresh, mut logins) = (vec![], vec![], vec![]);
@@ -92,6 +93,16 @@ async fn machine(server: &Server, admin: &Credential) -> anyhow::Result<String> 
     Ok(format!("grant_type=client_credentials&client_id={id}&client_secret={secret}"))
 }
 
+/// As many people as connections: logins of one account at the same time are slowed down on purpose.
+async fn people(server: &Server, admin: &Credential) -> anyhow::Result<()> {
+    let mut connection = Connection::open(server.address).await?;
+    for n in 0..CONNECTIONS {
+        let person = json!({ "username": format!("person-{n}"), "password": PASSWORD, "roles": ["user"] });
+        connection.post(admin, "/api/v1/users", &person).await?.expect(201)?;
+    }
+    Ok(())
+}
+
 async fn token(connection: &mut Connection, form: &str) -> anyhow::Result<Value> {
     connection.form("/oauth/token", form, None).await?.answer.whole(200)
 }
@@ -121,11 +132,11 @@ async fn issue(address: SocketAddr, form: &str, count: usize, keeps: bool) -> an
 async fn sign_in(address: SocketAddr, count: usize) -> anyhow::Result<()> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut workers = JoinSet::new();
-    for _ in 0..CONNECTIONS {
+    for n in 0..CONNECTIONS {
         let next = next.clone();
         workers.spawn(async move {
             let mut connection = Connection::open(address).await?;
-            let body = json!({ "username": "admin", "password": PASSWORD });
+            let body = json!({ "username": format!("person-{n}"), "password": PASSWORD });
             while next.fetch_add(1, Ordering::Relaxed) < count {
                 connection.post(&Credential::none(), "/api/v1/auth/login", &body).await?.expect(200)?;
             }

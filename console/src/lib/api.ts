@@ -33,8 +33,8 @@ export class Api {
     return sessionStorage.getItem(KEPT) !== null;
   }
 
-  async login(username: string, password: string, tenant: string): Promise<void> {
-    const answer = await this.#send("POST", "/auth/login", { username, password, tenant });
+  async login(username: string, password: string, tenant: string, code?: string): Promise<void> {
+    const answer = await this.#send("POST", "/auth/login", { username, password, tenant, code });
     this.#take(answer.data.attributes);
   }
 

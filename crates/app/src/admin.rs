@@ -6,13 +6,19 @@ use crate::workers::each;
 use crate::{Answer, passwords};
 use domain::identity::session::{Session, SessionCommand};
 use domain::identity::tenant::slug_key;
-use domain::identity::user::{User, UserCommand, name_key};
+use domain::identity::user::{User, UserCommand, name_key, totp_secret};
 use engine::{Context, Engine, Extras, Step};
 use kernel::id::{TenantId, UserId};
 use kernel::{IndexField, Kind, Rejection};
 
-/// Sets a user's password and ends the user's sessions.
-pub async fn reset_password(engine: &Engine, keys: &KeyMaterial, tenant: &str, username: &str, password: &str) -> Answer<()> {
+/// Sets a user's password and ends the user's sessions; removes the second factor too, for somebody who has lost it.
+pub async fn reset_password(
+    engine: &Engine,
+    keys: &KeyMaterial,
+    (tenant, username): (&str, &str),
+    password: &str,
+    removes_mfa: bool,
+) -> Answer<()> {
     let missing = |what: String| Rejection::new(Kind::NotFound, "USER_NOT_FOUND", what, "Check --tenant and --username.");
     passwords::check(password, username, passwords::PASSWORD_CHARS_MIN)?;
     let logs = engine.store().logs().await.map_err(of_store)?;
@@ -31,6 +37,17 @@ pub async fn reset_password(engine: &Engine, keys: &KeyMaterial, tenant: &str, u
     let sessions = each::<Session>(engine, log, &[IndexField::new("user", user.to_string())]).await.map_err(of_store)?;
     let close = || SessionCommand::Close { reason: "password_changed".into() };
     steps.extend(sessions.into_iter().map(|session| Step::on::<Session>(session.stream, close())));
-    let extras = Extras { secrets: vec![(name, Some(sealed))], ..Extras::default() };
+    let mut secrets = vec![(name, Some(sealed))];
+    if removes_mfa {
+        secrets.push((totp_secret(&user), None));
+    }
+    let extras = Extras { secrets, ..Extras::default() };
+    if removes_mfa {
+        // After the rest: a stream is written once in a transaction.
+        let context = Context::system("admin");
+        engine.transact(log, &steps, &context, extras).await.map_err(of_handle)?;
+        let step = Step::on::<User>(user, UserCommand::RemoveMfa);
+        return engine.transact(log, &[step], &context, Extras::default()).await.map(|_| ()).map_err(of_handle);
+    }
     engine.transact(log, &steps, &Context::system("admin"), extras).await.map(|_| ()).map_err(of_handle)
 }

@@ -157,12 +157,11 @@ impl App {
         let user_id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         context.actor = ActorRef { kind: ActorKind::User, id: user.stream.clone() };
         context.user = Some(user_id);
-        self.saw_login(log, "identity.login.succeeded", Some(&context.actor), &context, PASSWORD);
         Ok((Authenticated { log, slug: slug.to_owned(), user: user_id }, context))
     }
 
     /// A login succeeded or was refused, and how or why.
-    fn saw_login(&self, tenant: TenantId, kind: &'static str, who: Option<&ActorRef>, context: &Context, how: &str) {
+    pub(crate) fn saw_login(&self, tenant: TenantId, kind: &'static str, who: Option<&ActorRef>, context: &Context, how: &str) {
         let facts = BTreeMap::from([("how", how.to_owned())]);
         let seen = Seen { tenant, kind, who, origin: &context.origin, correlation: &context.correlation, facts };
         if kind == "identity.login.refused" { self.saw_refused(seen) } else { self.saw(seen) }

@@ -14,6 +14,7 @@ pub mod backup;
 mod breached;
 mod caller;
 mod claims;
+mod consents;
 mod consumer_groups;
 mod crypto;
 mod discovery;

@@ -155,10 +155,17 @@ impl App {
     pub(crate) async fn factors(&self, who: &Authenticated, code: Option<&str>, context: &Context) -> Answer<Vec<String>> {
         let user = self.entity::<User>(who.log, &who.user.to_string()).await?;
         match (user.is_some_and(|user| user.state.mfa.is_some()), code) {
-            (false, _) => Ok(vec![PASSWORD.into()]),
+            (false, _) => {
+                self.saw_login(who.log, "identity.login.succeeded", Some(&context.actor), context, PASSWORD);
+                Ok(vec![PASSWORD.into()])
+            }
             (true, None) => Err(mfa_required()),
             (true, Some(code)) => {
-                self.spend_code(who.log, who.user, code, context).await?;
+                if let Err(refused) = self.spend_code(who.log, who.user, code, context).await {
+                    self.saw_login(who.log, "identity.login.refused", Some(&context.actor), context, refused.code);
+                    return Err(refused);
+                }
+                self.saw_login(who.log, "identity.login.succeeded", Some(&context.actor), context, OTP);
                 Ok(vec![PASSWORD.into(), OTP.into()])
             }
         }
@@ -212,7 +219,7 @@ impl App {
         }
         let user = self.own_user(caller, id).await?;
         if user.state.mfa.is_some() {
-            let hint = "Remove the present one first: DELETE /api/v1/auth/mfa with a code.";
+            let hint = "Remove the present one first: POST /api/v1/auth/mfa/actions/remove with a code.";
             return Err(Rejection::new(Kind::Conflict, "ALREADY_EXISTS", "This account has a second factor.", hint));
         }
         let bytes: [u8; SECRET_BYTES] = self.env().bytes();

@@ -10,6 +10,7 @@ pub async fn reset_password(
     tenant: &str,
     username: &str,
     password: Option<String>,
+    removes_mfa: bool,
 ) -> anyhow::Result<Option<String>> {
     if settings.database.is_none() && !settings.data_dir.join("FORMAT").exists() {
         bail!("there is no data directory at '{}'; give the server's with --data-dir", settings.data_dir.display());
@@ -18,7 +19,7 @@ pub async fn reset_password(
     let generated = password.is_none().then(|| app::fresh_secret(&parts.env)[..20].to_owned());
     let password = password.or_else(|| generated.clone()).unwrap_or_default();
     let engine = Engine::new(parts.store.clone(), parts.env.clone());
-    let outcome = app::reset_password(&engine, &parts.keys, tenant, username, &password).await;
+    let outcome = app::reset_password(&engine, &parts.keys, (tenant, username), &password, removes_mfa).await;
     parts.store.close().await;
     match outcome {
         Ok(()) => Ok(generated),

@@ -92,7 +92,7 @@ impl Keiko {
         if app_settings.public_url.is_empty() {
             let scheme = if settings.tls.is_some() { "https" } else { "http" };
             app_settings.public_url = format!("{scheme}://{}", listener.local_addr()?);
-            if membership.is_some() {
+            if membership.is_some() || listener.local_addr()?.ip().is_unspecified() {
                 tracing::warn!(
                     public_url = app_settings.public_url,
                     "set server.public_url: sign-in leads clients to this address"

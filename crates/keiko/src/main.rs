@@ -70,6 +70,9 @@ enum AdminCommand {
         /// Read the password from standard input
         #[arg(long)]
         password_stdin: bool,
+        /// Remove the second factor too, for somebody who has lost it
+        #[arg(long)]
+        remove_mfa: bool,
         #[command(flatten)]
         settings: SettingFlags,
     },
@@ -97,8 +100,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         KeikoCommand::Serve(flags) => block_on(serve(flags.settings()?))?,
         KeikoCommand::Doctor { deep, settings } => return examine(&settings.settings()?, deep, is_json),
-        KeikoCommand::Admin(AdminCommand::ResetPassword { username, tenant, password_stdin, settings }) => {
-            block_on(reset_password(settings.settings()?, &tenant, &username, password_stdin))?;
+        KeikoCommand::Admin(AdminCommand::ResetPassword { username, tenant, password_stdin, remove_mfa, settings }) => {
+            block_on(reset_password(settings.settings()?, (&tenant, &username), password_stdin, remove_mfa))?;
         }
         KeikoCommand::Config(ConfigCommand::Show(flags)) => {
             let layers = flags.layers()?;
@@ -154,14 +157,15 @@ fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-async fn reset_password(settings: Settings, tenant: &str, username: &str, from_stdin: bool) -> anyhow::Result<()> {
+async fn reset_password(settings: Settings, who: (&str, &str), from_stdin: bool, removes_mfa: bool) -> anyhow::Result<()> {
+    let (tenant, username) = who;
     let mut given = settings.admin_password.as_ref().map(|secret| secret.0.clone());
     if from_stdin {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text)?;
         given = Some(text.trim_end_matches(['\r', '\n']).to_owned());
     }
-    match admin::reset_password(&settings, tenant, username, given).await? {
+    match admin::reset_password(&settings, tenant, username, given, removes_mfa).await? {
         Some(password) => {
             println!("user '{username}' of tenant '{tenant}' has a new password: {password}\n(it is shown only now)")
         }

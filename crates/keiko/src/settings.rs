@@ -60,7 +60,11 @@ pub const DECLARED: &[Declared] = &[
     declared("tls.cert", "", "Certificate of this server as a PEM file, its issuers behind it: HTTPS instead of HTTP"),
     declared("tls.key", "", "Private key of the certificate as a PEM file"),
     declared("tls.self_signed", "false", "HTTPS with a certificate that is made at the first start: for development"),
-    declared("security.profile", "auto", "development or production; auto: development when embedded and on a loopback address"),
+    declared(
+        "security.profile",
+        "auto",
+        "development or production; auto: development when embedded, on a loopback address and not known by another",
+    ),
     declared("password.chars_min", "8", "Characters that a password has at least, 8 to 128"),
     declared(
         "password.breached_file",
@@ -352,10 +356,11 @@ impl Settings {
         let listen: SocketAddr =
             layers.parsed("server.listen", |v| v.parse().map_err(|_| "is no address such as 127.0.0.1:8080".to_owned()))?;
         let database = database(layers)?;
+        let known_as = layers.parsed("server.public_url", public_url)?;
         let profile = layers.parsed("security.profile", |v| match v {
             "development" => Ok(Profile::Development),
             "production" => Ok(Profile::Production),
-            "auto" if database.is_none() && listen.ip().is_loopback() => Ok(Profile::Development),
+            "auto" if database.is_none() && listen.ip().is_loopback() && is_at_home(&known_as) => Ok(Profile::Development),
             "auto" => Ok(Profile::Production),
             _ => Err("is none of auto, development, production".to_owned()),
         })?;
@@ -368,7 +373,7 @@ impl Settings {
             session_ttl_ms: ms("session.ttl")?,
             tool_call_retention_ms: ms("journal.tool_call_retention")?,
             security_retention_ms: ms("journal.security_retention")?,
-            public_url: layers.parsed("server.public_url", public_url)?,
+            public_url: known_as.clone(),
             token_algorithm: layers
                 .parsed("token.algorithm", |v| app::Algorithm::parse(v).ok_or_else(|| "is none of ES256, Ed25519".to_owned()))?,
             signing_key_lifetime_ms: layers.parsed("token.key_lifetime", |v| {
@@ -479,6 +484,12 @@ fn limits(layers: &Layers, profile: Profile) -> anyhow::Result<app::LimitSetting
         auth: rate("limit.auth", "20/s")?,
         address: rate("limit.address", "100/s")?,
     })
+}
+
+/// Whether a server is for its own machine only: one that others know by a name of its own stands behind a proxy.
+fn is_at_home(public_url: &str) -> bool {
+    let host = url::Url::parse(public_url).ok().and_then(|url| url.host_str().map(str::to_owned));
+    host.is_none_or(|host| matches!(host.as_str(), "127.0.0.1" | "[::1]" | "localhost"))
 }
 
 /// The address under which everybody knows the server; empty for that of the listener.

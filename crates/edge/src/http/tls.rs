@@ -1,5 +1,5 @@
-//! TLS of our own listener: version 1.3 with a hybrid post-quantum key exchange first. A certificate that is replaced on the
-//! disk is taken over without a restart.
+//! TLS of our own listener: version 1.3, with the hybrid post-quantum key exchange for every client that offers it first (as
+//! browsers and rustls do). A certificate that is replaced on the disk is taken over without a restart.
 
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;

@@ -2,7 +2,8 @@
 
 use crate::http::access::{By, origin};
 use crate::http::body::{Input, OpenInput};
-use crate::http::envelope::{Failure, One, Outcome, Reply, RequestNames, Resource};
+use crate::http::envelope::{Failure, Many, One, Outcome, Reply, RequestNames, Resource};
+use crate::http::names::Handle;
 use crate::http::state::EdgeState;
 use app::{App, TokenPair};
 use axum::Extension;
@@ -21,6 +22,8 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .routes(routes!(refresh))
         .routes(routes!(logout))
         .routes(routes!(me))
+        .routes(routes!(consents))
+        .routes(routes!(revoke_consent))
         .routes(routes!(change_password))
         .routes(routes!(begin_mfa))
         .routes(routes!(confirm_mfa))
@@ -171,6 +174,45 @@ async fn logout(State(state): State<Arc<EdgeState>>, input: Input<Empty>) -> Out
     let caller = app::Caller { idempotency: None, ..input.by };
     state.app.logout(&caller).await?;
     profile(&caller)
+}
+
+/// What you allowed a client.
+#[derive(Serialize, ToSchema)]
+struct ConsentAttributes {
+    /// The client's name in requests.
+    client_id: String,
+    /// What you allowed.
+    scopes: Vec<String>,
+    /// When it changed last.
+    updated_at: String,
+}
+
+/// List what you allowed OAuth clients
+#[utoipa::path(get, path = "/api/v1/auth/consents", tag = "identity", extensions(("x-permission" = json!("profile.read"))),
+    responses((status = 200, body = Many<ConsentAttributes>)))]
+async fn consents(State(state): State<Arc<EdgeState>>, By(caller): By) -> Outcome {
+    let found = state.app.consents(&caller).await?;
+    let items: Vec<_> = found
+        .iter()
+        .map(|consent| Resource {
+            id: consent.stream.clone(),
+            kind: "consent",
+            attributes: ConsentAttributes {
+                client_id: consent.state.client.clone(),
+                scopes: consent.state.scopes.iter().cloned().collect(),
+                updated_at: consent.updated_at.to_string(),
+            },
+        })
+        .collect();
+    Reply::data(StatusCode::OK, &items)
+}
+
+/// Take back what you allowed an OAuth client: everything that it got ends at once
+#[utoipa::path(delete, path = "/api/v1/auth/consents/{id}", tag = "identity", extensions(("x-permission" = json!("profile.update"))),
+    params(("id" = String, Path, description = "Id of the consent")), responses((status = 204)))]
+async fn revoke_consent(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    state.app.revoke_consent(&caller, &id).await?;
+    Reply::data(StatusCode::NO_CONTENT, &())
 }
 
 /// Change your own password; your other sessions end

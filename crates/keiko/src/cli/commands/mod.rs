@@ -135,6 +135,6 @@ async fn show_one(client: &mut Client, call: Call, output: Output) -> anyhow::Re
 /// Sends a call that creates a secret, and shows the answer with a clear word.
 async fn show_secret(client: &mut Client, call: Call, output: Output) -> anyhow::Result<()> {
     show_one(client, call, output).await?;
-    print::note("This is the only time the key is shown: Keiko keeps a hash of it. Store it now.");
+    print::note("This is the only time that a key or secret is shown: Keiko keeps a hash of it. Store it now.");
     Ok(())
 }
