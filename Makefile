@@ -24,7 +24,7 @@ run: toolchain console/dist/index.html $(DEMO)/ready demo/node_modules ## Build,
 	cargo build --release --locked -p keiko
 	KEIKO=$(CARGO_TARGET_DIR)/release/keiko DATA=$(DATA) LISTEN=$(LISTEN) ONCE=$(ONCE) REPO='$(REPO)' PYTHON=$(DEMO)/bin/python scripts/run.sh
 
-test: browser check deny build $(VENV)/ready $(DEMO)/ready tests/node_modules demo/node_modules console-test ## Install what tests need, run all
+test: browser check deny build $(VENV)/ready $(DEMO)/ready tests/node_modules tests/conformance/node_modules demo/node_modules console-test ## Install what tests need, run all
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests --backend postgres
 	KEIKO=$(CARGO_TARGET_DIR)/debug/keiko PYTHON=$(DEMO)/bin/python scripts/run-test.sh
@@ -77,6 +77,11 @@ demo/node_modules: demo/package-lock.json
 # MCP clients by other hands.
 tests/node_modules: tests/package-lock.json
 	npm ci --prefix tests --no-audit --no-fund
+	touch $@
+
+# The MCP conformance suite, which wants a newer Node than the rest: npm brings that too.
+tests/conformance/node_modules: tests/conformance/package-lock.json
+	npm ci --prefix tests/conformance --no-audit --no-fund
 	touch $@
 
 # The console, inside the binary.

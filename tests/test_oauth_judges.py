@@ -15,7 +15,7 @@ KEIKO_ENV = {"KEIKO_OAUTH_REGISTRATION": "true"}
 HERE = Path(__file__).parent
 PEERS = HERE / "peers" / "oauth"
 # The script, and how many of its scenarios pass: all of them.
-JUDGES = {"oauth4webapi.mjs": 32, "openid_client.mjs": 31, "oracle.mjs": 79, "authlib_client.py": 8}
+JUDGES = {"oauth4webapi.mjs": 33, "openid_client.mjs": 32, "oracle.mjs": 79, "authlib_client.py": 8, "mcp_client.mjs": 3}
 
 
 def interpreter(script):

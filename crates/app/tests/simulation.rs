@@ -10,7 +10,7 @@ use gateway::{Gateway, GatewaySettings};
 use kernel::id::{AgentId, TaskId, TenantId};
 use kernel::{Actor, Decider, Json, Kind, Origin, Recorded, Rejection, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use store::faults::FaultyStore;
 use store::journal::MemoryJournal;
@@ -22,6 +22,10 @@ const SEEDS: u64 = 20;
 const TASKS: usize = 24;
 const AGENTS: usize = 4;
 const PASSWORD: &str = "correct horse battery";
+
+/// Keys are made by the system's randomness, and the public ones stand in the log: every run has the same.
+static KEYS: LazyLock<KeyMaterial> =
+    LazyLock::new(|| KeyMaterial::generate(&Env::simulated(Timestamp(1_767_225_600_000), 0)).unwrap());
 
 fn caller(actor: Actor, idempotency: Option<String>) -> Caller {
     Caller {
@@ -139,8 +143,7 @@ async fn run(seed: u64) -> Vec<Arc<Recorded>> {
     let env = Env::simulated(Timestamp(1_767_225_600_000), seed);
     let memory = Arc::new(FaultyStore::new(MemoryStore::new(), seed, 0, 0));
     let engine = Engine::new(memory.clone(), env.clone());
-    let keys = KeyMaterial::generate(&env).unwrap();
-    let (app, _) = App::start(ground(engine), &keys, AppSettings::default(), Some(PASSWORD.into())).await.unwrap();
+    let (app, _) = App::start(ground(engine), &KEYS, AppSettings::default(), Some(PASSWORD.into())).await.unwrap();
     let context = App::anonymous(Origin::default(), String::new());
     let tokens = app.login(None, "admin", PASSWORD, None, context).await.unwrap();
     let admin = app.authenticate_bearer(&tokens.access_token, app::Resource::Api).await.unwrap();
