@@ -21,6 +21,9 @@ use store::{ScanFilter, StoreError};
 
 /// How often the trees are looked at: what is written is sealed within this time and the time of one write.
 const SEAL_EVERY_MS: u64 = 200;
+/// How long the end waits for the last entries of the journal, and how often it looks.
+const LAST_ENTRIES_MS_MAX: u64 = 2_000;
+const LAST_ENTRIES_LOOK_MS: u64 = 5;
 /// Events that are looked at to find one by its id.
 const FIND_EVENTS_MAX: usize = 10_000;
 
@@ -273,7 +276,13 @@ pub(crate) async fn seal_trees(app: App) {
             () = app.env().sleep_ms(SEAL_EVERY_MS) => {}
         }
     }
-    // What was written last is sealed too. The leases may be gone by now: who seals does not matter, the tree is the same.
+    // What was written last is sealed too, once it is durable.
+    app.write_counts();
+    let late = app.env().now().plus_ms(LAST_ENTRIES_MS_MAX);
+    while app.0.journal.health().waiting > 0 && app.env().now() < late {
+        app.env().sleep_ms(LAST_ENTRIES_LOOK_MS).await;
+    }
+    // The leases may be gone by now: who seals does not matter, the tree is the same.
     for tree in Tree::ALL {
         let led: BTreeSet<TenantId> = edges.keys().map(|(_, tenant)| *tenant).collect();
         if let Err(error) = seal_grown(&app, tree, &led, &mut edges).await {

@@ -168,7 +168,7 @@ impl App {
     }
 
     /// Writes down what was counted.
-    fn write_counts(&self) {
+    pub(crate) fn write_counts(&self) {
         let counts = std::mem::take(&mut *self.0.watch.0.lock().unwrap_or_else(PoisonError::into_inner));
         for (what, count) in counts {
             let one_by_one = if is_counted_only(what.kind) { 0 } else { count.times.min(ONE_BY_ONE_MAX) };
@@ -205,15 +205,12 @@ impl App {
     }
 }
 
-/// Writes counts down now and then, and once more at the end.
+/// Writes counts down now and then. The last ones are written by whoever seals the journal's end.
 pub(crate) async fn keep_counts(app: App) {
     loop {
         tokio::select! {
             biased;
-            () = app.env().stop().cancelled() => {
-                app.write_counts();
-                return;
-            }
+            () = app.env().stop().cancelled() => return,
             () = app.env().sleep_ms(WRITTEN_EVERY_MS) => app.write_counts(),
         }
     }

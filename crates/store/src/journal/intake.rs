@@ -34,7 +34,7 @@ impl Intake {
         is_admitted
     }
 
-    /// Entries wait no more.
+    /// Entries wait no more: they are durable, or lost.
     pub fn release(&self, entries: usize, bytes: usize) {
         self.waiting.fetch_sub(entries, Ordering::Relaxed);
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);

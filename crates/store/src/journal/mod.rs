@@ -136,7 +136,7 @@ impl JournalQuery {
 pub struct JournalHealth {
     /// Why nothing is written any more, when that is so.
     pub broken: Option<String>,
-    /// Entries that wait.
+    /// Entries that are not durable yet.
     pub waiting: usize,
     /// Entries that could not be kept since the start.
     pub lost: u64,

@@ -257,8 +257,9 @@ impl Worker {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Item>) {
         while let Some(first) = inbox.recv().await {
             let batch = gather(first, &mut inbox).await;
-            self.intake.release(batch.len(), batch.iter().map(|(entry, _)| entry.bytes()).sum());
+            let (entries, bytes) = (batch.len(), batch.iter().map(|(entry, _)| entry.bytes()).sum());
             self.write(batch, inbox.is_closed()).await;
+            self.intake.release(entries, bytes);
         }
     }
 

@@ -419,7 +419,12 @@ impl Thread {
     }
 
     fn write(&mut self, batch: Batch) {
-        self.intake.release(batch.len(), batch.iter().map(|(entry, _)| entry.bytes()).sum());
+        let (entries, bytes) = (batch.len(), batch.iter().map(|(entry, _)| entry.bytes()).sum());
+        self.write_now(batch);
+        self.intake.release(entries, bytes);
+    }
+
+    fn write_now(&mut self, batch: Batch) {
         let is_low = free_bytes(&self.directory).is_some_and(|free| free < self.disk_free_min_bytes);
         let refusal = match self.intake.broken() {
             Some(reason) => Some(StoreError::ReadOnly(reason)),
