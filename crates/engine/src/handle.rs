@@ -6,6 +6,7 @@ use crate::{Env, plan};
 use kernel::event::Content;
 use kernel::id::{EventId, TenantId, UserId};
 use kernel::{ActorRef, Decider, EventSet, Facts, Kind, NewEvent, Origin, Recorded, Rejection, Timestamp};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use store::{Append, Authority, EntityRow, IdempotencyKey, Idempotent, Store, StoreError, StreamWrite};
@@ -274,6 +275,12 @@ impl Engine {
         context: &Context,
         extras: Extras,
     ) -> Result<(Vec<Outcome>, u64), HandleError> {
+        let streams: BTreeSet<&str> = steps.iter().map(|step| step.0.stream()).collect();
+        if streams.len() < steps.len() {
+            // It would wait for its own lane for ever.
+            let message = "One change would take two steps on the same stream.";
+            return Err(Rejection::new(Kind::Internal, "INTERNAL", message, "Report this with the request id.").into());
+        }
         for attempt in 0..ATTEMPTS_MAX {
             let mut held = self.hold(log, steps, attempt > 0).await?;
             let plans = match self.plan(steps, &held, context) {

@@ -140,6 +140,15 @@ async fn several_streams_change_together_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn a_change_that_would_wait_for_itself_is_refused() {
+    let engine = on_memory();
+    let steps = [Step::on::<Counter>("counter_a", add(1)), Step::on::<Counter>("counter_a", add(2))];
+    let refused = engine.transact(LOG(), &steps, &Context::system("test"), Extras::default()).await.unwrap_err();
+    assert!(matches!(refused, HandleError::Rejected(rejection) if rejection.code == "INTERNAL"));
+    assert_eq!(handle(&engine, "counter_a", add(1)).await.unwrap(), 1);
+}
+
+#[tokio::test]
 async fn a_conditional_command_meets_its_version_or_is_refused() {
     let engine = on_memory();
     handle(&engine, "counter_a", add(1)).await.unwrap();
