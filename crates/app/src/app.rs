@@ -8,6 +8,7 @@ use crate::fleet::SharedFleet;
 use crate::jose::Algorithm;
 use crate::known::Known;
 use crate::limits::{LimitSettings, Limits};
+use crate::mails::Registration;
 use crate::oauth::{Assertions, Documents, Polls};
 use crate::passwords::PASSWORD_CHARS_MIN;
 use crate::replicas::{Membership, Replicas};
@@ -21,7 +22,7 @@ use domain::identity::tenant::{Created, Tenant, TenantCommand};
 use domain::identity::user::{Registered, User, UserCommand, UserKind};
 use domain::policy::{Reach, reach};
 use engine::{BUCKET_OF_ALL, Context, Engine, Env, Extras, HandleError, Handled, Step};
-use gateway::{Gateway, Report};
+use gateway::{Gateway, Postbox, Report};
 use kernel::id::{KeyId, TenantId};
 use kernel::note::VerifierKey;
 use kernel::{Actor, Decider, IndexField, Kind, Personal, Problem, Rejection, Timestamp};
@@ -61,6 +62,10 @@ pub struct AppSettings {
     pub refresh_grace_ms: u64,
     /// Whether clients may register themselves.
     pub client_registration: bool,
+    /// Who may make an account.
+    pub registration: Registration,
+    /// The roles of whoever made an account without being invited.
+    pub registration_roles: Vec<String>,
     /// Passwords that nobody may have.
     pub breached: Option<Arc<Breached>>,
     /// Shortest password.
@@ -91,6 +96,8 @@ impl Default for AppSettings {
             signing_key_lifetime_ms: 30 * 24 * 3_600_000,
             refresh_grace_ms: 10_000,
             client_registration: false,
+            registration: Registration::Closed,
+            registration_roles: vec!["user".into()],
             breached: None,
             password_chars_min: PASSWORD_CHARS_MIN,
             limits: LimitSettings::default(),
@@ -160,6 +167,8 @@ pub(crate) struct Inner {
     pub journal: Arc<dyn Journal>,
     /// MCP servers.
     pub gateway: Gateway,
+    /// Where mails go, if any do.
+    pub postbox: Option<Postbox>,
     /// The other processes on the same store, if there may be any.
     pub replicas: Option<Arc<Replicas>>,
     /// Held by whoever starts a tenant's workers.
@@ -178,6 +187,8 @@ pub struct Ground {
     pub gateway: Gateway,
     /// What the gateway tells.
     pub reports: Receiver<Report>,
+    /// Where mails go, if any do.
+    pub postbox: Option<Postbox>,
     /// How this process belongs to others on the same store.
     pub membership: Option<Membership>,
 }
@@ -199,7 +210,7 @@ impl App {
         settings: AppSettings,
         admin_password: Option<String>,
     ) -> Result<(App, Option<Bootstrap>), Rejection> {
-        let Ground { engine, journal, gateway, reports, membership } = ground;
+        let Ground { engine, journal, gateway, reports, postbox, membership } = ground;
         let crypto = Crypto::new(keys).map_err(internal)?;
         let replicas = membership.map(|membership| Arc::new(Replicas::join(engine.env(), membership)));
         let (root, bootstrap) = root(&engine, keys, &crypto, replicas.as_deref(), admin_password).await?;
@@ -226,6 +237,7 @@ impl App {
             hashing: tokio::sync::Semaphore::new(HASHES_MAX),
             journal,
             gateway,
+            postbox,
             replicas,
             starting: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),

@@ -360,12 +360,17 @@ fn parse_refresh(token: &str) -> Option<(&str, SessionId)> {
     parse_handle("kr_", token)
 }
 
-/// A secret that names its tenant and session: `<prefix><tenant>_<session>.<secret>`.
+/// A secret of a session.
 pub(crate) fn parse_handle<'a>(prefix: &str, token: &'a str) -> Option<(&'a str, SessionId)> {
+    parse_secret(prefix, token)
+}
+
+/// A secret that names its tenant and what it is of: `<prefix><tenant>_<id>.<secret>`.
+pub(crate) fn parse_secret<'a, I: std::str::FromStr>(prefix: &str, token: &'a str) -> Option<(&'a str, I)> {
     let (slug, rest) = token.strip_prefix(prefix)?.split_once('_')?;
-    let (session, secret) = rest.split_once('.')?;
+    let (id, secret) = rest.split_once('.')?;
     (!secret.is_empty() && text::is_slug(slug, kernel::limits::SLUG_CHARS_MAX)).then_some(())?;
-    Some((slug, session.parse().ok()?))
+    Some((slug, id.parse().ok()?))
 }
 
 #[cfg(test)]

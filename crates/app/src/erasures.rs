@@ -3,11 +3,11 @@
 
 use crate::app::{App, Inner, internal};
 use crate::errors::{of_handle, of_store};
+use crate::identities::secrets_of;
 use crate::workers::each;
 use crate::{Answer, Caller, ListOrder, Page};
 use async_trait::async_trait;
 use domain::erasure::{Completed, Erased, Erasure, ErasureCommand, Requested, begins_own, is_by};
-use domain::identity::user::password_secret;
 use domain::process::outstanding::{Effect, Erase, Outstanding};
 use domain::task::{Task, TaskCommand};
 use engine::{Context, Engine, Executor, Extras, HandleError, Handled, Step};
@@ -219,7 +219,7 @@ pub(crate) async fn remove(
         completed.values += erase_streams(engine, tenant, subject, streams, &mut found, &note, &context).await?;
         completed.streams += streams.len() as u64;
     }
-    let secrets = vec![(password_secret(&subject), None)];
+    let secrets = secrets_of(&subject);
     engine.put_aside(tenant, Extras { secrets, ..Extras::default() }).await.map_err(of_store)?;
     Ok(completed)
 }

@@ -7,10 +7,12 @@ use crate::{Answer, Caller, ListOrder, Page};
 use domain::identity::key::{Key, KeyCommand};
 use domain::identity::role::{Created, Role, RoleCommand, name_key as role_key};
 use domain::identity::session::{Session, SessionCommand};
-use domain::identity::user::{Registered, User, UserCommand, UserKind, name_key, password_secret};
+use domain::identity::user::{
+    Registered, User, UserCommand, UserKind, name_key, password_secret, pending_totp_secret, totp_secret,
+};
 use domain::policy::{builtin_role, is_permission, may_grant};
 use engine::{Extras, Handled, Step};
-use kernel::id::{RoleId, SessionId, UserId};
+use kernel::id::{RoleId, SessionId, TenantId, UserId};
 use kernel::{IndexField, Kind, Personal, Rejection, limits};
 
 /// A user to be made.
@@ -150,9 +152,11 @@ impl App {
         if let Some(password) = password {
             self.check_password(&password, user.state.name()).await?;
             let secret = self.sealed_password(caller.actor.tenant, id, password).await?;
-            let mut steps = vec![Step::on::<User>(id, UserCommand::ChangePassword)];
-            self.end_sessions(caller, id, None, "password_changed", &mut steps).await?;
-            self.transact(caller, &steps, Extras { secrets: vec![secret], ..Extras::default() }).await?;
+            let (mut steps, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
+            steps.push(Step::on::<User>(id, UserCommand::ChangePassword));
+            steps.extend(self.ending_sessions(caller.actor.tenant, id, None, "password_changed").await?);
+            secrets.push(secret);
+            self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
         }
         if let Some(roles) = roles {
             self.check_roles(caller, &roles).await?;
@@ -169,9 +173,11 @@ impl App {
         self.prove_password(caller, &user, current).await?;
         self.check_password(&new, user.state.name()).await?;
         let secret = self.sealed_password(caller.actor.tenant, id, new).await?;
-        let mut steps = vec![Step::on::<User>(id, UserCommand::ChangePassword)];
-        self.end_sessions(caller, id, Some(session), "password_changed", &mut steps).await?;
-        self.transact(caller, &steps, Extras { secrets: vec![secret], ..Extras::default() }).await
+        let (mut steps, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
+        steps.push(Step::on::<User>(id, UserCommand::ChangePassword));
+        steps.extend(self.ending_sessions(caller.actor.tenant, id, Some(session), "password_changed").await?);
+        secrets.push(secret);
+        self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await
     }
 
     /// Nobody ends the own account.
@@ -191,10 +197,12 @@ impl App {
         self.check_may_end(caller, &user)?;
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
-        let mut steps = vec![Step::on::<User>(id, UserCommand::Delete)];
-        self.end_sessions(caller, id, None, "user_deleted", &mut steps).await?;
+        let (mut steps, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
+        steps.push(Step::on::<User>(id, UserCommand::Delete));
+        steps.extend(self.ending_sessions(caller.actor.tenant, id, None, "user_deleted").await?);
         self.end_keys(caller, &user.stream, &mut steps).await?;
-        self.transact(caller, &steps, Extras { secrets: vec![(password_secret(&id), None)], ..Extras::default() }).await
+        secrets.extend(secrets_of(&id));
+        self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await
     }
 
     /// Suspends a user: its sessions end, and its keys and tokens are refused from now on.
@@ -203,9 +211,10 @@ impl App {
         self.check_may_end(caller, &user)?;
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
-        let mut steps = vec![Step::on::<User>(id, UserCommand::Suspend { reason })];
-        self.end_sessions(caller, id, None, "user_suspended", &mut steps).await?;
-        self.transact(caller, &steps, Extras::default()).await?;
+        let (mut steps, secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
+        steps.push(Step::on::<User>(id, UserCommand::Suspend { reason }));
+        steps.extend(self.ending_sessions(caller.actor.tenant, id, None, "user_suspended").await?);
+        self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
         self.user(caller, &user.stream).await
     }
 
@@ -221,8 +230,7 @@ impl App {
         let user = self.user(caller, id_or_name).await?;
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
-        let mut steps = vec![];
-        self.end_sessions(caller, id, None, "revoked", &mut steps).await?;
+        let steps = self.ending_sessions(caller.actor.tenant, id, None, "revoked").await?;
         if !steps.is_empty() {
             self.transact(&Caller { if_match: None, ..caller.clone() }, &steps, Extras::default()).await?;
         }
@@ -233,25 +241,19 @@ impl App {
         self.0.engine.transact(caller.actor.tenant, steps, &caller.context(), extras).await.map(|_| ()).map_err(of_handle)
     }
 
-    /// Ends the sessions of a user, but for one that is kept.
-    async fn end_sessions(
+    /// What ends the sessions of a user, but for one that is kept.
+    pub(crate) async fn ending_sessions(
         &self,
-        caller: &Caller,
+        tenant: TenantId,
         user: UserId,
         kept: Option<SessionId>,
         reason: &str,
-        steps: &mut Vec<Step>,
-    ) -> Answer<()> {
+    ) -> Answer<Vec<Step>> {
         let kept = kept.map(|kept| kept.to_string());
         let fields = [IndexField::new("user", user.to_string())];
-        let sessions = each::<Session>(&self.0.engine, caller.actor.tenant, &fields).await.map_err(crate::errors::of_store)?;
-        steps.extend(
-            sessions
-                .into_iter()
-                .filter(|s| Some(&s.stream) != kept.as_ref())
-                .map(|s| Step::on::<Session>(s.stream, SessionCommand::Close { reason: reason.to_owned() })),
-        );
-        Ok(())
+        let sessions = each::<Session>(&self.0.engine, tenant, &fields).await.map_err(crate::errors::of_store)?;
+        let others = sessions.into_iter().filter(|s| Some(&s.stream) != kept.as_ref());
+        Ok(others.map(|s| Step::on::<Session>(s.stream, SessionCommand::Close { reason: reason.to_owned() })).collect())
     }
 
     /// Ends the keys of an owner.
@@ -326,6 +328,11 @@ impl App {
         let role = self.role(caller, id_or_name).await?;
         self.execute::<Role>(caller, Step::on::<Role>(role.stream, RoleCommand::Delete), Extras::default()).await.map(|_| ())
     }
+}
+
+/// The removal of everything that is sealed for a user.
+pub(crate) fn secrets_of(user: &UserId) -> Vec<(String, Option<Vec<u8>>)> {
+    [password_secret(user), totp_secret(user), pending_totp_secret(user)].map(|name| (name, None)).into()
 }
 
 /// Permissions must be well-formed, and the caller must hold them.

@@ -7,8 +7,8 @@ use store::{Store, StoreError};
 /// The rules of every kind of entity.
 pub(crate) fn kinds() -> Kinds {
     use domain::identity::{
-        client::Client, consent::Consent, device::Device, guard::Guard, key::Key, keyring::Keyring, role::Role, session::Session,
-        team::Team, tenant::Tenant, token::Token, user::User,
+        client::Client, consent::Consent, device::Device, guard::Guard, key::Key, keyring::Keyring, mail::Mail, role::Role,
+        session::Session, team::Team, tenant::Tenant, token::Token, user::User,
     };
     Kinds::default()
         .and::<Tenant>()
@@ -23,6 +23,7 @@ pub(crate) fn kinds() -> Kinds {
         .and::<Guard>()
         .and::<Keyring>()
         .and::<Team>()
+        .and::<Mail>()
         .and::<domain::agent::Agent>()
         .and::<domain::task::Task>()
         .and::<domain::queue::Queue>()

@@ -6,6 +6,7 @@ use crate::claims::{ClaimWorker, Waiters};
 use crate::erasures::EraseWorker;
 use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
 use crate::groups::{self, GroupFollower, Groups};
+use crate::mails::MailWorker;
 use crate::tenants::ProvisionWorker;
 use crate::views::RebuildWorker;
 use crate::{audit, journal, mcp_servers, replicas};
@@ -13,10 +14,11 @@ use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
 use domain::consumer_group::ConsumerGroup;
 use domain::erasure::Erasure;
+use domain::identity::mail::{Mail, Status as MailStatus};
 use domain::identity::tenant::Tenant;
 use domain::process::dispatch::{Dispatch, DispatchSettings, LoadedTask};
 use domain::process::liveness::{Liveness, LivenessCommand};
-use domain::process::outstanding::{Erase, Outstanding, Provision, RebuildView};
+use domain::process::outstanding::{Erase, Outstanding, Provision, RebuildView, SendMail};
 use domain::queue::Queue;
 use domain::rebuild::Rebuild;
 use domain::task::{Status, Task};
@@ -201,6 +203,7 @@ pub(crate) async fn start_lead(
         start_provisioner(app, engine, tail).await?;
     }
     start_eraser(app, engine, id, tail).await?;
+    start_postman(app, engine, id, tail).await?;
     start_rebuilder(engine, id, tail, stats_view.clone()).await?;
     let worker = ClaimWorker {
         engine: engine.clone(),
@@ -240,6 +243,20 @@ async fn start_eraser(app: &App, engine: &Engine, tenant: TenantId, position: u6
     }
     let worker = EraseWorker { app: Arc::downgrade(&app.0), engine: engine.clone(), tenant, turn: tokio::sync::Mutex::default() };
     drive(engine, tenant, erase, position, Arc::new(worker));
+    Ok(())
+}
+
+async fn start_postman(app: &App, engine: &Engine, tenant: TenantId, position: u64) -> Result<(), StoreError> {
+    let mut send = Outstanding::<SendMail>::default();
+    for status in [MailStatus::Queued, MailStatus::Sent] {
+        for mail in each::<Mail>(engine, tenant, &[IndexField::new("status", status.as_str())]).await? {
+            if let Ok(id) = mail.stream.parse() {
+                send.put(id);
+            }
+        }
+    }
+    let worker = MailWorker { app: Arc::downgrade(&app.0), engine: engine.clone(), tenant, under_way: Default::default() };
+    drive(engine, tenant, send, position, Arc::new(worker));
     Ok(())
 }
 

@@ -43,7 +43,7 @@ fn caller(actor: Actor, idempotency: Option<String>) -> Caller {
 /// No MCP servers, and a journal in memory.
 fn ground(engine: Engine) -> Ground {
     let (gateway, reports) = Gateway::new(GatewaySettings::default());
-    Ground { engine, journal: Arc::new(MemoryJournal::default()), gateway, reports, membership: None }
+    Ground { engine, journal: Arc::new(MemoryJournal::default()), gateway, reports, postbox: None, membership: None }
 }
 
 /// Submits again with the same key while the outcome is not known, as a client would.

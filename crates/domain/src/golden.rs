@@ -69,6 +69,7 @@ fn every_shape_ever_written_stays_readable() {
     check::<crate::identity::keyring::KeyringEvent>();
     check::<crate::identity::token::TokenEvent>();
     check::<crate::identity::team::TeamEvent>();
+    check::<crate::identity::mail::MailEvent>();
     check::<crate::agent::AgentEvent>();
     check::<crate::task::TaskEvent>();
     check::<crate::queue::QueueEvent>();
@@ -94,6 +95,7 @@ fn every_golden_file_belongs_to_a_known_shape() {
     known.extend(crate::identity::keyring::KeyringEvent::known());
     known.extend(crate::identity::token::TokenEvent::known());
     known.extend(crate::identity::team::TeamEvent::known());
+    known.extend(crate::identity::mail::MailEvent::known());
     known.extend(crate::agent::AgentEvent::known());
     known.extend(crate::task::TaskEvent::known());
     known.extend(crate::queue::QueueEvent::known());

@@ -1,4 +1,4 @@
-//! The way to upstreams: MCP servers, each in a supervisor of its own, so that none harms another.
+//! The way to the outside: mail servers ([`Postbox`]), and MCP servers, each in a supervisor of its own, so that none harms another.
 //!
 //! A server is connected to, its tools are listed, and calls go to it while it is ready. When it ends, or does not
 //! answer, it is started again with growing pauses. What happens to it is told as [`Report`]s; this crate writes nothing
@@ -6,12 +6,14 @@
 
 mod document;
 mod mcp;
+mod postbox;
 mod process;
 mod target;
 mod upstream;
 
 pub use document::{Document, fetch};
 pub use mcp::{CallError, ToolListing, ToolResult};
+pub use postbox::{Letter, MailSettings, PostError, Postbox, Way, is_address, smtp_problem};
 pub use target::check as check_target;
 
 use kernel::id::{McpServerId, TenantId};

@@ -6,7 +6,7 @@ use app::{App, Bootstrap, Ground, Membership};
 use edge::grpc::GrpcServer;
 use edge::http::{Readiness, Server, bind};
 use engine::{Engine, Env};
-use gateway::Gateway;
+use gateway::{Gateway, Postbox};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -112,7 +112,8 @@ impl Keiko {
         let engine = Engine::new(store.clone(), env.clone());
         let password = settings.admin_password.as_ref().map(|secret| secret.0.clone());
         let (gateway, reports) = Gateway::new(settings.gateway.clone());
-        let ground = Ground { engine, journal: journal.clone(), gateway: gateway.clone(), reports, membership };
+        let postbox = postbox(settings)?;
+        let ground = Ground { engine, journal: journal.clone(), gateway: gateway.clone(), reports, postbox, membership };
         let (app, bootstrap) = App::start(ground, &keys, app_settings, password)
             .await
             .map_err(|r| anyhow::anyhow!("{} {}", r.message, r.hint))
@@ -164,6 +165,16 @@ impl Keiko {
         self.store.close().await;
         tracing::info!("stopped");
     }
+}
+
+/// The way of mails, if there is one.
+fn postbox(settings: &Settings) -> anyhow::Result<Option<Postbox>> {
+    let Some(mail) = &settings.mail else { return Ok(None) };
+    let postbox = Postbox::new(mail).map_err(anyhow::Error::msg)?;
+    if let Some(folder) = postbox.folder() {
+        tracing::info!(folder = %folder.display(), "mails are not sent; they are put into a folder");
+    }
+    Ok(Some(postbox))
 }
 
 /// Says what an acknowledged write has survived.

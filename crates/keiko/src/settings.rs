@@ -3,6 +3,8 @@
 //! `claim.ttl` in a file is `KEIKO_CLAIM_TTL` in the environment and `--claim-ttl` as a flag. Files are `base.yaml` and
 //! `<environment>.yaml` of the folder in `KEIKO_CONFIG_DIR`; `${NAME}` in them is replaced from the environment.
 
+mod mail;
+
 use anyhow::{Context, bail};
 use app::{Rate, VerifierKey};
 use serde_json::Value;
@@ -70,6 +72,21 @@ pub const DECLARED: &[Declared] = &[
         "password.breached_file",
         "",
         "Passwords that nobody may have: sorted SHA-1 hashes (HASH:COUNT), or a plain list; none when nothing is said",
+    ),
+    declared("users.registration", "invited", "Who may make an account: closed, invited, or open to everybody with an address"),
+    declared("users.registration_roles", "user", "Roles, apart by commas, of whoever made an account without being invited"),
+    Declared {
+        key: "mail.smtp_url",
+        default: "",
+        help: "Where mails go: smtps://user:password@host:465, or smtp://user:password@host:587 for STARTTLS",
+        is_secret: true,
+    },
+    declared("mail.from", "", "From whom mails are, such as Keiko <keiko@example.com>"),
+    declared("mail.tls_ca", "", "Certificate authorities of the mail server as a PEM file; the system's when nothing is said"),
+    declared(
+        "mail.folder",
+        "auto",
+        "Folder that mails are put into when they are not sent; off for none; auto: 'mails' of data.dir in development",
     ),
     declared("limit.tenant", "auto", "Requests of a tenant, such as 5000/s; off for none; auto: 5000/s in production, else off"),
     declared("limit.read", "auto", "Reads of one caller (user, key or agent); auto: 500/s in production, else off"),
@@ -188,12 +205,16 @@ impl Layers {
     }
 
     fn parsed<T>(&self, key: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> anyhow::Result<T> {
-        let (value, source) = &self.0[key];
-        let place = match source {
+        let value = &self.0[key].0;
+        parse(value).map_err(|problem| anyhow::anyhow!("setting '{key}' ({}): '{value}' {problem}", self.place(key)))
+    }
+
+    /// Where the value of a setting comes from, in words.
+    fn place(&self, key: &'static str) -> String {
+        match &self.0[key].1 {
             Source::Environment(name) => format!("environment, {name}"),
             other => other.to_string(),
-        };
-        parse(value).map_err(|problem| anyhow::anyhow!("setting '{key}' ({place}): '{value}' {problem}"))
+        }
     }
 }
 
@@ -300,6 +321,8 @@ pub struct Settings {
     pub tls: Option<Tls>,
     /// Of MCP servers.
     pub gateway: gateway::GatewaySettings,
+    /// How mails go out, if they do.
+    pub mail: Option<gateway::MailSettings>,
     /// Filter of log lines.
     pub log_level: String,
     /// Form of log lines.
@@ -365,6 +388,8 @@ impl Settings {
             _ => Err("is none of auto, development, production".to_owned()),
         })?;
         let allow_private = layers.parsed("gateway.allow_private", yes_no)?;
+        let data_dir = PathBuf::from(&layers.0["data.dir"].0);
+        let mail = mail::mail(layers, &data_dir, database.is_none(), profile)?;
         let app = app::AppSettings {
             claim_ttl_ms: ms("claim.ttl")?,
             agent_lease_ms: ms("agent.lease")?,
@@ -392,6 +417,8 @@ impl Settings {
                 n if (8..=128).contains(&n) => Ok(n),
                 _ => Err("is not between 8 and 128".to_owned()),
             })?,
+            registration: mail::registration(layers, mail.is_some())?,
+            registration_roles: mail::registration_roles(layers)?,
             limits: limits(layers, profile)?,
             mfa_required: layers.parsed("mfa.required", |v| match v {
                 "auto" => Ok(profile == Profile::Production),
@@ -417,7 +444,6 @@ impl Settings {
             message_bytes_max: usize::try_from(layers.parsed("gateway.message_max", size_bytes)?)?,
         };
         let password = layers.0["admin.password"].0.clone();
-        let data_dir = PathBuf::from(&layers.0["data.dir"].0);
         let keys_dir = match layers.0["keys.dir"].0.as_str() {
             "" => data_dir.join("keys"),
             folder => PathBuf::from(folder),
@@ -440,6 +466,7 @@ impl Settings {
             http,
             app,
             gateway,
+            mail,
             log_level: layers.parsed("log.level", log_level)?,
             log_format: layers.parsed("log.format", |v| match v {
                 "text" => Ok(LogFormat::Text),
@@ -623,6 +650,26 @@ mod tests {
         assert!(read("claim:\n  ttl: ${NOBODY_SET_THIS}\n").contains("NOBODY_SET_THIS is not set"));
         assert!(read("admin:\n  password: hunter2\n").contains("set KEIKO_ADMIN_PASSWORD instead"));
         assert!(!read("admin:\n  password: hunter2\n").contains("hunter2"));
+    }
+
+    #[test]
+    fn mail_goes_to_a_folder_at_home_and_to_a_server_elsewhere() {
+        let read = |pairs: &[(&str, &str)]| Layers::read(&BTreeMap::new(), &map(pairs)).and_then(|l| Settings::from_layers(&l));
+        let url = ("KEIKO_MAIL_SMTP_URL", "smtp://keiko:hunter22@mail.example.com:587");
+        let from = ("KEIKO_MAIL_FROM", "Keiko <keiko@example.com>");
+        let way = |pairs: &[(&str, &str)]| read(pairs).unwrap().mail.map(|mail| format!("{:?}", mail.way));
+        assert_eq!(way(&[]).as_deref(), Some("Folder(./.keiko/mails)"));
+        assert_eq!(way(&[("KEIKO_SECURITY_PROFILE", "production")]), None);
+        assert_eq!(way(&[("KEIKO_MAIL_FOLDER", "off")]), None);
+        assert_eq!(way(&[url, from]).as_deref(), Some("Smtp"));
+        let problem = |pairs: &[(&str, &str)]| format!("{:#}", read(pairs).unwrap_err());
+        assert!(problem(&[url]).contains("needs 'mail.from'"));
+        let unknown = problem(&[("KEIKO_MAIL_SMTP_URL", "pop3://keiko:hunter22@mail.example.com"), from]);
+        assert!(unknown.contains("KEIKO_MAIL_SMTP_URL") && !unknown.contains("hunter22"), "{unknown}");
+        assert!(!format!("{:?}", read(&[url, from]).unwrap()).contains("hunter22"));
+        let open = ("KEIKO_USERS_REGISTRATION", "open");
+        assert!(problem(&[open, ("KEIKO_MAIL_FOLDER", "off")]).contains("no mail goes out"));
+        assert!(problem(&[open, ("KEIKO_USERS_REGISTRATION_ROLES", "user, admin")]).contains("everybody an administrator"));
     }
 
     #[test]

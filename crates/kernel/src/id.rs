@@ -184,6 +184,8 @@ ids! {
     DeviceId = DeviceTag "device";
     /// An access token.
     TokenId = TokenTag "tok";
+    /// A mail to somebody's address.
+    MailId = MailTag "mail";
     /// People and services that hold roles together.
     TeamId = TeamTag "team";
     /// What guards a tenant as a whole.

@@ -10,6 +10,7 @@ use crate::recognise::ACCESS_TOKEN;
 use domain::identity::client::AuthMethod;
 use domain::identity::session::{Session, SessionCommand};
 use domain::identity::token::{Revoked, Token, TokenCommand};
+use domain::identity::user::User;
 use engine::{Context, Extras, Handled, Step};
 use kernel::id::{SessionId, TenantId};
 use kernel::{Actor, ActorRef, Claims, Kind, Timestamp};
@@ -27,6 +28,12 @@ pub struct Userinfo {
     /// What the person is called.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The address that the person showed to be theirs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// True, where there is an address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub email_verified: Option<bool>,
 }
 
 impl App {
@@ -111,11 +118,17 @@ impl App {
     }
 
     /// Who the person of a token is, as far as the token allows to say it.
-    pub fn userinfo(&self, actor: &Actor) -> Option<Userinfo> {
+    pub async fn userinfo(&self, actor: &Actor) -> Answer<Option<Userinfo>> {
         let scope = actor.token.as_ref().and_then(|claims| claims.scope.as_ref());
         let allows = |word: &str| scope.is_none_or(|scope| scope.split(' ').any(|scope| scope == word));
         let sub = actor.token.as_ref().map_or(&actor.who.id, |claims| &claims.sub).clone();
         let name = allows("profile").then(|| actor.name.clone());
-        allows("openid").then(|| Userinfo { sub, preferred_username: name.clone(), name })
+        if !allows("openid") {
+            return Ok(None);
+        }
+        let user = if allows("email") { self.entity::<User>(actor.tenant, &sub).await? } else { None };
+        let email = user.and_then(|user| user.state.address().map(str::to_owned));
+        let email_verified = email.is_some().then_some(true);
+        Ok(Some(Userinfo { sub, preferred_username: name.clone(), name, email, email_verified }))
     }
 }

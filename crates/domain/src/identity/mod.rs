@@ -7,6 +7,7 @@ pub mod device;
 pub mod guard;
 pub mod key;
 pub mod keyring;
+pub mod mail;
 pub mod oauth;
 pub mod role;
 pub mod session;

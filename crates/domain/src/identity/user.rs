@@ -19,10 +19,16 @@ pub enum UserKind {
 pub enum UserCommand {
     /// Make the identity.
     Register(Registered),
+    /// Make the identity of somebody who was invited, with the address that the invitation reached.
+    Join(Registered, Option<EmailSet>),
     /// The sealed password hash was replaced.
     ChangePassword,
     /// Replace the roles.
     SetRoles(Vec<String>),
+    /// The person showed that a mail to this address reaches them.
+    SetEmail(EmailSet),
+    /// It has no address any more.
+    RemoveEmail,
     /// A second factor was set up, and shown to work.
     EnrolMfa(MfaEnrolled),
     /// The second factor is gone.
@@ -47,6 +53,19 @@ pub enum UserCommand {
     /// Remove it.
     Delete,
 }
+
+/// `identity.user.email_set`: an address that the person showed to be theirs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EmailSet {
+    /// The address.
+    pub email: Personal<String>,
+    /// By which it is found.
+    pub email_index: BlindIndex,
+}
+
+/// `identity.user.email_removed`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EmailRemoved {}
 
 /// `identity.user.mfa_enrolled`. The secret is a sealed one beside the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -120,6 +139,8 @@ kernel::events! {
         Registered(Registered) = "identity.user.registered" @ 1,
         PasswordChanged(PasswordChanged) = "identity.user.password_changed" @ 1,
         RolesChanged(RolesChanged) = "identity.user.roles_changed" @ 1,
+        EmailSet(EmailSet) = "identity.user.email_set" @ 1,
+        EmailRemoved(EmailRemoved) = "identity.user.email_removed" @ 1,
         MfaEnrolled(MfaEnrolled) = "identity.user.mfa_enrolled" @ 1,
         MfaRemoved(MfaRemoved) = "identity.user.mfa_removed" @ 1,
         CodeUsed(CodeUsed) = "identity.user.code_used" @ 1,
@@ -141,6 +162,9 @@ pub struct User {
     pub username_index: BlindIndex,
     /// Roles by name.
     pub roles: Vec<String>,
+    /// The address that the person showed to be theirs.
+    #[serde(default)]
+    pub email: Option<EmailSet>,
     /// The second factor, if it has one.
     #[serde(default)]
     pub mfa: Option<Mfa>,
@@ -188,6 +212,15 @@ impl User {
         }
     }
 
+    fn freed_email(&self) -> Option<UniqueChange> {
+        self.email.as_ref().map(|had| UniqueChange::Free(email_key(&had.email_index)))
+    }
+
+    /// The address that the person showed to be theirs.
+    pub fn address(&self) -> Option<&str> {
+        self.email.as_ref().and_then(|set| set.email.get()).map(String::as_str)
+    }
+
     /// What it is called; empty after erasure.
     pub fn name(&self) -> &str {
         self.username.get().map_or("", String::as_str)
@@ -203,7 +236,11 @@ impl Decider for User {
     fn decide(state: Option<&User>, command: &UserCommand, _: &Facts) -> Result<Vec<UserEvent>, Rejection> {
         let user = match (command, state) {
             (UserCommand::Register(registered), None) => return Ok(vec![UserEvent::Registered(registered.clone())]),
-            (UserCommand::Register(_), Some(_)) => return Err(super::already("user")),
+            (UserCommand::Join(registered, email), None) => {
+                let email = email.clone().map(UserEvent::EmailSet);
+                return Ok(std::iter::once(UserEvent::Registered(registered.clone())).chain(email).collect());
+            }
+            (UserCommand::Register(_) | UserCommand::Join(..), Some(_)) => return Err(super::already("user")),
             (_, Some(user)) if !user.is_deleted => user,
             (UserCommand::Delete, Some(_)) => return Ok(vec![]),
             _ => {
@@ -216,7 +253,7 @@ impl Decider for User {
             }
         };
         Ok(match command {
-            UserCommand::Register(_) => vec![],
+            UserCommand::Register(_) | UserCommand::Join(..) => vec![],
             UserCommand::ChangePassword if user.kind == UserKind::Service => {
                 return Err(Rejection::new(
                     Kind::Refused,
@@ -226,6 +263,11 @@ impl Decider for User {
                 ));
             }
             UserCommand::ChangePassword => vec![UserEvent::PasswordChanged(PasswordChanged {})],
+            UserCommand::SetEmail(_) if user.kind == UserKind::Service => vec![],
+            UserCommand::SetEmail(set) if user.email.as_ref().is_some_and(|had| had.email_index == set.email_index) => vec![],
+            UserCommand::SetEmail(set) => vec![UserEvent::EmailSet(set.clone())],
+            UserCommand::RemoveEmail if user.email.is_none() => vec![],
+            UserCommand::RemoveEmail => vec![UserEvent::EmailRemoved(EmailRemoved {})],
             UserCommand::SetRoles(roles) if *roles == user.roles => vec![],
             UserCommand::SetRoles(roles) => vec![UserEvent::RolesChanged(RolesChanged { roles: roles.clone() })],
             UserCommand::Delete => vec![UserEvent::Deleted(Deleted {})],
@@ -244,10 +286,13 @@ impl Decider for User {
                 username: r.username.clone(),
                 username_index: r.username_index.clone(),
                 roles: r.roles.clone(),
+                email: None,
                 mfa: None,
                 suspended: None,
                 is_deleted: false,
             }),
+            UserEvent::EmailSet(set) => state.map(|u| User { email: Some(set.clone()), ..u }),
+            UserEvent::EmailRemoved(_) => state.map(|u| User { email: None, ..u }),
             UserEvent::PasswordChanged(_) => state,
             UserEvent::MfaEnrolled(e) => {
                 state.map(|u| User { mfa: Some(Mfa { recovery_sha256: e.recovery_sha256.clone(), step: e.step }), ..u })
@@ -280,7 +325,13 @@ impl Decider for User {
     fn unique(state: Option<&User>, event: &UserEvent) -> Vec<UniqueChange> {
         match (event, state) {
             (UserEvent::Registered(r), _) => vec![UniqueChange::Take(name_key(&r.username_index))],
-            (UserEvent::Deleted(_), Some(user)) => vec![UniqueChange::Free(name_key(&user.username_index))],
+            (UserEvent::Deleted(_), Some(user)) => {
+                std::iter::once(UniqueChange::Free(name_key(&user.username_index))).chain(user.freed_email()).collect()
+            }
+            (UserEvent::EmailSet(set), Some(user)) => {
+                user.freed_email().into_iter().chain([UniqueChange::Take(email_key(&set.email_index))]).collect()
+            }
+            (UserEvent::EmailRemoved(_), Some(user)) => user.freed_email().into_iter().collect(),
             _ => vec![],
         }
     }
@@ -289,6 +340,11 @@ impl Decider for User {
 /// The unique key of a user name.
 pub fn name_key(index: &BlindIndex) -> String {
     format!("user.name:{}", index.0)
+}
+
+/// The unique key of an address.
+pub fn email_key(index: &BlindIndex) -> String {
+    format!("user.email:{}", index.0)
 }
 
 /// The name of the sealed secret that holds a user's password hash.
@@ -314,7 +370,16 @@ mod tests {
     fn user(mfa: Option<Mfa>) -> User {
         let username = Personal::new("user_1", "ada".to_owned());
         let username_index = BlindIndex("i".into());
-        User { kind: UserKind::User, username, username_index, roles: vec![], mfa, suspended: None, is_deleted: false }
+        User {
+            kind: UserKind::User,
+            username,
+            username_index,
+            roles: vec![],
+            email: None,
+            mfa,
+            suspended: None,
+            is_deleted: false,
+        }
     }
 
     fn enrolled() -> User {

@@ -13,8 +13,10 @@ pub trait Effect: Send + 'static {
     const NAME: &'static str;
     /// The event that asks for it.
     const BEGINS: &'static str;
-    /// The event that says that it is done.
-    const ENDS: &'static str;
+    /// The events that say that it is done, or not to be done any more.
+    const ENDS: &'static [&'static str];
+    /// The longest pause before it is tried again; pauses double from [`TRY_AGAIN_MS`] on.
+    const PAUSE_MS_MAX: u64 = TRY_AGAIN_MS;
     /// The entity that both are of.
     type Entity: Decider;
     /// The entity's id.
@@ -23,7 +25,20 @@ pub trait Effect: Send + 'static {
 
 /// What is not done yet, with when to work on it.
 pub struct Outstanding<E: Effect> {
-    open: BTreeMap<E::Id, Timestamp>,
+    open: BTreeMap<E::Id, Next>,
+}
+
+/// When to work on something, and how long to wait if it does not end.
+#[derive(Clone, Copy)]
+struct Next {
+    at: Timestamp,
+    pause_ms: u64,
+}
+
+impl Next {
+    fn at(at: Timestamp) -> Self {
+        Next { at, pause_ms: TRY_AGAIN_MS }
+    }
 }
 
 impl<E: Effect> Default for Outstanding<E> {
@@ -35,7 +50,7 @@ impl<E: Effect> Default for Outstanding<E> {
 impl<E: Effect> Outstanding<E> {
     /// Takes in what was not done at the start.
     pub fn put(&mut self, id: E::Id) {
-        self.open.insert(id, Timestamp(0));
+        self.open.insert(id, Next::at(Timestamp(0)));
     }
 }
 
@@ -51,8 +66,8 @@ impl<E: Effect> Process for Outstanding<E> {
         }
         let Ok(id) = event.header.stream.parse() else { return };
         if event.header.kind == E::BEGINS {
-            self.open.insert(id, now);
-        } else if event.header.kind == E::ENDS {
+            self.open.insert(id, Next::at(now));
+        } else if E::ENDS.contains(&event.header.kind.as_str()) {
             self.open.remove(&id);
         }
     }
@@ -60,15 +75,16 @@ impl<E: Effect> Process for Outstanding<E> {
     fn signal(&mut self, (): (), _: Timestamp) {}
 
     fn decide(&mut self, now: Timestamp, _random: u64) -> Vec<E::Id> {
-        let due: Vec<E::Id> = self.open.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
-        for id in &due {
-            self.open.insert(*id, now.plus_ms(TRY_AGAIN_MS));
+        let mut due = vec![];
+        for (id, next) in self.open.iter_mut().filter(|(_, next)| next.at <= now) {
+            due.push(*id);
+            *next = Next { at: now.plus_ms(next.pause_ms), pause_ms: (next.pause_ms * 2).min(E::PAUSE_MS_MAX) };
         }
         due
     }
 
     fn due(&self) -> Option<Timestamp> {
-        self.open.values().min().copied()
+        self.open.values().map(|next| next.at).min()
     }
 }
 
@@ -78,7 +94,7 @@ pub struct Provision;
 impl Effect for Provision {
     const NAME: &'static str = "provisioner";
     const BEGINS: &'static str = "identity.tenant.created";
-    const ENDS: &'static str = "identity.tenant.provisioned";
+    const ENDS: &'static [&'static str] = &["identity.tenant.provisioned"];
     type Entity = crate::identity::tenant::Tenant;
     type Id = kernel::id::TenantId;
 }
@@ -89,7 +105,7 @@ pub struct Erase;
 impl Effect for Erase {
     const NAME: &'static str = "eraser";
     const BEGINS: &'static str = "audit.erasure.requested";
-    const ENDS: &'static str = "audit.erasure.completed";
+    const ENDS: &'static [&'static str] = &["audit.erasure.completed"];
     type Entity = crate::erasure::Erasure;
     type Id = kernel::id::ErasureId;
 }
@@ -100,9 +116,21 @@ pub struct RebuildView;
 impl Effect for RebuildView {
     const NAME: &'static str = "rebuilder";
     const BEGINS: &'static str = "views.rebuild.requested";
-    const ENDS: &'static str = "views.rebuild.completed";
+    const ENDS: &'static [&'static str] = &["views.rebuild.completed"];
     type Entity = crate::rebuild::Rebuild;
     type Id = kernel::id::RebuildId;
+}
+
+/// Hands mails over, and forgets the address when their link is not good any more.
+pub struct SendMail;
+
+impl Effect for SendMail {
+    const NAME: &'static str = "postman";
+    const BEGINS: &'static str = "identity.mail.requested";
+    const ENDS: &'static [&'static str] = &["identity.mail.failed", "identity.mail.used", "identity.mail.revoked"];
+    const PAUSE_MS_MAX: u64 = 10 * 60_000;
+    type Entity = crate::identity::mail::Mail;
+    type Id = kernel::id::MailId;
 }
 
 #[cfg(test)]
@@ -122,5 +150,23 @@ mod tests {
         provision.react(&event("identity.tenant.provisioned"), Timestamp(5_001));
         assert_eq!(provision.decide(Timestamp(60_000), 0), []);
         assert_eq!(provision.due(), None);
+    }
+
+    #[test]
+    fn given_a_mail_that_does_not_go_out_then_it_is_tried_more_and_more_rarely() {
+        let mail = kernel::id::MailId::from_bytes([1; 16]);
+        let mut outbox = Outstanding::<SendMail>::default();
+        outbox.put(mail);
+        let (mut now, mut pauses) = (Timestamp(0), vec![]);
+        for _ in 0..10 {
+            assert_eq!(outbox.decide(now, 0), [mail]);
+            let next = outbox.due().unwrap();
+            pauses.push(next.since_ms(now) / 1_000);
+            now = next;
+        }
+        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 320, 600, 600, 600]);
+        let revoked = crate::golden::recorded("identity.mail.revoked", &mail.to_string(), 2, 2, serde_json::json!({}));
+        outbox.react(&revoked, now);
+        assert_eq!(outbox.due(), None);
     }
 }

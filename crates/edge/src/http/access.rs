@@ -66,7 +66,7 @@ pub(super) fn query_names(document: &Value) -> BTreeMap<(String, String), Vec<St
 /// An unknown name in a query string is an error like an unknown field in a body.
 fn check_query(state: &EdgeState, route: &(String, String), query: Option<&str>) -> Result<(), Failure> {
     // OAuth asks the opposite: what is not known there is left alone.
-    if route.1.starts_with("/oauth/") {
+    if is_page(&route.1) {
         return Ok(());
     }
     let (Some(query), Some(known)) = (query, state.query_names.get(route)) else { return Ok(()) };
@@ -120,13 +120,21 @@ pub(super) async fn admit(State(state): State<Arc<EdgeState>>, mut request: Requ
 /// What a route's requests count as.
 fn class(route: &(String, String)) -> RouteClass {
     let (method, path) = (route.0.as_str(), route.1.as_str());
-    let is_login = matches!(path, "/api/v1/auth/login" | "/api/v1/auth/refresh") || path.starts_with("/api/v1/auth/mfa/");
+    let is_login = matches!(path, "/api/v1/auth/login" | "/api/v1/auth/refresh" | "/api/v1/auth/register")
+        || ["mfa/", "invitations/", "password-resets", "email/"]
+            .iter()
+            .any(|part| path.starts_with(&format!("/api/v1/auth/{part}")));
     match method {
-        _ if is_login || (path.starts_with("/oauth/") && method == "POST") => RouteClass::Auth,
+        _ if is_login || (is_page(path) && method == "POST") => RouteClass::Auth,
         "GET" => RouteClass::Read,
         _ if path == "/mcp" || path.ends_with("/actions/call") => RouteClass::Call,
         _ => RouteClass::Write,
     }
+}
+
+/// Whether a route belongs to the authorization server, whose requests are forms.
+fn is_page(path: &str) -> bool {
+    path.starts_with("/oauth/") || path.starts_with("/account/")
 }
 
 /// Routes that must answer whatever is going on.

@@ -49,6 +49,8 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::tenants::routes())
         .merge(v1::users::routes())
         .merge(v1::teams::routes())
+        .merge(v1::accounts::routes())
+        .merge(v1::mails::routes())
         .merge(v1::roles::routes())
         .merge(v1::api_keys::routes())
         .merge(v1::agents::routes())

@@ -24,8 +24,8 @@ pub(crate) use error::hinted;
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
 use commands::{
-    agents, audit, backup, clients, discover, drill, erasures, events, groups, keys, login, mfa, past, queues, security, tasks,
-    teams, tenants, users, views,
+    account, agents, audit, backup, clients, discover, drill, erasures, events, groups, keys, login, mails, mfa, past, queues,
+    security, tasks, teams, tenants, users, views,
 };
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
@@ -104,6 +104,20 @@ pub enum ClientCommand {
         /// What to do
         #[command(subcommand)]
         command: users::UsersCommand,
+    },
+    /// See the mails that went out, and take links back
+    #[command(after_help = mails::EXAMPLES)]
+    Mails {
+        /// What to do
+        #[command(subcommand)]
+        command: mails::MailsCommand,
+    },
+    /// Your own password and address
+    #[command(after_help = account::EXAMPLES)]
+    Account {
+        /// What to do
+        #[command(subcommand)]
+        command: account::AccountCommand,
     },
     /// Manage teams: roles for many at once
     #[command(after_help = teams::EXAMPLES)]
@@ -223,6 +237,8 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Events { command } => events::run(command, client, output).await,
         ClientCommand::Groups { command } => groups::run(command, client, output).await,
         ClientCommand::Users { command } => users::run(command, client, output).await,
+        ClientCommand::Mails { command } => mails::run(command, client, output).await,
+        ClientCommand::Account { command } => account::run(command, client, output).await,
         ClientCommand::Teams { command } => teams::run(command, client, output).await,
         ClientCommand::Explain(args) => teams::explain(args, client, output).await,
         ClientCommand::Keys { command } => keys::run(command, client, output).await,

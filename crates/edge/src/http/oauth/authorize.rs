@@ -134,9 +134,15 @@ async fn browser(state: &EdgeState, cookies: &Cookies) -> Option<Browser> {
     }
 }
 
-fn sign_in_page(tenant: &str, username: &str, leads_to: &str, purpose: &str) -> Page {
-    Page::new("Sign in", leads_to)
-        .text(purpose)
+fn sign_in_page(state: &EdgeState, tenant: &str, username: &str, leads_to: &str, purpose: &str) -> Page {
+    let mut page = Page::new("Sign in", leads_to);
+    if state.app.has_mail() {
+        page = page.link("/account/reset", "You do not know your password?");
+        if state.app.registration() == app::Registration::Open {
+            page = page.link("/account/register", "You have no account?");
+        }
+    }
+    page.text(purpose)
         .hidden("step", "login")
         .field("tenant", "Tenant", "text", "organization", if tenant.is_empty() { "default" } else { tenant })
         .field("username", "User name", "text", "username", username)
@@ -197,7 +203,7 @@ async fn shown(state: &EdgeState, parts: &Parts, fields: &Fields, request: &Auth
         (Ok(_), _) => {
             let hint = fields.get("login_hint").unwrap_or_default();
             let purpose = format!("to continue to {}", request.client.profile.name);
-            cookies.page(state, StatusCode::OK, sign_in_page("", &hint, &leads_to(&request.redirect_uri), &purpose))
+            cookies.page(state, StatusCode::OK, sign_in_page(state, "", &hint, &leads_to(&request.redirect_uri), &purpose))
         }
     }
 }
@@ -209,7 +215,7 @@ async fn allowed(state: &EdgeState, parts: &Parts, request: &AuthRequest, browse
     }
 }
 
-fn old_form() -> Response {
+pub(super) fn old_form() -> Response {
     message(
         StatusCode::BAD_REQUEST,
         "This form is not good any more",
@@ -260,7 +266,7 @@ async fn signed_in(
         Ok(SignedIn::Ticket(ticket)) => Err((StatusCode::OK, code_of_app_page(&ticket, leads))),
         Err(rejection) => {
             let (status, text) = login_failed(&rejection);
-            Err((status, sign_in_page(&tenant, &username, leads, purpose).warning(&text)))
+            Err((status, sign_in_page(state, &tenant, &username, leads, purpose).warning(&text)))
         }
     }
 }
@@ -316,7 +322,7 @@ async fn device(State(state): State<Arc<EdgeState>>, request: Request) -> Respon
     let fields = Fields::parse(parts.uri.query().unwrap_or_default().as_bytes());
     let cookies = Cookies::of(&state, &parts);
     let Some(browser) = browser(&state, &cookies).await else {
-        return cookies.page(&state, StatusCode::OK, sign_in_page("", "", "", "to connect a device"));
+        return cookies.page(&state, StatusCode::OK, sign_in_page(&state, "", "", "", "to connect a device"));
     };
     match fields.get("user_code") {
         Some(code) => device_shown(&state, cookies, &browser, &code).await,

@@ -65,7 +65,7 @@ fn described(app: &App) -> Value {
         "introspection_endpoint_auth_signing_alg_values_supported": ASSERTIONS,
         "code_challenge_methods_supported": ["S256"],
         "claims_supported": [
-            "iss", "sub", "aud", "exp", "iat", "auth_time", "nonce", "acr", "amr", "at_hash", "sid", "preferred_username", "name",
+            "iss", "sub", "aud", "exp", "iat", "auth_time", "nonce", "acr", "amr", "at_hash", "sid", "preferred_username", "name", "email", "email_verified",
         ],
         "acr_values_supported": ["pwd", "mfa"],
         "claim_types_supported": ["normal"],

@@ -1,6 +1,7 @@
-//! `/oauth` and the documents that describe it: the authorization server. Its requests are forms and its answers plain
+//! `/oauth` and the documents that describe it: the authorization server; `/account`, where links of mails lead. Its requests are forms and its answers plain
 //! JSON, as the specifications say, without the envelope of the API.
 
+mod account;
 mod authorize;
 mod form;
 mod logout;
@@ -27,6 +28,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(token::routes())
         .merge(register::routes())
         .merge(logout::routes())
+        .merge(account::routes())
 }
 
 pub(super) use metadata::challenge;

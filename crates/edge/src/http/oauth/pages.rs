@@ -37,13 +37,15 @@ pub(super) struct Page {
     above: String,
     form: String,
     buttons: String,
+    below: String,
     /// Where the form may lead beside this server.
     leads_to: String,
 }
 
 impl Page {
     pub fn new(title: &str, leads_to: &str) -> Self {
-        Page { title: title.into(), above: String::new(), form: String::new(), buttons: String::new(), leads_to: leads_to.into() }
+        let (above, form, buttons, below) = Default::default();
+        Page { title: title.into(), above, form, buttons, below, leads_to: leads_to.into() }
     }
 
     /// A paragraph.
@@ -98,6 +100,12 @@ impl Page {
         self
     }
 
+    /// Another page of this server, below the form.
+    pub fn link(mut self, path: &str, label: &str) -> Self {
+        self.below += &format!("<p class=\"below\"><a href=\"{}\">{}</a></p>", escaped(path), escaped(label));
+        self
+    }
+
     /// The page as an answer.
     pub fn answer(self, status: StatusCode) -> Response {
         let form = match self.buttons.is_empty() {
@@ -107,8 +115,8 @@ impl Page {
         let title = escaped(&self.title);
         let html = format!(
             "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-             <title>{title} · Keiko</title><style>{STYLE}</style></head><body><main><p class=\"brand\">Keiko</p><h1>{title}</h1>{}{form}</main></body></html>",
-            self.above
+             <title>{title} · Keiko</title><style>{STYLE}</style></head><body><main><p class=\"brand\">Keiko</p><h1>{title}</h1>{}{form}{}</main></body></html>",
+            self.above, self.below
         );
         let leads_to = if self.leads_to.is_empty() { String::new() } else { format!(" {}", self.leads_to) };
         let policy = format!(

@@ -119,19 +119,21 @@ fn missing() -> app::oauth::OauthError {
 #[utoipa::path(get, path = "/oauth/userinfo", tag = "oauth", extensions(("x-permission" = json!("profile.read"))),
     responses((status = 200, body = Value)))]
 async fn userinfo(State(state): State<Arc<EdgeState>>, By(caller): By) -> Response {
-    said(&state, &caller)
+    said(&state, &caller).await
 }
 
 /// Who is the person (OpenID Connect)
 #[utoipa::path(post, path = "/oauth/userinfo", tag = "oauth", extensions(("x-permission" = json!("profile.read"))),
     responses((status = 200, body = Value)))]
 async fn userinfo_by_post(State(state): State<Arc<EdgeState>>, By(caller): By) -> Response {
-    said(&state, &caller)
+    said(&state, &caller).await
 }
 
-fn said(state: &EdgeState, caller: &app::Caller) -> Response {
-    if let Some(info) = state.app.userinfo(&caller.actor) {
-        return no_store(StatusCode::OK, &info);
+async fn said(state: &EdgeState, caller: &app::Caller) -> Response {
+    match state.app.userinfo(&caller.actor).await {
+        Ok(Some(info)) => return no_store(StatusCode::OK, &info),
+        Ok(None) => {}
+        Err(rejection) => return Failure::from(rejection).into_response(),
     }
     let (message, hint) = ("This token does not say who somebody is.", "Ask for the scope openid.");
     let rejection = Rejection::new(Kind::Forbidden, "PERMISSION_DENIED", message, hint).with("permission", "openid");

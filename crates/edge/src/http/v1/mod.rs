@@ -1,5 +1,6 @@
 //! Version 1 of the API: one file per resource, each endpoint with its wire types, its documentation and its handler.
 
+pub(super) mod accounts;
 pub(super) mod agents;
 pub(super) mod api_keys;
 pub(super) mod audit;
@@ -11,6 +12,7 @@ pub(super) mod discovery;
 pub(super) mod erasures;
 pub(super) mod events;
 pub(super) mod journal;
+pub(super) mod mails;
 pub(super) mod mcp_servers;
 pub(super) mod queues;
 pub(super) mod roles;

@@ -76,6 +76,8 @@ struct UserAttributes {
     kind: IdentityKind,
     /// Roles by name.
     roles: Vec<String>,
+    /// The address that the person showed to be theirs.
+    email: Option<String>,
     /// Whether it has a second factor.
     has_mfa: bool,
     /// Why it may do nothing for now.
@@ -98,6 +100,7 @@ fn attributes(user: &Handled<User>) -> UserAttributes {
             UserKind::Service => IdentityKind::Service,
         },
         roles: user.state.roles.clone(),
+        email: user.state.address().map(str::to_owned),
         has_mfa: user.state.mfa.is_some(),
         suspended: user.state.suspended.clone(),
         created_at: user.created_at.to_string(),

@@ -55,7 +55,10 @@ pub async fn login(args: Login, client: &mut Client, connection: &Connection) ->
         Some(name) => name,
         None => input::line("Username:", "name the user: keiko login USERNAME")?,
     };
-    let password = password(args.password_stdin)?;
+    let password = match args.password_stdin {
+        true => input::password_from_stdin()?,
+        false => password("Password", "set KEIKO_PASSWORD, or use --password-stdin")?,
+    };
     let body = Fields::default()
         .with("username", Some(username.as_str()))
         .with("password", Some(password))
@@ -91,13 +94,11 @@ async fn with_browser(is_device: bool, store: Store, client: &mut Client, connec
     tell(&base, &login, connection)
 }
 
-fn password(from_stdin: bool) -> anyhow::Result<String> {
-    if from_stdin {
-        return input::password_from_stdin();
-    }
+/// A password: of the environment, else asked for.
+pub(super) fn password(prompt: &str, hint: &str) -> anyhow::Result<String> {
     match std::env::var("KEIKO_PASSWORD") {
         Ok(password) if !password.is_empty() => Ok(password),
-        _ => input::password("Password", "set KEIKO_PASSWORD, or use --password-stdin"),
+        _ => input::password(prompt, hint),
     }
 }
 

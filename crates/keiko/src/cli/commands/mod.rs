@@ -3,6 +3,7 @@
 //! Owns what they share: the id argument, the paging of lists. A command's module turns arguments into calls and says
 //! which columns people see; it never speaks HTTP itself.
 
+pub mod account;
 pub mod agents;
 pub mod audit;
 pub mod backup;
@@ -14,6 +15,7 @@ pub mod events;
 pub mod groups;
 pub mod keys;
 pub mod login;
+pub mod mails;
 pub mod mfa;
 pub mod past;
 pub mod queues;

@@ -6,7 +6,7 @@ use super::{Paging, Past, Target, show_list, show_one, show_past};
 use crate::cli::call::{Call, Fields, path};
 use crate::cli::client::Client;
 use crate::cli::table::Column;
-use crate::cli::{Output, input};
+use crate::cli::{Output, input, print};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -14,15 +14,17 @@ use serde_json::json;
 pub const EXAMPLES: &str = "\
 Examples:
   keiko users create --username maria --role developer
+  keiko users invite maria@example.com --role developer
   keiko users create --username ci --role developer --password-stdin < password.txt
   keiko users set-password maria
   keiko users set-roles maria --role analyst --role user
 
 Roles: admin, ml-engineer, developer, analyst, user, security-officer, and the tenant's own.";
 
-const COLUMNS: [Column; 4] = [
+const COLUMNS: [Column; 5] = [
     Column::id("ID", "/id"),
     Column::id("USERNAME", "/attributes/username"),
+    Column::text("EMAIL", "/attributes/email"),
     Column::text("ROLES", "/attributes/roles"),
     Column::time("CREATED", "/attributes/created_at"),
 ];
@@ -36,6 +38,14 @@ pub enum UsersCommand {
     Get(Past),
     /// Create a user; the password is asked for
     Create(Create),
+    /// Invite somebody by mail to make an account of their own
+    Invite {
+        /// Where the invitation goes
+        email: String,
+        /// A role; may be repeated
+        #[arg(long = "role", value_name = "ROLE")]
+        roles: Vec<String>,
+    },
     /// Give a user a new password; it is asked for
     SetPassword {
         /// Which user
@@ -93,6 +103,7 @@ pub async fn run(command: UsersCommand, client: &mut Client, output: Output) -> 
         UsersCommand::List(paging) => show_list(client, Call::get("users"), &paging, &COLUMNS, output).await,
         UsersCommand::Get(user) => show_past(client, "users", &user, output).await,
         UsersCommand::Create(args) => create(args, client, output).await,
+        UsersCommand::Invite { email, roles } => invite(email, roles, client, output).await,
         UsersCommand::SetPassword { user, password_stdin } => set_password(&user.id, password_stdin, client, output).await,
         UsersCommand::SetRoles { user, roles } => {
             let body = Fields::default().with("roles", Some(roles));
@@ -121,6 +132,16 @@ async fn create(args: Create, client: &mut Client, output: Output) -> anyhow::Re
     let body =
         Fields::default().with("username", Some(args.username)).with("password", Some(password)).with_list("roles", args.roles);
     show_one(client, Call::append("users", body), output).await
+}
+
+async fn invite(email: String, roles: Vec<String>, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    let body = Fields::default().with("email", Some(email)).with_list("roles", roles);
+    let invited = client.send(Call::append("users/actions/invite", body)).await?;
+    output.one(invited.data())?;
+    if invited.attributes()["link"].is_string() {
+        print::note("This server sends no mail. Hand the link over yourself: whoever has it makes the account.");
+    }
+    Ok(())
 }
 
 /// The write replaces the user, so the roles go with it as they are.
