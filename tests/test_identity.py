@@ -286,7 +286,8 @@ def neighbours(keiko, admin, tmp_path_factory):
     rebuild = done(admin.post("/views/agent_stats/actions/rebuild", {}), 202)["id"]
     client = done(admin.post("/clients", {"name": unique("client"), "redirect_uris": ["https://client.example/back"]}), 201)["id"]
     team = done(admin.post("/teams", {"name": unique("team"), "roles": ["user"]}), 201)["id"]
-    ids = {"teams": team, "clients": client, "erasures": erasure, "rebuilds": rebuild, "events": event, "consumer-groups": group, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
+    mail = done(admin.post("/users/actions/invite", {"email": f"{unique('ada')}@example.com"}), 201)["id"]
+    ids = {"mails": mail, "teams": team, "clients": client, "erasures": erasure, "rebuilds": rebuild, "events": event, "consumer-groups": group, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
     return {"ids": ids, "boss": boss, "agent": keiko.agent(boss, capability), "token": task["attributes"]["claim"]["token"]}
 
 

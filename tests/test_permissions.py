@@ -10,6 +10,9 @@ OPEN = {
     "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration", "/.well-known/oauth-protected-resource",
     "/.well-known/oauth-protected-resource/mcp", "/oauth/authorize", "/oauth/token", "/oauth/device_authorization", "/oauth/device",
     "/oauth/revoke", "/oauth/introspect", "/oauth/register", "/oauth/logout",
+    # Who has no account yet, or no password any more: what a mail proves is found out there (test_mail.py).
+    "/api/v1/auth/register", "/api/v1/auth/invitations/accept", "/api/v1/auth/password-resets", "/api/v1/auth/password-resets/confirm",
+    "/api/v1/auth/email/confirm", "/account/register", "/account/join", "/account/reset", "/account/password", "/account/verify",
 }
 EVERYONE = ["discovery.read", "profile.*"]
 ROLES = {
@@ -77,7 +80,9 @@ def things(keiko, admin, tmp_path_factory):
     client = done(admin.post("/clients", {"name": unique("client"), "redirect_uris": ["https://client.example/back"]}), 201)
     erasure = done(admin.post("/erasures", {"subject": keiko.user(admin, []).id}), 202)
     rebuild = done(admin.post("/views/agent_stats/actions/rebuild", {}), 202)
+    mail = done(admin.post("/users/actions/invite", {"email": f"{unique('ada')}@example.com"}), 201)
     return {
+        "mails": mail["id"],
         "teams": done(admin.post("/teams", {"name": unique("team")}), 201)["id"], "clients": client["id"], "consumer-groups": group["id"], "erasures": erasure["id"], "rebuilds": rebuild["id"], "views": "agent_stats",
         # Registering the server wrote the journal's first entry.
         "mcp-servers": server, "tools": tool, "journal": "1",
