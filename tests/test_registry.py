@@ -56,6 +56,21 @@ def test_should_keep_what_was_registered(admin):
     assert {name: got[name] for name in fields} == fields
 
 
+def test_should_name_who_answers_for_an_agent_and_what_it_is_for(keiko, admin):
+    me, person = done(admin.get("/auth/me"))["id"], keiko.user(admin, ["developer"])
+    agent = keiko.agent(admin, purpose="Reviews every change")
+    got = attributes(admin, agent.id)
+    assert (got["owner"], got["purpose"]) == (me, "Reviews every change"), "whoever registers it answers for it"
+    body = {"name": agent.name, "description": "x"}
+    changed = done(admin.put(f"/agents/{agent.id}", {**body, "owner": person.name}))["attributes"]
+    assert (changed["owner"], changed["purpose"], changed["description"]) == (person.id, "Reviews every change", "x")
+    assert [a["id"] for a in admin.everything("/agents", **{"filter[owner]": person.id})] == [agent.id]
+    for more in ({"purpose": "Whatever I like"}, {"owner": "admin"}):
+        refused(agent.api.put(f"/agents/{agent.id}", {**body, **more}), 403, "PERMISSION_DENIED")
+    assert attributes(admin, agent.id)["purpose"] == "Reviews every change"
+    refused(admin.put(f"/agents/{agent.id}", {**body, "owner": "nobody"}), 404, "USER_NOT_FOUND")
+
+
 def test_should_change_and_count_versions(admin):
     made = register(admin, description="old")
     changed = done(admin.put(f"/agents/{made['id']}", {"name": made["attributes"]["name"], "description": "new", "max_concurrency": 2}))

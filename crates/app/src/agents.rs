@@ -4,11 +4,20 @@ use crate::app::App;
 use crate::errors::{Problems, of_handle};
 use crate::replicas::Signal;
 use crate::{Answer, Caller, ListOrder, Page};
-use domain::agent::{Agent, AgentCommand, Profile, name_key, not_found};
+use domain::agent::{Agent, AgentCommand, Mandate, Profile, name_key, not_found};
 use domain::policy::Reach;
 use engine::{Extras, Handled, Step};
 use kernel::id::AgentId;
-use kernel::{IndexField, Timestamp, limits};
+use kernel::{IndexField, Kind, Rejection, Timestamp, limits};
+
+/// Who is to answer for an agent, and what it is for, as far as it is said.
+#[derive(Clone, Debug, Default)]
+pub struct NewMandate {
+    /// A user or service, by id or name.
+    pub owner: Option<String>,
+    /// What it is for.
+    pub purpose: Option<String>,
+}
 
 /// How busy an agent says it is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,14 +31,17 @@ pub struct AgentLoad {
 }
 
 impl App {
-    /// Makes an agent known.
-    pub async fn register_agent(&self, caller: &Caller, profile: Profile) -> Answer<Handled<Agent>> {
+    /// Makes an agent known. Its owner is whoever registers it, unless somebody else is named.
+    pub async fn register_agent(&self, caller: &Caller, profile: Profile, mandate: NewMandate) -> Answer<Handled<Agent>> {
         if let Some(known) = self.earlier::<Agent>(caller).await? {
             return Ok(known);
         }
         self.check_profile(&profile)?;
+        let before = Mandate { owner: caller.actor.user, purpose: None };
+        let mandate = self.mandate(caller, before, mandate).await?;
+        self.check_room::<Agent>(caller.actor.tenant, "agents", |limits| limits.agents_max).await?;
         let id: AgentId = self.env().id();
-        let step = Step::new::<Agent>(id, AgentCommand::Register(profile));
+        let step = Step::new::<Agent>(id, AgentCommand::Register(profile, mandate));
         let agent = self.execute::<Agent>(caller, step, Extras::default()).await?;
         self.shown(caller, agent)
     }
@@ -56,10 +68,36 @@ impl App {
         Ok(Page { items: own.into_iter().collect(), next: None, position: self.position(caller.actor.tenant) })
     }
 
-    /// Replaces what an agent says of itself.
-    pub async fn update_agent(&self, caller: &Caller, id_or_name: &str, profile: Profile) -> Answer<Handled<Agent>> {
+    /// Replaces what an agent says of itself; its mandate stays where nothing is said, and is not the agent's to change.
+    pub async fn update_agent(
+        &self,
+        caller: &Caller,
+        id_or_name: &str,
+        profile: Profile,
+        mandate: NewMandate,
+    ) -> Answer<Handled<Agent>> {
         self.check_profile(&profile)?;
-        self.command_agent(caller, id_or_name, AgentCommand::Update(profile)).await
+        let before = self.agent(caller, id_or_name).await?.state.mandate.clone();
+        let mandate = self.mandate(caller, before.clone(), mandate).await?;
+        if mandate != before && !caller.sees_all() {
+            let hint = "Ask whoever answers for the agent, or an administrator.";
+            let message = "An agent does not choose its owner or its purpose.";
+            return Err(Rejection::new(Kind::Forbidden, "PERMISSION_DENIED", message, hint));
+        }
+        self.command_agent(caller, id_or_name, AgentCommand::Update(profile, Some(mandate))).await
+    }
+
+    async fn mandate(&self, caller: &Caller, before: Mandate, said: NewMandate) -> Answer<Mandate> {
+        if let Some(purpose) = &said.purpose {
+            let mut problems = Problems::default();
+            problems.text("/purpose", purpose);
+            problems.check()?;
+        }
+        let owner = match said.owner {
+            Some(owner) => self.user(caller, &owner).await?.stream.parse().ok(),
+            None => before.owner,
+        };
+        Ok(Mandate { owner, purpose: said.purpose.or(before.purpose) })
     }
 
     /// Removes an agent; its keys end in the same transaction.

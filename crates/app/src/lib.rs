@@ -55,7 +55,7 @@ mod watch;
 mod workers;
 
 pub use admin::reset_password;
-pub use agents::AgentLoad;
+pub use agents::{AgentLoad, NewMandate};
 pub use app::{App, AppSettings, AppStatus, Bootstrap, Ground};
 pub use audit::{AuditProof, CheckedProof, Tree, origin};
 pub use auth::TokenPair;

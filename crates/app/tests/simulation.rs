@@ -1,7 +1,7 @@
 //! The simulator: the real rules, engine and application on the memory store, behind a store that fails on purpose, on a
 //! paused clock. A seed gives the same run each time; what must always hold is checked on the history.
 
-use app::{App, AppSettings, Caller, ClaimOrder, Ground, KeyMaterial, NewTask, TaskOutcome, TaskView};
+use app::{App, AppSettings, Caller, ClaimOrder, Ground, KeyMaterial, NewMandate, NewTask, TaskOutcome, TaskView};
 use domain::agent::{Capability, Profile};
 use domain::policy::Reach;
 use domain::task::{Collision, Outcome, Task, TaskError};
@@ -150,7 +150,7 @@ async fn run(seed: u64) -> Vec<Arc<Recorded>> {
     let mut workers = vec![];
     for n in 0..AGENTS {
         let by = caller(admin.clone(), None);
-        let agent = app.register_agent(&by, profile(&format!("agent-{n}"))).await.unwrap();
+        let agent = app.register_agent(&by, profile(&format!("agent-{n}")), NewMandate::default()).await.unwrap();
         let (_, key) = app.issue_agent_key(&by, &agent).await.unwrap();
         workers.push(app.authenticate_key(&key).await.unwrap());
     }

@@ -1,5 +1,6 @@
 //! An agent: an identity that can take work, what it can do, and whether it is there.
 
+use kernel::id::UserId;
 use kernel::rules::Meta;
 use kernel::{Decider, Facts, IndexField, Json, Kind, Rejection, UniqueChange};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,15 @@ pub struct Profile {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Who answers for an agent, and what it is for. Others say so, not the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mandate {
+    /// The user or service that answers for it.
+    pub owner: Option<UserId>,
+    /// What it is for.
+    pub purpose: Option<String>,
+}
+
 /// Whether it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -73,9 +83,9 @@ pub enum Mode {
 #[derive(Clone, Debug)]
 pub enum AgentCommand {
     /// Make it known.
-    Register(Profile),
-    /// Replace what it says of itself.
-    Update(Profile),
+    Register(Profile, Mandate),
+    /// Replace what it says of itself and, where something is said, its mandate.
+    Update(Profile, Option<Mandate>),
     /// It was heard of.
     MarkUp,
     /// It reports trouble.
@@ -111,6 +121,20 @@ pub enum AgentCommand {
 pub struct Registered {
     /// What it says of itself.
     pub profile: Profile,
+    /// Who answers for it, and what it is for.
+    pub mandate: Mandate,
+}
+
+/// `registry.agent.registered` before agents had a mandate
+#[derive(Deserialize)]
+struct RegisteredFirst {
+    profile: Profile,
+}
+
+impl From<RegisteredFirst> for Registered {
+    fn from(first: RegisteredFirst) -> Self {
+        Registered { profile: first.profile, mandate: Mandate::default() }
+    }
 }
 
 /// `registry.agent.updated`
@@ -118,6 +142,13 @@ pub struct Registered {
 pub struct Updated {
     /// What it says of itself from now on.
     pub profile: Profile,
+}
+
+/// `registry.agent.mandated`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mandated {
+    /// Who answers for it and what it is for, from now on.
+    pub mandate: Mandate,
 }
 
 /// Payload of events that say everything by their type.
@@ -141,8 +172,9 @@ pub struct Suspended {
 kernel::events! {
     /// What happened to an agent.
     AgentEvent {
-        Registered(Registered) = "registry.agent.registered" @ 1,
+        Registered(Registered) = "registry.agent.registered" @ 2 [1: RegisteredFirst],
         Updated(Updated) = "registry.agent.updated" @ 1,
+        Mandated(Mandated) = "registry.agent.mandated" @ 1,
         WentUp(Nothing) = "registry.agent.went_up" @ 1,
         Degraded(Degraded) = "registry.agent.degraded" @ 1,
         WentDown(Nothing) = "registry.agent.went_down" @ 1,
@@ -162,6 +194,9 @@ kernel::events! {
 pub struct Agent {
     /// What it says of itself.
     pub profile: Profile,
+    /// Who answers for it, and what it is for.
+    #[serde(default)]
+    pub mandate: Mandate,
     /// Whether it is there.
     pub liveness: Liveness,
     /// The trouble, while degraded.
@@ -207,15 +242,16 @@ impl Decider for Agent {
 
     fn decide(state: Option<&Agent>, command: &AgentCommand, _: &Facts) -> Result<Vec<AgentEvent>, Rejection> {
         let agent = match (command, state) {
-            (AgentCommand::Register(profile), None) => {
-                return Ok(vec![AgentEvent::Registered(Registered { profile: profile.clone() })]);
+            (AgentCommand::Register(profile, mandate), None) => {
+                let registered = Registered { profile: profile.clone(), mandate: mandate.clone() };
+                return Ok(vec![AgentEvent::Registered(registered)]);
             }
             (_, Some(agent)) if !agent.is_deleted => agent,
             (AgentCommand::Deregister, Some(_)) => return Ok(vec![]),
             _ => return Err(not_found("")),
         };
         Ok(match command {
-            AgentCommand::Register(_) => {
+            AgentCommand::Register(..) => {
                 return Err(Rejection::new(
                     Kind::Conflict,
                     "ALREADY_EXISTS",
@@ -223,8 +259,13 @@ impl Decider for Agent {
                     "Change it with PUT /api/v1/agents/{id}.",
                 ));
             }
-            AgentCommand::Update(profile) if *profile == agent.profile => vec![],
-            AgentCommand::Update(profile) => vec![AgentEvent::Updated(Updated { profile: profile.clone() })],
+            AgentCommand::Update(profile, mandate) => {
+                let is_other = *profile != agent.profile;
+                let updated = is_other.then(|| AgentEvent::Updated(Updated { profile: profile.clone() }));
+                let mandate = mandate.as_ref().filter(|mandate| **mandate != agent.mandate);
+                let mandated = mandate.map(|mandate| AgentEvent::Mandated(Mandated { mandate: mandate.clone() }));
+                updated.into_iter().chain(mandated).collect()
+            }
             AgentCommand::MarkUp if agent.liveness == Liveness::Up => vec![],
             AgentCommand::MarkUp => vec![AgentEvent::WentUp(Nothing {})],
             AgentCommand::MarkDegraded { .. } if agent.liveness == Liveness::Degraded => vec![],
@@ -253,6 +294,7 @@ impl Decider for Agent {
         if let AgentEvent::Registered(registered) = event {
             return Some(Agent {
                 profile: registered.profile.clone(),
+                mandate: registered.mandate.clone(),
                 liveness: Liveness::Registered,
                 degraded_reason: None,
                 mode: Mode::Active,
@@ -265,6 +307,7 @@ impl Decider for Agent {
         match event {
             AgentEvent::Registered(_) => {}
             AgentEvent::Updated(updated) => agent.profile = updated.profile.clone(),
+            AgentEvent::Mandated(mandated) => agent.mandate = mandated.mandate.clone(),
             AgentEvent::WentUp(_) => {
                 agent.liveness = Liveness::Up;
                 agent.degraded_reason = None;
@@ -296,6 +339,7 @@ impl Decider for Agent {
 
     fn index(state: &Agent) -> Vec<IndexField> {
         let mut fields = vec![IndexField::new("status", state.status())];
+        fields.extend(state.mandate.owner.map(|owner| IndexField::new("owner", owner.to_string())));
         fields.extend(state.profile.capabilities.iter().map(|c| IndexField::new("capability", &c.name)));
         fields
     }
@@ -356,32 +400,48 @@ mod tests {
     #[test]
     fn given_a_new_agent_then_it_is_registered_until_it_is_heard_of() {
         use AgentCommand::*;
-        assert_eq!(given(&[Register(profile("a"))]).unwrap().status(), "registered");
-        assert_eq!(given(&[Register(profile("a")), MarkDown]).unwrap().status(), "registered");
-        assert_eq!(given(&[Register(profile("a")), MarkUp]).unwrap().status(), "up");
-        assert_eq!(given(&[Register(profile("a")), MarkUp, MarkDown]).unwrap().status(), "down");
+        assert_eq!(given(&[Register(profile("a"), Mandate::default())]).unwrap().status(), "registered");
+        assert_eq!(given(&[Register(profile("a"), Mandate::default()), MarkDown]).unwrap().status(), "registered");
+        assert_eq!(given(&[Register(profile("a"), Mandate::default()), MarkUp]).unwrap().status(), "up");
+        assert_eq!(given(&[Register(profile("a"), Mandate::default()), MarkUp, MarkDown]).unwrap().status(), "down");
     }
 
     #[test]
     fn given_a_paused_agent_when_it_goes_up_then_it_stays_paused() {
         use AgentCommand::*;
-        assert_eq!(given(&[Register(profile("a")), Pause, MarkUp]).unwrap().status(), "paused");
-        assert_eq!(given(&[Register(profile("a")), Pause, MarkUp, Resume]).unwrap().status(), "up");
+        assert_eq!(given(&[Register(profile("a"), Mandate::default()), Pause, MarkUp]).unwrap().status(), "paused");
+        assert_eq!(given(&[Register(profile("a"), Mandate::default()), Pause, MarkUp, Resume]).unwrap().status(), "up");
     }
 
     #[test]
     fn given_a_suspended_agent_then_nothing_hides_it_until_it_is_reinstated() {
         use AgentCommand::*;
         let suspend = Suspend { reason: "acts unlike itself".into() };
-        assert_eq!(given(&[Register(profile("a")), suspend.clone(), MarkUp, Resume]).unwrap().status(), "suspended");
-        assert_eq!(given(&[Register(profile("a")), MarkUp, suspend, Reinstate]).unwrap().status(), "up");
+        assert_eq!(
+            given(&[Register(profile("a"), Mandate::default()), suspend.clone(), MarkUp, Resume]).unwrap().status(),
+            "suspended"
+        );
+        assert_eq!(given(&[Register(profile("a"), Mandate::default()), MarkUp, suspend, Reinstate]).unwrap().status(), "up");
+    }
+
+    #[test]
+    fn given_an_owner_then_it_stays_until_somebody_names_another_one() {
+        let owned = |n| Mandate { owner: Some(UserId::from_bytes([n; 16])), purpose: Some("reviews".into()) };
+        let registered = given(&[AgentCommand::Register(profile("a"), owned(1))]);
+        let update = |mandate| AgentCommand::Update(profile("b"), mandate);
+        let renamed = given(&[AgentCommand::Register(profile("a"), owned(1)), update(None)]).unwrap();
+        assert_eq!((renamed.profile.name.as_str(), &renamed.mandate), ("b", &owned(1)));
+        let decided = Agent::decide(registered.as_ref(), &AgentCommand::Update(profile("a"), Some(owned(2))), &facts());
+        assert_eq!(decided, Ok(vec![AgentEvent::Mandated(Mandated { mandate: owned(2) })]));
+        let same = Agent::decide(registered.as_ref(), &AgentCommand::Update(profile("a"), Some(owned(1))), &facts());
+        assert_eq!(same, Ok(vec![]));
     }
 
     #[test]
     fn given_the_same_command_twice_then_nothing_more_happens() {
         use AgentCommand::*;
         for command in [MarkUp, Pause, Drain, RequestRestart, Deregister] {
-            let once = given(&[Register(profile("a")), command.clone()]);
+            let once = given(&[Register(profile("a"), Mandate::default()), command.clone()]);
             assert_eq!(Agent::decide(once.as_ref(), &command, &facts()), Ok(vec![]), "{command:?}");
         }
     }
@@ -389,7 +449,7 @@ mod tests {
     #[test]
     fn given_a_removed_agent_then_it_is_not_found_and_its_name_is_free() {
         use AgentCommand::*;
-        let removed = given(&[Register(profile("a")), Deregister]);
+        let removed = given(&[Register(profile("a"), Mandate::default()), Deregister]);
         assert_eq!(Agent::decide(removed.as_ref(), &Pause, &facts()).unwrap_err().code, "AGENT_NOT_FOUND");
         let freed = Agent::unique(removed.as_ref(), &AgentEvent::Deregistered(Nothing {}));
         assert_eq!(freed, [UniqueChange::Free("agent.name:a".into())]);

@@ -38,6 +38,7 @@ fn entity(name: &str, change: impl FnOnce(&mut Agent)) -> Agent {
             cost_per_task: 0.0,
             labels: BTreeMap::new(),
         },
+        mandate: Default::default(),
         liveness: Liveness::Up,
         degraded_reason: None,
         mode: Mode::Active,

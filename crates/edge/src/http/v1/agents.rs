@@ -10,7 +10,7 @@ use crate::http::body::{Input, ListParams, Params, Sort, whole};
 use crate::http::envelope::{Failure, Many, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Name, strings};
 use crate::http::state::EdgeState;
-use app::{AgentLoad, HistoryEntry};
+use app::{AgentLoad, HistoryEntry, NewMandate};
 use axum::extract::State;
 use axum::http::StatusCode;
 use domain::agent::{Agent, AgentCommand, Capability, Profile};
@@ -115,6 +115,11 @@ struct AgentBody {
     /// Free labels.
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    /// The user or service that answers for it, by id or name; whoever registers it when nothing is said.
+    owner: Option<Name>,
+    /// What it is for.
+    #[schema(max_length = 8000)]
+    purpose: Option<String>,
 }
 
 const MAX_CONCURRENCY_DEFAULT: u32 = 10;
@@ -140,6 +145,10 @@ pub(crate) struct AgentAttributes {
     cost_per_task: f64,
     /// Free labels.
     labels: BTreeMap<String, String>,
+    /// Id of the user or service that answers for it.
+    owner: Option<String>,
+    /// What it is for.
+    purpose: Option<String>,
     /// Whether it is asked to restart and was not told yet.
     restart_requested: bool,
     /// Until when it counts as there; only in the answer to a heartbeat.
@@ -180,6 +189,8 @@ pub(crate) fn attributes(agent: &Handled<Agent>) -> AgentAttributes {
         max_concurrency: profile.max_concurrency,
         cost_per_task: profile.cost_per_task,
         labels: profile.labels.clone(),
+        owner: state.mandate.owner.map(|owner| owner.to_string()),
+        purpose: state.mandate.purpose.clone(),
         restart_requested: state.is_restart_requested,
         lease_expires_at: None,
         created_at: agent.created_at.to_string(),
@@ -189,7 +200,8 @@ pub(crate) fn attributes(agent: &Handled<Agent>) -> AgentAttributes {
     }
 }
 
-fn profile(body: AgentBody) -> Result<Profile, Failure> {
+fn parts(body: AgentBody) -> Result<(Profile, NewMandate), Failure> {
+    let mandate = NewMandate { owner: body.owner.map(|owner| owner.0), purpose: body.purpose };
     let schema = |value: Option<Value>| value.map(|v| Json::of(&v)).transpose().map_err(|_| Failure::internal());
     let capabilities = body.capabilities.into_iter().map(|c| {
         Ok(Capability {
@@ -202,7 +214,7 @@ fn profile(body: AgentBody) -> Result<Profile, Failure> {
             tags: strings(c.tags),
         })
     });
-    Ok(Profile {
+    let profile = Profile {
         capabilities: capabilities.collect::<Result<_, Failure>>()?,
         name: body.name.0,
         agent_type: body.agent_type.map_or_else(|| "generic".into(), |kind| kind.0),
@@ -210,7 +222,8 @@ fn profile(body: AgentBody) -> Result<Profile, Failure> {
         max_concurrency: body.max_concurrency.unwrap_or(MAX_CONCURRENCY_DEFAULT),
         cost_per_task: body.cost_per_task.unwrap_or(0.0),
         labels: body.labels,
-    })
+    };
+    Ok((profile, mandate))
 }
 
 fn shown(status: StatusCode, agent: &Handled<Agent>) -> Outcome {
@@ -238,6 +251,10 @@ struct AgentParams {
     #[serde(rename = "filter[capability]")]
     #[param(rename = "filter[capability]")]
     capability: Option<String>,
+    /// Only those that this user or service answers for, by id.
+    #[serde(rename = "filter[owner]")]
+    #[param(rename = "filter[owner]")]
+    owner: Option<String>,
     /// Shows deleted ones too.
     deleted: Option<bool>,
     /// A position of the log, or an instant such as `2026-01-01T00:00:00Z`; now when nothing is said.
@@ -270,6 +287,7 @@ pub(crate) fn word<T: Serialize>(value: &T) -> String {
 async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<AgentParams>) -> Outcome {
     let mut fields = vec![];
     fields.extend(params.capability.map(|c| IndexField::new("capability", c)));
+    fields.extend(params.owner.map(|owner| IndexField::new("owner", owner)));
     fields.extend(params.status.map(|s| IndexField::new("status", word(&s))));
     let order = ListParams::new(params.limit, params.cursor, params.sort, params.deleted).order()?;
     let page = state.app.agents(&caller, &order, fields).await?;
@@ -282,7 +300,8 @@ async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(pa
 #[utoipa::path(post, path = "/api/v1/agents", tag = "agents", extensions(("x-permission" = json!("agents.create"))),
     request_body = AgentBody, responses((status = 201, body = One<AgentAttributes>)))]
 async fn create(State(state): State<Arc<EdgeState>>, input: Input<AgentBody>) -> Outcome {
-    shown(StatusCode::CREATED, &state.app.register_agent(&input.by, profile(input.body)?).await?)
+    let (profile, mandate) = parts(input.body)?;
+    shown(StatusCode::CREATED, &state.app.register_agent(&input.by, profile, mandate).await?)
 }
 
 /// Read an agent by id or name
@@ -292,12 +311,13 @@ async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id)
     shown(StatusCode::OK, &state.app.agent(&caller, &id).await?)
 }
 
-/// Replace what an agent says of itself
+/// Replace what an agent says of itself; owner and purpose stay where nothing is said, and are not the agent's to change
 #[utoipa::path(put, path = "/api/v1/agents/{id}", tag = "agents", extensions(("x-permission" = json!("agents.update"))),
     params(("id" = String, Path, description = "Id or name")), request_body = AgentBody,
     responses((status = 200, body = One<AgentAttributes>)))]
 async fn update(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<AgentBody>) -> Outcome {
-    shown(StatusCode::OK, &state.app.update_agent(&input.by, &id, profile(input.body)?).await?)
+    let (profile, mandate) = parts(input.body)?;
+    shown(StatusCode::OK, &state.app.update_agent(&input.by, &id, profile, mandate).await?)
 }
 
 /// Delete an agent; its keys end at once

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// Shown below the help of `keiko agents`.
 pub const EXAMPLES: &str = "\
 Examples:
-  keiko agents register --name reviewer --capability review-code
+  keiko agents register --name reviewer --capability review-code --purpose 'reviews every change'
   keiko agents register --file agent.json         with schemas, tags, limits
   keiko agents issue-key reviewer                 the key the agent works with
   keiko agents list --status up
@@ -50,6 +50,9 @@ pub enum AgentsCommand {
         /// Only those with this capability
         #[arg(long)]
         capability: Option<String>,
+        /// Only those that this user answers for, by id
+        #[arg(long)]
+        owner: Option<String>,
         /// How much of the list
         #[command(flatten)]
         paging: Paging,
@@ -119,14 +122,20 @@ pub struct Register {
     /// What kind of agent it is
     #[arg(long = "type", value_name = "TYPE")]
     agent_type: Option<String>,
-    /// What it is for
+    /// What it is, for people and for the search
     #[arg(long)]
     description: Option<String>,
     /// Something it can do, by name; may be repeated
     #[arg(long = "capability", value_name = "NAME")]
     capabilities: Vec<String>,
+    /// Who answers for it: a user or service by name or id [default: you]
+    #[arg(long)]
+    owner: Option<String>,
+    /// What it is for, and what not
+    #[arg(long)]
+    purpose: Option<String>,
     /// The whole agent as JSON, with schemas; - reads standard input
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "agent_type", "description", "capabilities"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "agent_type", "description", "capabilities", "owner", "purpose"])]
     file: Option<PathBuf>,
 }
 
@@ -140,6 +149,8 @@ impl Register {
             .with("name", self.name)
             .with("agent_type", self.agent_type)
             .with("description", self.description)
+            .with("owner", self.owner)
+            .with("purpose", self.purpose)
             .with("capabilities", Some(capabilities));
         Ok(fields.into())
     }
@@ -148,8 +159,9 @@ impl Register {
 /// Runs `keiko agents`.
 pub async fn run(command: AgentsCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
     match command {
-        AgentsCommand::List { status, capability, paging } => {
+        AgentsCommand::List { status, capability, owner, paging } => {
             let call = Call::get("agents").query("filter[status]", status).query("filter[capability]", capability);
+            let call = call.query("filter[owner]", owner);
             show_list(client, call, &paging, &COLUMNS, output).await
         }
         AgentsCommand::Get(agent) => show_past(client, "agents", &agent, output).await,
