@@ -41,6 +41,33 @@ def test_should_keep_one_tenant_from_taking_everything(new_keiko):
     assert admin.get("/tasks").status_code == 200
 
 
+def test_should_give_a_tenant_limits_of_its_own(new_keiko):
+    keiko = new_keiko().start()
+    admin = keiko.login()
+    boss, other = keiko.tenant(admin), keiko.tenant(admin)
+    set_limits = lambda **limits: admin.post(f"/tenants/{boss.slug}/actions/set-limits", limits)  # noqa: E731
+    shown = done(set_limits(requests="30/m", users_max=2, agents_max=1))["attributes"]["limits"]
+    assert shown == {"requests": "30/m", "users_max": 2, "agents_max": 1}
+    until(lambda: "ratelimit-limit" in boss.get("/tasks").headers, "it counts")
+    assert spent(boss, "/tasks", 60)[429] > 25 and spent(other, "/tasks", 60) == {200: 60}
+    keiko.restart(same_port=True)
+    assert spent(keiko.login("boss", "another long password", boss.slug), "/tasks", 60)[429] > 25, "also after a restart"
+    done(set_limits(users_max=2, agents_max=1))
+    until(lambda: boss.get("/tasks").status_code == 200, "it is lifted")
+    user = lambda: boss.post("/users", {"username": unique("user"), "password": "a long enough password", "roles": []})  # noqa: E731
+    second = done(user(), 201)["id"]
+    assert refused(user(), 422, "QUOTA_REACHED")["details"]["limit"] == 2
+    assert boss.delete(f"/users/{second}").status_code == 204
+    done(user(), 201)
+    done(boss.post("/agents", {"name": "a"}), 201)
+    refused(boss.post("/agents", {"name": "b"}), 422, "QUOTA_REACHED")
+    done(set_limits())
+    done(boss.post("/agents", {"name": "b"}), 201)
+    refused(set_limits(requests="many"), 400, "VALIDATION_FAILED")
+    refused(admin.post("/tenants/default/actions/set-limits", {"users_max": 1}), 422, "RULE_VIOLATED")
+    refused(boss.post(f"/tenants/{boss.slug}/actions/set-limits", {}), 403)
+
+
 def test_should_look_at_no_more_credentials_of_an_address_that_guesses(new_keiko):
     keiko = new_keiko(env={"KEIKO_LIMIT_ADDRESS": "15/m", "KEIKO_LIMIT_AUTH": "8/m"}).start()
     admin = keiko.login()

@@ -66,6 +66,7 @@ impl App {
         problems.refuse()?;
         self.check_roles(caller, &new.roles).await?;
         let tenant = caller.actor.tenant;
+        self.check_room::<User>(tenant, "users", |limits| limits.users_max).await?;
         let id: UserId = self.env().id();
         let mut extras = Extras::default();
         if let Some(password) = new.password {

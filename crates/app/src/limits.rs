@@ -74,6 +74,8 @@ struct Inner {
     buckets: BTreeMap<Whose, Bucket>,
     /// Taken here and not told yet.
     untold: BTreeMap<Whose, u32>,
+    /// Of tenants that have a rate of their own.
+    tenants: BTreeMap<TenantId, Rate>,
 }
 
 impl Inner {
@@ -125,6 +127,22 @@ impl App {
         if is_emergency { Some(rate.map_or(EMERGENCY, Rate::in_emergency)) } else { rate }
     }
 
+    fn tenant_rate(&self, tenant: TenantId) -> Option<Rate> {
+        let own = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner).tenants.get(&tenant).copied();
+        own.or_else(|| self.rate(|limits| limits.tenant, false))
+    }
+
+    /// A tenant has a rate of its own from now on, or has none any more.
+    pub(crate) fn set_tenant_rate(&self, tenant: TenantId, rate: Option<Rate>) {
+        let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match rate {
+            Some(rate) => inner.tenants.insert(tenant, rate),
+            None => inner.tenants.remove(&tenant),
+        };
+        // What was saved up under another rate is not carried over.
+        inner.buckets.remove(&Whose::Tenant(tenant));
+    }
+
     fn take(&self, whose: Whose, rate: Option<Rate>) -> Option<Standing> {
         let rate = rate?;
         let (now, tells) = (self.env().now(), self.0.replicas.is_some());
@@ -147,7 +165,7 @@ impl App {
             return Err(refused(standing, "by this caller"));
         }
         // The tenant's own limit does not shrink: an emergency is about single callers.
-        let all = self.take(Whose::Tenant(actor.tenant), self.rate(|limits| limits.tenant, false));
+        let all = self.take(Whose::Tenant(actor.tenant), self.tenant_rate(actor.tenant));
         if let Some(standing) = all.filter(|standing| standing.wait_ms.is_some()) {
             return Err(refused(standing, "in this tenant"));
         }
@@ -187,7 +205,7 @@ impl App {
         let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (whose, count) in told.taken {
             let rate = match &whose {
-                Whose::Tenant(_) => self.rate(|limits| limits.tenant, false),
+                Whose::Tenant(tenant) => inner.tenants.get(tenant).copied().or_else(|| self.rate(|limits| limits.tenant, false)),
                 Whose::Caller(_, RouteClass::Read) => self.rate(|limits| limits.read, false),
                 Whose::Caller(_, RouteClass::Call) => self.rate(|limits| limits.call, false),
                 Whose::Caller(..) => self.rate(|limits| limits.write, false),

@@ -5,13 +5,15 @@ use crate::errors::{Problems, of_handle, of_store};
 use crate::workers::start_tenant;
 use crate::{Answer, Caller, ListOrder, Page};
 use async_trait::async_trait;
-use domain::identity::tenant::{Created, Tenant, TenantCommand};
+use domain::identity::tenant::{Created, Tenant, TenantCommand, TenantLimits};
 use domain::identity::user::{Registered, User, UserCommand, UserKind, password_secret};
+use domain::limit::Rate;
 use domain::process::outstanding::{Effect, Outstanding, Provision};
 use engine::{Context, Executor, Extras, HandleError, Handled, Step};
 use kernel::id::{TenantId, UserId};
-use kernel::{Kind, Personal, Rejection, limits, text};
+use kernel::{Decider, Kind, Personal, Rejection, limits, text};
 use std::sync::Weak;
+use store::EntityQuery;
 
 /// A tenant to be founded.
 pub struct NewTenant {
@@ -112,6 +114,56 @@ impl App {
         }
         let command = reason.map_or(TenantCommand::Reinstate, |reason| TenantCommand::Suspend { reason });
         self.execute::<Tenant>(caller, Step::on::<Tenant>(tenant.stream, command), Extras::default()).await
+    }
+
+    /// Replaces what a tenant may use. The default tenant has no limits of its own: nobody could lift them.
+    pub async fn set_tenant_limits(&self, caller: &Caller, id_or_slug: &str, limits: TenantLimits) -> Answer<Handled<Tenant>> {
+        let tenant = self.tenant_record(caller, id_or_slug).await?;
+        if tenant.stream == self.0.root.to_string() {
+            let hint = "Use the settings 'limit.…', which hold for everybody.";
+            return Err(Rejection::new(Kind::Refused, "RULE_VIOLATED", "The default tenant has no limits of its own.", hint));
+        }
+        let mut problems = Problems::default();
+        if limits.requests.as_ref().is_some_and(|rate| Rate::parse(rate).is_none()) {
+            problems.add("/requests", "is no rate such as 200/s, 600/m or 5000/h");
+        }
+        problems.check()?;
+        self.execute::<Tenant>(caller, Step::on::<Tenant>(tenant.stream, TenantCommand::SetLimits(limits)), Extras::default())
+            .await
+    }
+
+    /// Has this process keep to a tenant's limits.
+    pub(crate) fn apply_limits(&self, tenant: TenantId, record: &Tenant) {
+        self.set_tenant_rate(tenant, record.limits.requests.as_deref().and_then(Rate::parse));
+    }
+
+    /// Refuses one more of a kind when the tenant has as many as it may. Several at the same moment may each be the last one.
+    pub(crate) async fn check_room<D: Decider>(
+        &self,
+        tenant: TenantId,
+        what: &str,
+        of: impl Fn(&TenantLimits) -> Option<u32>,
+    ) -> Answer<()> {
+        if tenant == self.0.root {
+            return Ok(());
+        }
+        let record = self.entity::<Tenant>(self.0.root, &tenant.to_string()).await?;
+        let Some(max) = record.and_then(|record| of(&record.state.limits)) else { return Ok(()) };
+        let mut query = EntityQuery::all(D::KIND);
+        let mut count = 0;
+        loop {
+            let page = self.engine().store().entities(tenant, query.clone()).await.map_err(of_store)?;
+            count += page.rows.len();
+            if count >= max as usize {
+                let message = format!("This tenant may have {max} {what}, and has them.");
+                let hint = "Remove some, or ask an administrator of the default tenant for more.";
+                return Err(Rejection::new(Kind::Refused, "QUOTA_REACHED", message, hint).with("limit", max));
+            }
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => return Ok(()),
+            }
+        }
     }
 
     /// Whether a tenant is suspended. Others than the default one are asked for in its log.

@@ -103,6 +103,7 @@ pub(crate) async fn start_all(app: &App, reports: Receiver<Report>) -> Result<()
     let position = app.position(app.0.root);
     for tenant in each::<Tenant>(engine, app.0.root, &[]).await? {
         if let (true, Ok(id)) = (tenant.state.is_ready, tenant.stream.parse()) {
+            app.apply_limits(id, &tenant.state);
             start_tenant(app, id, &tenant.state.created.slug).await?;
         }
     }
@@ -277,18 +278,18 @@ async fn start_rebuilder(
     Ok(())
 }
 
-/// Hears of tenants that become ready, on whichever replica.
+/// Hears of tenants that become ready or get other limits, on whichever replica.
 #[derive(Default)]
 struct TenantFollower(Vec<TenantId>);
 
 impl Process for TenantFollower {
     const NAME: &'static str = "tenants";
     type Signal = ();
-    /// Start this tenant's workers.
+    /// Start this tenant's workers, if it is ready; apply its limits.
     type Command = TenantId;
 
     fn react(&mut self, event: &Recorded, _: Timestamp) {
-        if event.header.kind == "identity.tenant.provisioned" {
+        if matches!(event.header.kind.as_str(), "identity.tenant.provisioned" | "identity.tenant.limits_changed") {
             self.0.extend(event.header.stream.parse::<TenantId>());
         }
     }
@@ -316,7 +317,10 @@ impl Executor<TenantFollower> for TenantStarter {
         loop {
             let started = async {
                 match app.engine().entity::<Tenant>(app.0.root, &tenant.to_string()).await? {
-                    Some(known) => start_tenant(&app, tenant, &known.state.created.slug).await,
+                    Some(known) => {
+                        app.apply_limits(tenant, &known.state);
+                        if known.state.is_ready { start_tenant(&app, tenant, &known.state.created.slug).await } else { Ok(()) }
+                    }
                     None => Ok(()),
                 }
             };

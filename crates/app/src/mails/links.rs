@@ -69,6 +69,7 @@ impl App {
         problems.name("/username", &username);
         problems.check()?;
         self.check_password(&password, &username).await?;
+        self.check_room::<User>(shown.log, "users", |limits| limits.users_max).await?;
         let password = self.sealed_password(shown.log, user, password).await?;
         let email = self.proven(&shown, user).await?;
         let registered = Registered {

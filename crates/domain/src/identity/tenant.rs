@@ -18,6 +18,19 @@ pub enum TenantCommand {
     },
     /// Let it work again.
     Reinstate,
+    /// Replace what it may use.
+    SetLimits(TenantLimits),
+}
+
+/// What a tenant may use; nothing said is what every tenant may.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantLimits {
+    /// Requests, such as `200/s`; else `limit.tenant`.
+    pub requests: Option<String>,
+    /// Users and services, those that were deleted not counted; else any number.
+    pub users_max: Option<u32>,
+    /// Agents, those that were deleted not counted; else any number.
+    pub agents_max: Option<u32>,
 }
 
 /// `identity.tenant.created`. The administrator's password hash is a sealed secret named after `admin_user`.
@@ -48,6 +61,13 @@ pub struct Suspended {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reinstated {}
 
+/// `identity.tenant.limits_changed`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitsChanged {
+    /// All limits from now on.
+    pub limits: TenantLimits,
+}
+
 kernel::events! {
     /// What happened to a tenant.
     TenantEvent {
@@ -55,6 +75,7 @@ kernel::events! {
         Provisioned(Provisioned) = "identity.tenant.provisioned" @ 1,
         Suspended(Suspended) = "identity.tenant.suspended" @ 1,
         Reinstated(Reinstated) = "identity.tenant.reinstated" @ 1,
+        LimitsChanged(LimitsChanged) = "identity.tenant.limits_changed" @ 1,
     }
 }
 
@@ -68,6 +89,9 @@ pub struct Tenant {
     /// Why nobody of it may do anything for now.
     #[serde(default)]
     pub suspended: Option<String>,
+    /// What it may use.
+    #[serde(default)]
+    pub limits: TenantLimits,
 }
 
 impl Decider for Tenant {
@@ -88,16 +112,23 @@ impl Decider for Tenant {
             (TenantCommand::Reinstate, Some(tenant)) if tenant.suspended.is_some() => {
                 Ok(vec![TenantEvent::Reinstated(Reinstated {})])
             }
-            (TenantCommand::Suspend { .. } | TenantCommand::Reinstate, _) => Ok(vec![]),
+            (TenantCommand::SetLimits(limits), Some(tenant)) if *limits != tenant.limits => {
+                Ok(vec![TenantEvent::LimitsChanged(LimitsChanged { limits: limits.clone() })])
+            }
+            (TenantCommand::Suspend { .. } | TenantCommand::Reinstate | TenantCommand::SetLimits(_), _) => Ok(vec![]),
         }
     }
 
     fn evolve(state: Option<Tenant>, event: &TenantEvent, _: &Meta) -> Option<Tenant> {
         match event {
-            TenantEvent::Created(created) => Some(Tenant { created: created.clone(), is_ready: false, suspended: None }),
+            TenantEvent::Created(created) => {
+                let limits = TenantLimits::default();
+                Some(Tenant { created: created.clone(), is_ready: false, suspended: None, limits })
+            }
             TenantEvent::Provisioned(_) => state.map(|t| Tenant { is_ready: true, ..t }),
             TenantEvent::Suspended(s) => state.map(|t| Tenant { suspended: Some(s.reason.clone()), ..t }),
             TenantEvent::Reinstated(_) => state.map(|t| Tenant { suspended: None, ..t }),
+            TenantEvent::LimitsChanged(changed) => state.map(|t| Tenant { limits: changed.limits.clone(), ..t }),
         }
     }
 

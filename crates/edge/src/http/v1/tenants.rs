@@ -10,7 +10,7 @@ use crate::http::v1::users::Suspend;
 use app::NewTenant;
 use axum::extract::State;
 use axum::http::StatusCode;
-use domain::identity::tenant::Tenant;
+use domain::identity::tenant::{Tenant, TenantLimits};
 use engine::Handled;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -19,7 +19,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get)).routes(routes!(suspend)).routes(routes!(reinstate))
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(get))
+        .routes(routes!(suspend))
+        .routes(routes!(reinstate))
+        .routes(routes!(set_limits))
 }
 
 /// A tenant to be founded.
@@ -45,6 +50,19 @@ struct CreateAdmin {
     password: String,
 }
 
+/// What a tenant may use. What is left out is not limited, or by the settings only.
+#[derive(Default, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    /// Requests, such as `200/s`, `600/m` or `5000/h`; else `limit.tenant` of the settings.
+    #[schema(max_length = 32)]
+    requests: Option<String>,
+    /// Users and services.
+    users_max: Option<u32>,
+    /// Agents.
+    agents_max: Option<u32>,
+}
+
 /// A tenant.
 #[derive(Serialize, ToSchema)]
 struct TenantAttributes {
@@ -56,6 +74,8 @@ struct TenantAttributes {
     status: &'static str,
     /// Why it is suspended.
     suspended: Option<String>,
+    /// What it may use.
+    limits: Limits,
     /// When it was founded.
     created_at: String,
     /// When it changed last.
@@ -74,6 +94,11 @@ fn attributes(tenant: &Handled<Tenant>) -> TenantAttributes {
             (None, false) => "provisioning",
         },
         suspended: tenant.state.suspended.clone(),
+        limits: Limits {
+            requests: tenant.state.limits.requests.clone(),
+            users_max: tenant.state.limits.users_max,
+            agents_max: tenant.state.limits.agents_max,
+        },
         created_at: tenant.created_at.to_string(),
         updated_at: tenant.updated_at.to_string(),
         version: tenant.version,
@@ -126,5 +151,15 @@ async fn suspend(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input:
     params(("id" = String, Path, description = "Id or slug")), request_body = Empty, responses((status = 200, body = One<TenantAttributes>)))]
 async fn reinstate(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
     let tenant = state.app.suspend_tenant(&input.by, &id, None).await?;
+    Reply::entity(StatusCode::OK, "tenant", &tenant, attributes(&tenant))
+}
+
+/// Replace what a tenant may use; what is over a limit already stays
+#[utoipa::path(post, path = "/api/v1/tenants/{id}/actions/set-limits", tag = "identity", extensions(("x-permission" = json!("tenants.update"))),
+    params(("id" = String, Path, description = "Id or slug")), request_body = Limits, responses((status = 200, body = One<TenantAttributes>)))]
+async fn set_limits(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Limits>) -> Outcome {
+    let Limits { requests, users_max, agents_max } = input.body;
+    let limits = TenantLimits { requests, users_max, agents_max };
+    let tenant = state.app.set_tenant_limits(&input.by, &id, limits).await?;
     Reply::entity(StatusCode::OK, "tenant", &tenant, attributes(&tenant))
 }

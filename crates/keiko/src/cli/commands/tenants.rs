@@ -2,7 +2,7 @@
 //!
 //! Owns the command's arguments and columns. Never takes a password as an argument.
 
-use super::{Paging, Target, show_list, show_one};
+use super::{Paging, Past, Target, show_list, show_one, show_past};
 use crate::cli::call::{Call, Fields, path};
 use crate::cli::client::Client;
 use crate::cli::table::Column;
@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 pub const EXAMPLES: &str = "\
 Examples:
   keiko tenants create --slug research --name Research --admin maria
-  keiko login maria --tenant research";
+  keiko login maria --tenant research
+  keiko tenants set-limits research --requests 200/s --users-max 50";
 
 const COLUMNS: [Column; 4] = [
     Column::id("ID", "/id"),
@@ -41,6 +42,23 @@ pub enum TenantsCommand {
     },
     /// Let a suspended tenant work again
     Reinstate(Target),
+    /// Show one tenant, with what it may use
+    Get(Past),
+    /// Say what a tenant may use; what is not said is not limited any more
+    SetLimits {
+        /// Which tenant, by id or slug
+        #[command(flatten)]
+        tenant: Target,
+        /// Requests, such as 200/s [default: the setting limit.tenant]
+        #[arg(long, value_name = "RATE")]
+        requests: Option<String>,
+        /// Users and services
+        #[arg(long, value_name = "N")]
+        users_max: Option<u32>,
+        /// Agents
+        #[arg(long, value_name = "N")]
+        agents_max: Option<u32>,
+    },
 }
 
 /// Arguments of `keiko tenants create`.
@@ -70,6 +88,11 @@ pub async fn run(command: TenantsCommand, client: &mut Client, output: Output) -
         }
         TenantsCommand::Reinstate(tenant) => {
             show_one(client, Call::action(&["tenants", &tenant.id, "actions", "reinstate"]), output).await
+        }
+        TenantsCommand::Get(tenant) => show_past(client, "tenants", &tenant, output).await,
+        TenantsCommand::SetLimits { tenant, requests, users_max, agents_max } => {
+            let body = Fields::default().with("requests", requests).with("users_max", users_max).with("agents_max", agents_max);
+            show_one(client, Call::append(path(&["tenants", &tenant.id, "actions", "set-limits"]), body), output).await
         }
         TenantsCommand::Create(args) => {
             let password = input::new_password(args.password_stdin)?;
