@@ -8,7 +8,7 @@ use crate::recognise::ACCESS_TOKEN;
 use crate::watch::Seen;
 use crate::{Answer, Caller, passwords};
 use domain::identity::session::{Opened, PASSWORD, Session, SessionCommand, ended};
-use domain::identity::user::{User, UserKind, name_key, password_secret};
+use domain::identity::user::{User, UserCommand, UserKind, invalid_credentials, name_key, password_secret};
 use engine::{Context, Extras, Handled, Step};
 use kernel::id::{SessionId, TenantId, UserId};
 use kernel::{Act, ActorKind, ActorRef, Claims, Kind, Origin, Rejection, Timestamp, text};
@@ -48,20 +48,13 @@ pub(crate) struct NewToken {
     pub until: Option<Timestamp>,
 }
 
-fn invalid_credentials() -> Rejection {
-    Rejection::new(
-        Kind::Unauthenticated,
-        "INVALID_CREDENTIALS",
-        "User name, password or tenant is wrong.",
-        "Check all three; a forgotten password is set anew on the stopped server, see 'keiko admin --help'.",
-    )
-}
-
 /// Somebody whose password was right.
 pub(crate) struct Authenticated {
     pub log: TenantId,
     pub slug: String,
     pub user: UserId,
+    /// Which password it was.
+    pub password_version: u64,
 }
 
 impl App {
@@ -84,7 +77,7 @@ impl App {
         let session: SessionId = self.env().id();
         let refresh_token = refresh_token(&who.slug, session, &fresh_secret(self.env()));
         let opened = Opened { refresh_sha256: Some(sha256_hex(&refresh_token)), amr, ..self.login_of(who.user) };
-        let opened = self.open_session(who.log, session, opened, &context).await?;
+        let opened = self.open_login(&who, session, opened, &context).await?;
         self.token_pair(who.log, session, &opened, refresh_token)
     }
 
@@ -114,6 +107,23 @@ impl App {
     ) -> Answer<Handled<Session>> {
         let step = Step::new::<Session>(session, SessionCommand::Open(Box::new(opened)));
         self.0.engine.handle::<Session>(log, step, context, Extras::default()).await.map_err(of_handle)
+    }
+
+    /// Opens a session by a password, if it is still the password: it may have been changed while it was looked at.
+    pub(crate) async fn open_login(
+        &self,
+        who: &Authenticated,
+        session: SessionId,
+        opened: Opened,
+        context: &Context,
+    ) -> Answer<Handled<Session>> {
+        let steps = [
+            Step::new::<Session>(session, SessionCommand::Open(Box::new(opened))),
+            Step::on::<User>(who.user, UserCommand::SignIn { password_version: who.password_version }),
+        ];
+        self.0.engine.transact(who.log, &steps, context, Extras::default()).await.map_err(of_handle)?;
+        let opened = self.entity::<Session>(who.log, &session.to_string()).await?;
+        opened.ok_or_else(|| internal("a session without a record".into()))
     }
 
     /// Who has this name and password, with the context of whatever they do next.
@@ -157,7 +167,8 @@ impl App {
         let user_id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         context.actor = ActorRef { kind: ActorKind::User, id: user.stream.clone() };
         context.user = Some(user_id);
-        Ok((Authenticated { log, slug: slug.to_owned(), user: user_id }, context))
+        let password_version = user.state.password_version;
+        Ok((Authenticated { log, slug: slug.to_owned(), user: user_id, password_version }, context))
     }
 
     /// A login succeeded or was refused, and how or why.

@@ -174,7 +174,7 @@ impl App {
     /// Says for some minutes that a password was right, to this browser only.
     pub(crate) fn ticket(&self, who: &Authenticated, form_cookie: &str) -> String {
         let end = self.env().now().plus_ms(TICKET_MS).0;
-        let said = format!("{}/{}/{end}", who.slug, who.user);
+        let said = format!("{}/{}/{}/{end}", who.slug, who.user, who.password_version);
         let mac = self.0.crypto.sealer.derived("ticket", &format!("{said}/{form_cookie}"));
         format!("{said}/{mac}")
     }
@@ -182,11 +182,12 @@ impl App {
     /// Whose password was right, as a ticket says.
     pub(crate) fn open_ticket(&self, ticket: &str, form_cookie: &str) -> Option<Authenticated> {
         let (said, mac) = ticket.rsplit_once('/')?;
-        let [slug, user, end] = said.split('/').collect::<Vec<_>>()[..] else { return None };
+        let [slug, user, password, end] = said.split('/').collect::<Vec<_>>()[..] else { return None };
         let is_ours = self.0.crypto.sealer.derived("ticket", &format!("{said}/{form_cookie}")) == mac;
         let is_in_time = end.parse::<i64>().is_ok_and(|end| self.env().now().0 < end);
         let log = self.tenant(slug)?.id;
-        (is_ours && is_in_time).then(|| Some(Authenticated { log, slug: slug.to_owned(), user: user.parse().ok()? }))?
+        let (user, password_version) = (user.parse().ok()?, password.parse().ok()?);
+        (is_ours && is_in_time).then(|| Authenticated { log, slug: slug.to_owned(), user, password_version })
     }
 
     /// The person who calls, and the session.

@@ -244,17 +244,16 @@ impl App {
     }
 
     async fn open_browser(&self, who: Authenticated, amr: Vec<String>, context: &Context) -> Answer<String> {
-        let Authenticated { log, slug, user } = who;
         let id: SessionId = self.env().id();
-        let cookie = format!("{COOKIE}{slug}_{id}.{}", fresh_secret(self.env()));
+        let cookie = format!("{COOKIE}{}_{id}.{}", who.slug, fresh_secret(self.env()));
         let opened = Opened {
             refresh_sha256: Some(sha256_hex(&cookie)),
             client: Some("keiko-browser".into()),
             amr,
             expires_at: self.env().now().plus_ms(BROWSER_TTL_MS.min(self.0.settings.session_ttl_ms)),
-            ..self.login_of(user)
+            ..self.login_of(who.user)
         };
-        self.open_session(log, id, opened, context).await?;
+        self.open_login(&who, id, opened, context).await?;
         Ok(cookie)
     }
 

@@ -23,6 +23,11 @@ pub enum UserCommand {
     Join(Registered, Option<EmailSet>),
     /// The sealed password hash was replaced.
     ChangePassword,
+    /// Somebody signs in whose password was right while this was the version. Changes nothing.
+    SignIn {
+        /// [`User::password_version`] at that time.
+        password_version: u64,
+    },
     /// Replace the roles.
     SetRoles(Vec<String>),
     /// The person showed that a mail to this address reaches them.
@@ -165,6 +170,9 @@ pub struct User {
     /// The address that the person showed to be theirs.
     #[serde(default)]
     pub email: Option<EmailSet>,
+    /// The version that changed the password last; 0 for the first one.
+    #[serde(default)]
+    pub password_version: u64,
     /// The second factor, if it has one.
     #[serde(default)]
     pub mfa: Option<Mfa>,
@@ -182,6 +190,16 @@ pub struct Mfa {
     pub recovery_sha256: Vec<String>,
     /// The latest step whose code was used.
     pub step: u64,
+}
+
+/// The answer to every login that is refused; it does not say why.
+pub fn invalid_credentials() -> Rejection {
+    Rejection::new(
+        Kind::Unauthenticated,
+        "INVALID_CREDENTIALS",
+        "User name, password or tenant is wrong.",
+        "Check all three; a forgotten password is set anew by mail, or on the stopped server: see 'keiko admin --help'.",
+    )
 }
 
 /// The answer to every code that is not good; it does not say why.
@@ -263,6 +281,10 @@ impl Decider for User {
                 ));
             }
             UserCommand::ChangePassword => vec![UserEvent::PasswordChanged(PasswordChanged {})],
+            UserCommand::SignIn { password_version } => {
+                let is_same = *password_version == user.password_version && user.suspended.is_none();
+                return if is_same { Ok(vec![]) } else { Err(invalid_credentials()) };
+            }
             UserCommand::SetEmail(_) if user.kind == UserKind::Service => vec![],
             UserCommand::SetEmail(set) if user.email.as_ref().is_some_and(|had| had.email_index == set.email_index) => vec![],
             UserCommand::SetEmail(set) => vec![UserEvent::EmailSet(set.clone())],
@@ -279,7 +301,7 @@ impl Decider for User {
         })
     }
 
-    fn evolve(state: Option<User>, event: &UserEvent, _: &Meta) -> Option<User> {
+    fn evolve(state: Option<User>, event: &UserEvent, meta: &Meta) -> Option<User> {
         match event {
             UserEvent::Registered(r) => Some(User {
                 kind: r.kind,
@@ -287,13 +309,14 @@ impl Decider for User {
                 username_index: r.username_index.clone(),
                 roles: r.roles.clone(),
                 email: None,
+                password_version: 0,
                 mfa: None,
                 suspended: None,
                 is_deleted: false,
             }),
             UserEvent::EmailSet(set) => state.map(|u| User { email: Some(set.clone()), ..u }),
             UserEvent::EmailRemoved(_) => state.map(|u| User { email: None, ..u }),
-            UserEvent::PasswordChanged(_) => state,
+            UserEvent::PasswordChanged(_) => state.map(|u| User { password_version: meta.version, ..u }),
             UserEvent::MfaEnrolled(e) => {
                 state.map(|u| User { mfa: Some(Mfa { recovery_sha256: e.recovery_sha256.clone(), step: e.step }), ..u })
             }
@@ -376,6 +399,7 @@ mod tests {
             username_index,
             roles: vec![],
             email: None,
+            password_version: 0,
             mfa,
             suspended: None,
             is_deleted: false,
@@ -384,6 +408,18 @@ mod tests {
 
     fn enrolled() -> User {
         user(Some(Mfa { recovery_sha256: vec!["r1".into(), "r2".into()], step: 7 }))
+    }
+
+    #[test]
+    fn a_sign_in_counts_while_the_password_is_what_it_was() {
+        let meta = Meta { version: 7, at: Timestamp(0), actor: ActorRef::system("test") };
+        let changed = User::evolve(Some(user(None)), &UserEvent::PasswordChanged(PasswordChanged {}), &meta).unwrap();
+        let sign_in = |user: &User, password_version| decided(user, &UserCommand::SignIn { password_version });
+        assert_eq!(sign_in(&user(None), 0), Ok(vec![]));
+        assert_eq!(sign_in(&changed, 7), Ok(vec![]));
+        assert_eq!(sign_in(&changed, 0).unwrap_err().code, "INVALID_CREDENTIALS");
+        let suspended = User { suspended: Some("left".into()), ..changed };
+        assert_eq!(sign_in(&suspended, 7).unwrap_err().code, "INVALID_CREDENTIALS");
     }
 
     fn decided(user: &User, command: &UserCommand) -> Result<Vec<UserEvent>, Rejection> {
