@@ -8,6 +8,7 @@ use crate::workers::each;
 use crate::{Answer, Caller, ListOrder, Page};
 use async_trait::async_trait;
 use domain::erasure::{Completed, Erased, Erasure, ErasureCommand, Requested, begins_own, is_by};
+use domain::identity::mail::address_secret;
 use domain::process::outstanding::{Effect, Erase, Outstanding};
 use domain::task::{Task, TaskCommand};
 use engine::{Context, Engine, Executor, Extras, HandleError, Handled, Step};
@@ -239,7 +240,7 @@ async fn erase_streams(
         let extras = Extras {
             values: values.iter().map(|hash| (*hash, None)).collect(),
             if_head: (!values.is_empty()).then_some(found.position),
-            ..Extras::default()
+            secrets: streams.iter().filter_map(|stream| Some((address_secret(&stream.parse().ok()?), None))).collect(),
         };
         let steps: Vec<Step> = streams.iter().map(|stream| Step::erase(kind_of(stream), stream, note.clone())).collect();
         match engine.transact(tenant, &steps, context, extras).await {
@@ -266,8 +267,8 @@ async fn call_off(engine: &Engine, tenant: TenantId, streams: &BTreeMap<String, 
 
 /// The kind of entity that a stream is. Only those that a person can own.
 fn kind_of(stream: &str) -> &'static str {
-    use domain::identity::{key::Key, session::Session, user::User};
-    let kinds = [Task::KIND, User::KIND, Session::KIND, Key::KIND];
+    use domain::identity::{consent::Consent, key::Key, mail::Mail, session::Session, user::User};
+    let kinds = [Task::KIND, User::KIND, Session::KIND, Key::KIND, Consent::KIND, Mail::KIND];
     kinds.into_iter().find(|kind| stream.rsplit_once('_').is_some_and(|(of, _)| of == *kind)).unwrap_or(Task::KIND)
 }
 

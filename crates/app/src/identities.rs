@@ -153,8 +153,9 @@ impl App {
         if let Some(password) = password {
             self.check_password(&password, user.state.name()).await?;
             let secret = self.sealed_password(caller.actor.tenant, id, password).await?;
-            let (mut steps, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
-            steps.push(Step::on::<User>(id, UserCommand::ChangePassword));
+            let (mails, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
+            let mut steps = vec![Step::on::<User>(id, UserCommand::ChangePassword)];
+            steps.extend(mails);
             steps.extend(self.ending_sessions(caller.actor.tenant, id, None, "password_changed").await?);
             secrets.push(secret);
             self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
@@ -174,8 +175,9 @@ impl App {
         self.prove_password(caller, &user, current).await?;
         self.check_password(&new, user.state.name()).await?;
         let secret = self.sealed_password(caller.actor.tenant, id, new).await?;
-        let (mut steps, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
-        steps.push(Step::on::<User>(id, UserCommand::ChangePassword));
+        let (mails, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
+        let mut steps = vec![Step::on::<User>(id, UserCommand::ChangePassword)];
+        steps.extend(mails);
         steps.extend(self.ending_sessions(caller.actor.tenant, id, Some(session), "password_changed").await?);
         secrets.push(secret);
         self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await
@@ -198,8 +200,9 @@ impl App {
         self.check_may_end(caller, &user)?;
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
-        let (mut steps, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
-        steps.push(Step::on::<User>(id, UserCommand::Delete));
+        let (mails, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
+        let mut steps = vec![Step::on::<User>(id, UserCommand::Delete)];
+        steps.extend(mails);
         steps.extend(self.ending_sessions(caller.actor.tenant, id, None, "user_deleted").await?);
         self.end_keys(caller, &user.stream, &mut steps).await?;
         secrets.extend(secrets_of(&id));
@@ -212,8 +215,9 @@ impl App {
         self.check_may_end(caller, &user)?;
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
-        let (mut steps, secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
-        steps.push(Step::on::<User>(id, UserCommand::Suspend { reason }));
+        let (mails, secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
+        let mut steps = vec![Step::on::<User>(id, UserCommand::Suspend { reason })];
+        steps.extend(mails);
         steps.extend(self.ending_sessions(caller.actor.tenant, id, None, "user_suspended").await?);
         self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
         self.user(caller, &user.stream).await

@@ -30,6 +30,8 @@ pub enum RouteClass {
     Auth,
     /// Anything by somebody who is not known.
     Open,
+    /// Has a mail sent; counted beside the request itself.
+    Mail,
 }
 
 /// How much is allowed; nothing said is no limit.
@@ -47,6 +49,18 @@ pub struct LimitSettings {
     pub auth: Option<Rate>,
     /// Everything else from one address by nobody known, and credentials that are not good.
     pub address: Option<Rate>,
+    /// Mails that one address or one caller has sent.
+    pub mail: Option<Rate>,
+}
+
+impl LimitSettings {
+    fn of_strangers(&self, class: RouteClass) -> Option<Rate> {
+        match class {
+            RouteClass::Auth => self.auth,
+            RouteClass::Mail => self.mail,
+            _ => self.address,
+        }
+    }
 }
 
 /// What counts in an emergency where no limit is set.
@@ -172,10 +186,19 @@ impl App {
         Ok(own.into_iter().chain(all).min_by_key(|standing| standing.remaining))
     }
 
+    /// Lets somebody known have a mail sent, or says how long to wait.
+    pub(crate) fn admit_mail(&self, actor: &Actor) -> Result<Option<Standing>, Rejection> {
+        let rate = self.rate(|limits| limits.mail, actor.is_emergency);
+        match self.take(Whose::Caller(actor.who.id.clone(), RouteClass::Mail), rate) {
+            Some(standing) if standing.wait_ms.is_some() => Err(refused(standing, "by this caller")),
+            standing => Ok(standing),
+        }
+    }
+
     /// Lets a request of somebody unknown pass, or says how long to wait.
     pub fn admit_address(&self, address: &str, class: RouteClass) -> Result<Option<Standing>, Rejection> {
         let is_emergency = self.is_emergency();
-        let rate = self.rate(|limits| if class == RouteClass::Auth { limits.auth } else { limits.address }, is_emergency);
+        let rate = self.rate(|limits| limits.of_strangers(class), is_emergency);
         match self.take(Whose::Address(network(address), class), rate) {
             Some(standing) if standing.wait_ms.is_some() => Err(refused(standing, "from this address")),
             standing => Ok(standing),
@@ -208,9 +231,9 @@ impl App {
                 Whose::Tenant(tenant) => inner.tenants.get(tenant).copied().or_else(|| self.rate(|limits| limits.tenant, false)),
                 Whose::Caller(_, RouteClass::Read) => self.rate(|limits| limits.read, false),
                 Whose::Caller(_, RouteClass::Call) => self.rate(|limits| limits.call, false),
+                Whose::Caller(_, RouteClass::Mail) => self.rate(|limits| limits.mail, false),
                 Whose::Caller(..) => self.rate(|limits| limits.write, false),
-                Whose::Address(_, RouteClass::Auth) => self.rate(|limits| limits.auth, false),
-                Whose::Address(..) => self.rate(|limits| limits.address, false),
+                Whose::Address(_, class) => self.rate(|limits| limits.of_strangers(*class), false),
             };
             let has_room = inner.buckets.len() < BUCKETS_MAX || inner.buckets.contains_key(&whose);
             if let Some(rate) = rate.filter(|_| has_room) {

@@ -6,7 +6,7 @@ use crate::claims::{ClaimWorker, Waiters};
 use crate::erasures::EraseWorker;
 use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
 use crate::groups::{self, GroupFollower, Groups};
-use crate::mails::MailWorker;
+use crate::mails::{MailWorker, end_old};
 use crate::tenants::ProvisionWorker;
 use crate::views::RebuildWorker;
 use crate::{audit, journal, mcp_servers, replicas};
@@ -249,15 +249,15 @@ async fn start_eraser(app: &App, engine: &Engine, tenant: TenantId, position: u6
 
 async fn start_postman(app: &App, engine: &Engine, tenant: TenantId, position: u64) -> Result<(), StoreError> {
     let mut send = Outstanding::<SendMail>::default();
-    for status in [MailStatus::Queued, MailStatus::Sent] {
-        for mail in each::<Mail>(engine, tenant, &[IndexField::new("status", status.as_str())]).await? {
-            if let Ok(id) = mail.stream.parse() {
-                send.put(id);
-            }
+    for mail in each::<Mail>(engine, tenant, &[IndexField::new("status", MailStatus::Queued.as_str())]).await? {
+        if let Ok(id) = mail.stream.parse() {
+            send.put(id);
         }
     }
-    let worker = MailWorker { app: Arc::downgrade(&app.0), engine: engine.clone(), tenant, under_way: Default::default() };
+    let (under_way, handed_over) = Default::default();
+    let worker = MailWorker { app: Arc::downgrade(&app.0), engine: engine.clone(), tenant, under_way, handed_over };
     drive(engine, tenant, send, position, Arc::new(worker));
+    engine.env().spawn(end_old(engine.clone(), tenant));
     Ok(())
 }
 

@@ -123,6 +123,10 @@ pub fn begins_own(subject: UserId, event: &Recorded) -> bool {
     match header.kind.as_str() {
         "identity.user.registered" => header.stream == subject.to_string(),
         "identity.session.opened" | "identity.consent.granted" | "tasks.task.submitted" => is_by(subject, event),
+        "identity.mail.requested" => match crate::identity::mail::MailEvent::read(event) {
+            Ok(Some(crate::identity::mail::MailEvent::Requested(requested))) => requested.purpose.user() == subject,
+            _ => false,
+        },
         "identity.key.issued" => match crate::identity::key::KeyEvent::read(event) {
             Ok(Some(crate::identity::key::KeyEvent::Issued(issued))) => issued.owner.id == subject.to_string(),
             _ => false,
@@ -175,6 +179,15 @@ mod tests {
         assert!(begins_own(subject(), &account));
         account.header.stream = UserId::from_bytes([2; 16]).to_string();
         assert!(!begins_own(subject(), &account), "an account that the person made for somebody else");
+        let mail = |user: UserId| {
+            let requested = json!({
+                "purpose": { "kind": "reset", "user": user }, "address_index": "ab", "expires_at": "2026-01-02T00:00:00.000Z",
+                "is_by_hand": false
+            });
+            recorded("identity.mail.requested", "mail_1", 1, 1, requested)
+        };
+        assert!(begins_own(subject(), &mail(subject())), "whoever asked for it");
+        assert!(!begins_own(subject(), &mail(UserId::from_bytes([2; 16]))));
         let key = |owner: &str| {
             let owner = json!({ "kind": "user", "id": owner });
             let issued =

@@ -94,7 +94,8 @@ enum Opened {
 
 /// Whether a text is an address that mails can be sent to.
 pub fn is_address(text: &str) -> bool {
-    let is_written_well = text.chars().count() <= ADDRESS_CHARS_MAX && text.parse::<Address>().is_ok();
+    // Letters outside ASCII look like others, and few servers take them; domains have a form in ASCII.
+    let is_written_well = text.is_ascii() && text.len() <= ADDRESS_CHARS_MAX && text.parse::<Address>().is_ok();
     is_written_well && text.rsplit_once('@').is_some_and(|(_, domain)| !domain.starts_with('['))
 }
 
@@ -249,11 +250,29 @@ fn transport(url: &str, authorities: Option<&[u8]>) -> Result<AsyncSmtpTransport
     Ok(builder.build())
 }
 
-/// A refusal for ever is one by the server about this mail; wrong credentials and the like are for whoever runs Keiko to repair.
+/// What a server says often names the address: only its codes are told. A refusal for ever is one by the server about this mail; wrong credentials and the like are for whoever runs Keiko to repair.
 fn of_smtp(error: &SmtpError) -> PostError {
-    let text: String = error.to_string().chars().filter(|c| !c.is_control()).take(300).collect();
+    let said: String = error.to_string().chars().filter(|c| !c.is_control()).take(300).collect();
+    let text = match error.status() {
+        Some(code) => [Some(format!("the mail server answered {code}")), enhanced(&said)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" "),
+        None => said,
+    };
     let is_about_mail = error.status().is_some_and(|code| !matches!(u16::from(code), 530 | 534 | 535 | 538));
     if error.is_permanent() && is_about_mail { PostError::Permanent(text) } else { PostError::Transient(text) }
+}
+
+/// The enhanced status code of an answer, such as `5.1.1` (RFC 3463).
+fn enhanced(said: &str) -> Option<String> {
+    let is_one = |word: &&str| {
+        let parts: Vec<&str> = word.split('.').collect();
+        let is_number = |part: &&str| (1..=3).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
+        parts.len() == 3 && parts.iter().all(is_number) && matches!(parts[0], "4" | "5")
+    };
+    said.split_whitespace().find(is_one).map(str::to_owned)
 }
 
 /// Each mail is a file that is whole from the moment it has its name.
@@ -301,10 +320,17 @@ mod tests {
             "ada@example.com\r\nBcc: x@y.z",
             "a@x, b@y",
             "ada@[127.0.0.1]",
+            "ada@\u{212a}eiko.example",
             &long,
         ] {
             assert!(!is_address(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn of_what_a_server_says_only_codes_are_told() {
+        assert_eq!(enhanced("permanent error (550): 5.1.1 <ada@example.com>: unknown"), Some("5.1.1".into()));
+        assert_eq!(enhanced("permanent error (550): no such user 127.0.0.1 1.2.3"), None);
     }
 
     #[test]

@@ -98,6 +98,7 @@ pub const DECLARED: &[Declared] = &[
         "auto",
         "Other requests from one address by nobody known, and bad credentials; auto: 100/s in production, else off",
     ),
+    declared("limit.mail", "auto", "Mails that one address or one caller has sent; auto: 60/m in production, else off"),
     declared("mfa.required", "auto", "Whether administrators need a second factor; auto: in production"),
     declared("mfa.max_age", "15m", "How old the proof of a second factor may be that dangerous actions want"),
     declared("oauth.registration", "auto", "Whether OAuth clients may register themselves; auto: in development only"),
@@ -510,6 +511,7 @@ fn limits(layers: &Layers, profile: Profile) -> anyhow::Result<app::LimitSetting
         call: rate("limit.call", "200/s")?,
         auth: rate("limit.auth", "20/s")?,
         address: rate("limit.address", "100/s")?,
+        mail: rate("limit.mail", "60/m")?,
     })
 }
 

@@ -41,16 +41,29 @@ impl App {
             true => self.entity::<Mail>(log, &id.to_string()).await?,
             false => None,
         };
-        let is_good =
-            |mail: &Handled<Mail>| mail.state.is_good(self.env().now()) && mail.state.requested.purpose.kind() == purpose;
+        // Calling everything back calls back invitations and the like too.
+        let revoked_until = self.guard_of(log).await?.revoked_until;
+        let is_good = |mail: &Handled<Mail>| {
+            mail.state.is_good(self.env().now())
+                && mail.state.requested.purpose.kind() == purpose
+                && revoked_until.is_none_or(|until| mail.created_at > until)
+        };
         let mail = mail.filter(is_good).ok_or_else(link_refused)?;
         Ok(Shown { log, id, mail })
     }
 
-    /// Whether a link is good, and to which address it was sent. Changes nothing: programs look at links before people do.
-    pub async fn look_at_link(&self, token: &str, purpose: PurposeKind, context: &Context) -> Answer<Option<String>> {
+    /// Whether a link is good, to which address it was sent, and how the account is called that it is about. Changes
+    /// nothing: programs look at links before people do.
+    pub async fn look_at_link(
+        &self,
+        token: &str,
+        purpose: PurposeKind,
+        context: &Context,
+    ) -> Answer<(Option<String>, Option<String>)> {
         let shown = self.followed(token, purpose, context).await?;
-        self.address_of(shown.log, &shown.id).await
+        let user = shown.mail.state.requested.purpose.user();
+        let account = self.entity::<User>(shown.log, &user.to_string()).await?.map(|user| user.state.name().to_owned());
+        Ok((self.address_of(shown.log, &shown.id).await?, account))
     }
 
     /// Makes the account that somebody was invited to.
@@ -62,9 +75,14 @@ impl App {
         let Purpose::Invitation { user, roles, is_own_wish } = shown.mail.state.requested.purpose.clone() else {
             return Err(link_refused());
         };
-        if !is_own_wish {
-            self.check_inviter(&shown, &roles).await?;
-        }
+        let roles = match is_own_wish {
+            true if self.registration() == Registration::Open => self.0.settings.registration_roles.clone(),
+            true => return Err(closed("Nobody makes an account here without being invited.")),
+            false => {
+                self.check_inviter(&shown, &roles).await?;
+                roles
+            }
+        };
         let mut problems = Problems::default();
         problems.name("/username", &username);
         problems.check()?;
@@ -123,11 +141,17 @@ impl App {
         let shown = self.followed(token, PurposeKind::Reset, &context).await?;
         let user = shown.mail.state.requested.purpose.user();
         let known = self.entity::<User>(shown.log, &user.to_string()).await?;
-        let known = known.filter(|known| known.state.suspended.is_none() && !known.state.is_deleted).ok_or_else(link_refused)?;
+        // The address may have become somebody else's, or nobody's, since the mail was asked for.
+        let is_still_theirs = |known: &Handled<User>| {
+            let index = known.state.email.as_ref().map(|email| &email.email_index);
+            known.state.suspended.is_none() && index == Some(&shown.mail.state.requested.address_index)
+        };
+        let known = known.filter(is_still_theirs).ok_or_else(link_refused)?;
         self.check_password(&password, known.state.name()).await?;
         let sealed = self.sealed_password(shown.log, user, password).await?;
-        let (mut steps, mut secrets) = self.ending_mails(shown.log, user, Some(shown.id)).await?;
-        steps.push(Step::on::<User>(user, UserCommand::ChangePassword));
+        let (mails, mut secrets) = self.ending_mails(shown.log, user, Some(shown.id)).await?;
+        let mut steps = vec![Step::on::<User>(user, UserCommand::ChangePassword)];
+        steps.extend(mails);
         steps.extend(self.ending_sessions(shown.log, user, None, "password_changed").await?);
         secrets.push(sealed);
         (context.actor, context.user) = (ActorRef { kind: ActorKind::User, id: user.to_string() }, Some(user));

@@ -3,16 +3,17 @@
 mod links;
 mod worker;
 
-pub(crate) use worker::MailWorker;
+pub(crate) use worker::{MailWorker, end_old};
 
 use crate::app::{App, DEFAULT_TENANT, internal};
 use crate::errors::{Problems, of_handle, of_store};
-use crate::limits::network;
+use crate::limits::RouteClass;
 use crate::workers::each;
 use crate::{Answer, Caller, ListOrder};
 use domain::identity::mail::{Mail, MailCommand, Purpose, PurposeKind, Requested, Status, address_secret};
 use domain::identity::user::{User, UserCommand, email_key};
-use engine::{Context, Extras, Handled, Step};
+use domain::limit::Standing;
+use engine::{Context, Extras, HandleError, Handled, Step};
 use gateway::is_address;
 use kernel::id::{MailId, TenantId, UserId};
 use kernel::{BlindIndex, IndexField, Kind, Rejection};
@@ -80,7 +81,7 @@ impl App {
     /// Invites somebody to make an account with these roles. An earlier invitation of the address ends.
     pub async fn invite(&self, caller: &Caller, email: String, roles: Vec<String>) -> Answer<ShownMail> {
         if let Some(known) = self.earlier::<Mail>(caller).await? {
-            return self.shown_mail(caller, known).await;
+            return self.shown_invitation(caller, known).await;
         }
         if self.registration() == Registration::Closed {
             return Err(closed("Nobody is invited here."));
@@ -97,16 +98,29 @@ impl App {
             return Err(Rejection::new(Kind::Conflict, "EMAIL_TAKEN", message, "Look at GET /api/v1/users."));
         }
         let purpose = Purpose::Invitation { user: self.env().id(), roles, is_own_wish: false };
-        let mut steps = self.ending(log, "to", &format!("{}:{}", purpose.kind().as_str(), index.0)).await?;
+        self.count_mail(&format!("mail/{log}"), &email, self.admit_mail(&caller.actor))?;
+        let earlier = self.ending(log, "to", &format!("{}:{}", purpose.kind().as_str(), index.0)).await?;
         let (id, step, secret) = self.written(log, purpose, &email)?;
-        steps.push(step);
-        let mut secrets = ended_secrets(&steps);
-        secrets.push(secret);
-        let extras = Extras { secrets, ..Extras::default() };
-        self.0.engine.transact(log, &only_steps(steps), &caller.context(), extras).await.map_err(of_handle)?;
-        let mail = self.entity::<Mail>(log, &id.to_string()).await?.ok_or_else(|| internal("a mail without a record".into()))?;
-        let link = mail.state.requested.is_by_hand.then(|| self.link(&caller.actor.tenant_slug, log, id, &mail.state));
-        Ok(ShownMail { link, ..self.shown_mail(caller, mail).await? })
+        let extras = Extras { secrets: ended_secrets(&earlier).into_iter().chain([secret]).collect(), ..Extras::default() };
+        // The new one first: a repeated request is answered with it.
+        let steps: Vec<Step> = std::iter::once(step).chain(only_steps(earlier)).collect();
+        let mail = match self.0.engine.transact(log, &steps, &caller.context(), extras).await {
+            Err(HandleError::Repeated(_)) => self.earlier::<Mail>(caller).await?,
+            other => {
+                other.map_err(of_handle)?;
+                self.entity::<Mail>(log, &id.to_string()).await?
+            }
+        };
+        self.shown_invitation(caller, mail.ok_or_else(|| internal("a mail without a record".into()))?).await
+    }
+
+    /// An invitation as whoever wrote it sees it: with the link, where no mail takes it anywhere.
+    async fn shown_invitation(&self, caller: &Caller, mail: Handled<Mail>) -> Answer<ShownMail> {
+        let shown = self.shown_mail(caller, mail).await?;
+        let id = shown.mail.stream.parse().map_err(|_| internal("a mail without an id".into()))?;
+        let is_to_hand_over = shown.mail.state.requested.is_by_hand && shown.is_good;
+        let link = is_to_hand_over.then(|| self.link(&caller.actor.tenant_slug, caller.actor.tenant, id, &shown.mail.state));
+        Ok(ShownMail { link, ..shown })
     }
 
     async fn shown_mail(&self, caller: &Caller, mail: Handled<Mail>) -> Answer<ShownMail> {
@@ -152,10 +166,8 @@ impl App {
         }
         self.quietly(None, email, context, |known| match known {
             Some(user) => Purpose::Known { user },
-            None => {
-                let roles = self.0.settings.registration_roles.clone();
-                Purpose::Invitation { user: self.env().id(), roles, is_own_wish: true }
-            }
+            // What it may do is settled when the account is made.
+            None => Purpose::Invitation { user: self.env().id(), roles: vec![], is_own_wish: true },
         })
         .await
     }
@@ -179,39 +191,52 @@ impl App {
         let mut problems = Problems::default();
         check_address(&mut problems, email);
         problems.check()?;
-        let from = network(context.origin.address.as_deref().unwrap_or_default());
         let slug = tenant.unwrap_or(DEFAULT_TENANT);
-        self.count_mail(&format!("mail/{slug}/{}", email.to_lowercase()), &format!("mails/{from}"))?;
+        let admitted = self.admit_address(context.origin.address.as_deref().unwrap_or_default(), RouteClass::Mail);
+        self.count_mail(&format!("mail/{slug}"), email, admitted)?;
         let late = self.env().now().plus_ms(ANSWER_MS);
-        let known = self.tenant(slug);
-        if let Some(log) = known.map(|known| known.id)
+        if let Some(log) = self.tenant(slug).map(|known| known.id)
             && !self.is_suspended(log).await?
         {
             let user = self.user_by_email(log, email).await?;
             let is_stopped = user.as_ref().is_some_and(|user| user.state.suspended.is_some());
-            let user = user.and_then(|user| user.stream.parse().ok());
-            if let Some(purpose) = purpose(user).into().filter(|_| !is_stopped) {
-                let (_, step, secret) = self.written(log, purpose, email)?;
-                let extras = Extras { secrets: vec![secret], ..Extras::default() };
-                self.0.engine.transact(log, &[step.0], &context, extras).await.map_err(of_handle)?;
+            let id = user.as_ref().and_then(|user| user.stream.parse().ok());
+            // To the address as it was shown to be theirs, not as somebody writes it.
+            let to = user.as_ref().and_then(|user| user.state.address()).unwrap_or(email);
+            if let Some(purpose) = purpose(id).into().filter(|_| !is_stopped) {
+                let (_, step, secret) = self.written(log, purpose, to)?;
+                self.write_aside(log, step, secret, context);
             }
         }
         self.env().sleep_until(late).await;
         Ok(())
     }
 
-    /// Mails to one address, and those that one network asks for, get rarer and rarer.
-    fn count_mail(&self, to: &str, from: &str) -> Answer<()> {
-        let (to, now) = (crate::crypto::sha256_hex(to), self.env().now());
-        let throttle = &self.0.throttle;
-        let wait_ms = throttle.wait_ms(&to, now).max(throttle.wait_anywhere_ms(from, now));
-        if wait_ms > 0 {
+    /// Writes a mail while nobody waits for it: neither time nor trouble shows that there is something to write.
+    fn write_aside(&self, log: TenantId, step: Step, secret: Secret, context: Context) {
+        let engine = self.0.engine.clone();
+        self.env().spawn(async move {
+            let extras = Extras { secrets: vec![secret], ..Extras::default() };
+            if let Err(error) = engine.transact(log, &[step], &context, extras).await {
+                tracing::error!(%error, "a mail that was asked for could not be written");
+            }
+        });
+    }
+
+    /// Mails to one mailbox get rarer and rarer, whoever asks for them; so many may be asked for by one caller or network.
+    fn count_mail(&self, place: &str, to: &str, admitted: Result<Option<Standing>, Rejection>) -> Answer<()> {
+        let throttled = |wait_s: u64| {
             let message = "Too many mails were asked for.";
             let refused = Rejection::new(Kind::Limited, "MAIL_THROTTLED", message, "Wait for the time in Retry-After.");
-            return Err(refused.with("retry_after_s", wait_ms.div_ceil(1_000)));
+            refused.with("retry_after_s", wait_s)
+        };
+        admitted.map_err(|refused| throttled(refused.details.get("retry_after_s").and_then(|s| s.as_u64()).unwrap_or(1)))?;
+        let now = self.env().now();
+        let key = crate::crypto::sha256_hex(&format!("{place}/{}", mailbox(to)));
+        match self.0.throttle.wait_ms(&key, now) {
+            0 => self.0.throttle.failed(key, now),
+            wait_ms => return Err(throttled(wait_ms.div_ceil(1_000))),
         }
-        throttle.failed(to, now);
-        throttle.failed(from.to_owned(), now);
         Ok(())
     }
 
@@ -227,7 +252,7 @@ impl App {
     }
 
     /// A mail to be written: its id, the step, and the address under seal.
-    fn written(&self, log: TenantId, purpose: Purpose, email: &str) -> Answer<(MailId, Planned, Secret)> {
+    fn written(&self, log: TenantId, purpose: Purpose, email: &str) -> Answer<(MailId, Step, Secret)> {
         let id: MailId = self.env().id();
         let name = address_secret(&id);
         let sealed = self.0.crypto.sealer.seal(log, &name, email.as_bytes(), self.env().bytes()).map_err(internal)?;
@@ -237,7 +262,7 @@ impl App {
             address_index: self.email_index(log, email),
             is_by_hand: !self.has_mail(),
         };
-        Ok((id, Planned(Step::new::<Mail>(id, MailCommand::Request(requested)), None), (name, Some(sealed))))
+        Ok((id, Step::new::<Mail>(id, MailCommand::Request(requested)), (name, Some(sealed))))
     }
 
     /// Ends the open mails with this index field.
@@ -251,7 +276,7 @@ impl App {
                 open.insert(id);
             }
         }
-        Ok(open.into_iter().map(|id| Planned(Step::on::<Mail>(id, MailCommand::Revoke), Some(id))).collect())
+        Ok(open.into_iter().map(|id| Planned(Step::on::<Mail>(id, MailCommand::Revoke), id)).collect())
     }
 
     /// Ends whatever mails could still change a person's account, but for one: steps, and what is removed with them.
@@ -262,7 +287,7 @@ impl App {
         kept: Option<MailId>,
     ) -> Answer<(Vec<Step>, Vec<Secret>)> {
         let mut ending = self.ending(log, "user", &user.to_string()).await?;
-        ending.retain(|planned| planned.1 != kept);
+        ending.retain(|planned| Some(planned.1) != kept);
         let secrets = ended_secrets(&ending);
         Ok((only_steps(ending), secrets))
     }
@@ -300,35 +325,42 @@ impl App {
         let user = self.user(caller, &id.to_string()).await?;
         self.prove_password(caller, &user, password).await?;
         let log = caller.actor.tenant;
-        self.count_mail(&format!("mail/{log}/{}", email.to_lowercase()), &format!("mails/{id}"))?;
-        let mut steps = self.ending(log, "user", &id.to_string()).await?;
+        self.count_mail(&format!("mail/{log}"), email, self.admit_mail(&caller.actor))?;
+        let earlier = self.ending(log, "user", &id.to_string()).await?;
         let (_, step, secret) = self.written(log, Purpose::Verification { user: id }, email)?;
-        steps.push(step);
-        let mut secrets = ended_secrets(&steps);
-        secrets.push(secret);
-        let extras = Extras { secrets, ..Extras::default() };
+        let extras = Extras { secrets: ended_secrets(&earlier).into_iter().chain([secret]).collect(), ..Extras::default() };
+        let steps: Vec<Step> = std::iter::once(step).chain(only_steps(earlier)).collect();
         let caller = Caller { if_match: None, ..caller.clone() };
-        self.0.engine.transact(log, &only_steps(steps), &caller.context(), extras).await.map(|_| ()).map_err(of_handle)
+        self.0.engine.transact(log, &steps, &caller.context(), extras).await.map(|_| ()).map_err(of_handle)
     }
 
     /// Forgets the caller's address: nothing is sent there any more.
     pub async fn remove_email(&self, caller: &Caller) -> Answer<()> {
         let (id, _) = Self::person(caller)?;
-        let (mut steps, secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
-        steps.push(Step::on::<User>(id, UserCommand::RemoveEmail));
+        let (mails, secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
+        let steps: Vec<Step> = std::iter::once(Step::on::<User>(id, UserCommand::RemoveEmail)).chain(mails).collect();
         let extras = Extras { secrets, ..Extras::default() };
         let done = self.0.engine.transact(caller.actor.tenant, &steps, &caller.context(), extras).await;
         done.map(|_| ()).map_err(of_handle)
     }
 }
 
+/// Where a mail goes, as far as throttling is concerned: many servers put `ada+anything@` where `ada@` goes.
+fn mailbox(address: &str) -> String {
+    let address = address.to_ascii_lowercase();
+    match address.rsplit_once('@') {
+        Some((name, domain)) => format!("{}@{domain}", name.split('+').next().unwrap_or(name)),
+        None => address,
+    }
+}
+
 type Secret = (String, Option<Vec<u8>>);
 
 /// A step, with the mail that it ends.
-struct Planned(Step, Option<MailId>);
+struct Planned(Step, MailId);
 
 fn ended_secrets(steps: &[Planned]) -> Vec<Secret> {
-    steps.iter().filter_map(|planned| planned.1.map(|id| (address_secret(&id), None))).collect()
+    steps.iter().map(|planned| (address_secret(&planned.1), None)).collect()
 }
 
 fn only_steps(steps: Vec<Planned>) -> Vec<Step> {

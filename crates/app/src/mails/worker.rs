@@ -3,13 +3,14 @@
 use crate::Answer;
 use crate::app::{App, DEFAULT_TENANT, Inner};
 use crate::errors::{of_handle, of_store};
+use crate::workers::each;
 use async_trait::async_trait;
 use domain::identity::mail::{Mail, MailCommand, PurposeKind, Status, address_secret};
 use domain::process::outstanding::{Effect, Outstanding, SendMail};
 use engine::{Context, Engine, Executor, Extras, Step};
 use gateway::{Letter, PostError, Postbox};
 use kernel::id::{MailId, TenantId};
-use kernel::{Kind, Rejection};
+use kernel::{IndexField, Kind, Rejection};
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError, Weak};
 
@@ -20,6 +21,8 @@ pub(crate) struct MailWorker {
     pub tenant: TenantId,
     /// Those that are being handed over: asked for again meanwhile, they are left alone.
     pub under_way: Mutex<BTreeSet<MailId>>,
+    /// Those that were handed over, until that is written down.
+    pub handed_over: Mutex<BTreeSet<MailId>>,
 }
 
 #[async_trait]
@@ -43,7 +46,7 @@ impl MailWorker {
         let Some(mail) = self.engine.entity::<Mail>(self.tenant, &id.to_string()).await.map_err(of_store)? else { return Ok(()) };
         let now = app.env().now();
         let command = match (mail.state.status, mail.state.is_good(now)) {
-            (Status::Queued, true) => match self.try_once(app, id, &mail.state).await {
+            (Status::Queued, true) => match self.once(app, id, &mail.state).await {
                 Ok(()) => MailCommand::MarkSent,
                 Err(PostError::Permanent(reason)) => MailCommand::Fail { reason },
                 Err(PostError::Transient(reason)) => {
@@ -51,7 +54,6 @@ impl MailWorker {
                 }
             },
             (Status::Queued, false) => MailCommand::Fail { reason: "it could not be handed over in time".into() },
-            (Status::Sent, false) => MailCommand::Revoke,
             _ => return Ok(()),
         };
         // The address is needed as long as following the link shows that it is somebody's.
@@ -59,8 +61,19 @@ impl MailWorker {
         let secrets = if is_needed { vec![] } else { vec![(address_secret(&id), None)] };
         let extras = Extras { secrets, ..Extras::default() };
         let step = Step::on::<Mail>(id, command);
-        let done = self.engine.handle::<Mail>(self.tenant, step, &Context::system(SendMail::NAME), extras).await;
-        done.map(|_| ()).map_err(of_handle)
+        self.engine.handle::<Mail>(self.tenant, step, &Context::system(SendMail::NAME), extras).await.map_err(of_handle)?;
+        self.handed_over.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        Ok(())
+    }
+
+    /// Hands a mail over, if that was not done before and could only not be written down.
+    async fn once(&self, app: &App, id: MailId, mail: &Mail) -> Result<(), PostError> {
+        let is_handed_over = self.handed_over.lock().unwrap_or_else(PoisonError::into_inner).contains(&id);
+        if !is_handed_over {
+            self.try_once(app, id, mail).await?;
+            self.handed_over.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        }
+        Ok(())
     }
 
     async fn try_once(&self, app: &App, id: MailId, mail: &Mail) -> Result<(), PostError> {
@@ -72,6 +85,33 @@ impl MailWorker {
         let (subject, text) = words(mail.requested.purpose.kind(), &app.link(&slug, self.tenant, id, mail), &slug, app.issuer());
         postbox.hand_over(&Letter { to, subject, text, id: id.to_string() }).await
     }
+}
+
+/// Ends mails whose link has grown too old, and forgets their addresses, now and then until the end.
+pub(crate) async fn end_old(engine: Engine, tenant: TenantId) {
+    const LOOK_EVERY_MS: u64 = 10 * 60_000;
+    loop {
+        if let Err(error) = end_old_once(&engine, tenant).await {
+            tracing::warn!(%tenant, %error, "mails that are too old could not be ended; trying again");
+        }
+        tokio::select! {
+            biased;
+            () = engine.env().stop().cancelled() => return,
+            () = engine.env().sleep_ms(LOOK_EVERY_MS) => {}
+        }
+    }
+}
+
+async fn end_old_once(engine: &Engine, tenant: TenantId) -> Answer<()> {
+    let sent = each::<Mail>(engine, tenant, &[IndexField::new("status", Status::Sent.as_str())]).await.map_err(of_store)?;
+    let now = engine.env().now();
+    for mail in sent.iter().filter(|mail| !mail.state.is_good(now)) {
+        let Ok(id) = mail.stream.parse::<MailId>() else { continue };
+        let extras = Extras { secrets: vec![(address_secret(&id), None)], ..Extras::default() };
+        let step = Step::on::<Mail>(id, MailCommand::Revoke);
+        engine.handle::<Mail>(tenant, step, &Context::system(SendMail::NAME), extras).await.map_err(of_handle)?;
+    }
+    Ok(())
 }
 
 /// What a mail says. Nothing that a stranger may choose stands in it.

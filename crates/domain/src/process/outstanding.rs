@@ -121,13 +121,14 @@ impl Effect for RebuildView {
     type Id = kernel::id::RebuildId;
 }
 
-/// Hands mails over, and forgets the address when their link is not good any more.
+/// Hands mails over.
 pub struct SendMail;
 
 impl Effect for SendMail {
     const NAME: &'static str = "postman";
     const BEGINS: &'static str = "identity.mail.requested";
-    const ENDS: &'static [&'static str] = &["identity.mail.failed", "identity.mail.used", "identity.mail.revoked"];
+    const ENDS: &'static [&'static str] =
+        &["identity.mail.sent", "identity.mail.failed", "identity.mail.used", "identity.mail.revoked"];
     const PAUSE_MS_MAX: u64 = 10 * 60_000;
     type Entity = crate::identity::mail::Mail;
     type Id = kernel::id::MailId;

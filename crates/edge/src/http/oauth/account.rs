@@ -128,7 +128,7 @@ async fn join(State(state): State<Arc<EdgeState>>, request: Request) -> Response
     let (parts, fields) = parsed(request);
     let token = fields.get("token").unwrap_or_default();
     match state.app.look_at_link(&token, PurposeKind::Invitation, &anonymous(&parts)).await {
-        Ok(address) => Cookies::of(&state, &parts).page(&state, StatusCode::OK, join_page(&token, address.as_deref(), "")),
+        Ok((address, _)) => Cookies::of(&state, &parts).page(&state, StatusCode::OK, join_page(&token, address.as_deref(), "")),
         Err(rejection) => over(&rejection),
     }
 }
@@ -221,10 +221,13 @@ async fn verify(State(state): State<Arc<EdgeState>>, request: Request) -> Respon
     let (parts, fields) = parsed(request);
     let token = fields.get("token").unwrap_or_default();
     match state.app.look_at_link(&token, PurposeKind::Verification, &anonymous(&parts)).await {
-        Ok(address) => {
-            let text = format!("Do you want to use {} for your account?", address.unwrap_or_default());
-            let page =
-                Page::new("Is this your address?", "").text(&text).hidden("token", &token).button("go", "yes", "Yes, it is mine");
+        Ok((address, account)) => {
+            let (address, account) = (address.unwrap_or_default(), account.unwrap_or_default());
+            let page = Page::new("Are both yours?", "")
+                .text(&format!("The account '{account}' is to have the address {address}."))
+                .text("Say yes only if the account is yours: whoever has it could pass for you elsewhere.")
+                .hidden("token", &token)
+                .button("go", "yes", "Yes, both are mine");
             Cookies::of(&state, &parts).page(&state, StatusCode::OK, page)
         }
         Err(rejection) => over(&rejection),

@@ -44,7 +44,7 @@ impl FromRequestParts<Arc<EdgeState>> for Stranger {
 #[serde(deny_unknown_fields)]
 struct Register {
     /// Your address.
-    #[schema(format = "email", max_length = 254)]
+    #[schema(max_length = 254)]
     email: String,
 }
 
@@ -53,7 +53,7 @@ struct Register {
 #[serde(deny_unknown_fields)]
 struct ForgotPassword {
     /// The address of the account.
-    #[schema(format = "email", max_length = 254)]
+    #[schema(max_length = 254)]
     email: String,
     /// Slug of the tenant; `default` when nothing is said.
     tenant: Option<String>,
@@ -91,7 +91,7 @@ struct ResetPassword {
 #[serde(deny_unknown_fields)]
 struct SetEmail {
     /// The address.
-    #[schema(format = "email", max_length = 254)]
+    #[schema(max_length = 254)]
     email: String,
     /// Your password: whoever reads mails at your address can set another one.
     #[schema(max_length = 256)]

@@ -25,7 +25,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 #[serde(deny_unknown_fields)]
 struct Invite {
     /// Where the invitation goes.
-    #[schema(format = "email", max_length = 254)]
+    #[schema(max_length = 254)]
     email: String,
     /// Roles by name; none when nothing is said.
     #[serde(default)]
