@@ -10,7 +10,10 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::net::SocketAddr;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 /// As whom a request is made.
 #[derive(Clone)]
@@ -88,6 +91,17 @@ impl Connection {
     pub async fn open(address: SocketAddr) -> anyhow::Result<Connection> {
         let stream = TcpStream::connect(address).await.with_context(|| format!("no connection to {address}"))?;
         stream.set_nodelay(true)?;
+        Self::over(stream, address).await
+    }
+
+    /// Connects with TLS.
+    pub async fn open_with_tls(address: SocketAddr, connector: &TlsConnector) -> anyhow::Result<Connection> {
+        let stream = TcpStream::connect(address).await.with_context(|| format!("no connection to {address}"))?;
+        stream.set_nodelay(true)?;
+        Self::over(connector.connect(ServerName::IpAddress(address.ip().into()), stream).await?, address).await
+    }
+
+    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, address: SocketAddr) -> anyhow::Result<Connection> {
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         tokio::spawn(async move {
             // What went wrong is told to whoever waits for an answer.

@@ -7,8 +7,10 @@ use crate::report::{Figure, Goal, Section, number};
 use crate::server::{PASSWORD, Server};
 use crate::stats::percentile;
 use argon2::{Algorithm, Argon2, Params, Version};
+use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -35,10 +37,10 @@ pub(crate) async fn measure(place: &Place, scale: &Scale) -> anyhow::Result<Sect
     for _ in 0..scale.runs {
         let asked = scale.requests * 5;
         let before = server.cpu_seconds()?;
-        issue(server.address, &machine, asked, true).await?;
+        issue(server.address, &machine, asked).await?;
         tokens.push(asked as f64 / (server.cpu_seconds()? - before));
         let before = server.cpu_seconds()?;
-        issue(server.address, &machine, scale.requests, false).await?;
+        issue_each(scale.requests, || Connection::open(server.address), &machine).await?;
         fresh.push(scale.requests as f64 / (server.cpu_seconds()? - before));
         let before = server.cpu_seconds()?;
         let count = scale.requests / 20;
@@ -78,7 +80,32 @@ pub(crate) async fn measure(place: &Place, scale: &Scale) -> anyhow::Result<Sect
          connections for tokens and logins, one for the single requests."
     ));
     server.stop()?;
+    section.add(with_tls(folder.path(), &machine, scale).await?);
     Ok(section)
+}
+
+/// Tokens over a TLS connection of their own each, by the same server with a certificate.
+async fn with_tls(folder: &Path, form: &str, scale: &Scale) -> anyhow::Result<Figure> {
+    let (server, connector) = Server::start_with_tls(folder)?;
+    let mut tokens = vec![];
+    for _ in 0..scale.runs {
+        let before = server.cpu_seconds()?;
+        issue_each(scale.requests, || Connection::open_with_tls(server.address, &connector), form).await?;
+        tokens.push(scale.requests as f64 / (server.cpu_seconds()? - before));
+    }
+    server.stop()?;
+    let name = "client credentials, a new TLS 1.3 connection each (full handshake, P-256, X25519MLKEM768)";
+    Ok(Figure::new(name, "tokens/s per core", &tokens).goal(Goal::AtLeast(500.0)))
+}
+
+/// So many tokens, each over a connection of its own, [`CONNECTIONS`] at a time.
+async fn issue_each<F: Future<Output = anyhow::Result<Connection>>>(
+    count: usize,
+    open: impl Fn() -> F,
+    form: &str,
+) -> anyhow::Result<()> {
+    let one = |_| async { token(&mut open().await?, form).await.map(|_| ()) };
+    futures_util::stream::iter(0..count).map(one).buffer_unordered(CONNECTIONS).try_collect().await
 }
 
 /// A service with a client of its own: the form that asks for a token.
@@ -107,7 +134,7 @@ async fn token(connection: &mut Connection, form: &str) -> anyhow::Result<Value>
     connection.form("/oauth/token", form, None).await?.answer.whole(200)
 }
 
-async fn issue(address: SocketAddr, form: &str, count: usize, keeps: bool) -> anyhow::Result<()> {
+async fn issue(address: SocketAddr, form: &str, count: usize) -> anyhow::Result<()> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut workers = JoinSet::new();
     for _ in 0..CONNECTIONS {
@@ -115,9 +142,6 @@ async fn issue(address: SocketAddr, form: &str, count: usize, keeps: bool) -> an
         workers.spawn(async move {
             let mut connection = Connection::open(address).await?;
             while next.fetch_add(1, Ordering::Relaxed) < count {
-                if !keeps {
-                    connection = Connection::open(address).await?;
-                }
                 token(&mut connection, &form).await?;
             }
             anyhow::Ok(())

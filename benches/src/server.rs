@@ -10,8 +10,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 pub(crate) const PASSWORD: &str = "correct horse battery";
 /// Longest that a start or a stop may take before it counts as failed.
@@ -43,6 +49,25 @@ pub(crate) struct Server {
 impl Server {
     /// Starts `keiko serve` on `folder/data` with default settings but for `settings` (environment variables).
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> anyhow::Result<Server> {
+        let (mut server, begun) = Self::begin(folder, settings)?;
+        server.wait_until_ready(begun)?;
+        server.ready_after = begun.elapsed();
+        Ok(server)
+    }
+
+    /// The same with TLS, by a certificate of its own.
+    pub fn start_with_tls(folder: &Path) -> anyhow::Result<(Server, TlsConnector)> {
+        let (server, _) = Self::begin(folder, &[("KEIKO_TLS_SELF_SIGNED", "true")])?;
+        let certificate = CertificateDer::from_pem_file(folder.join("data/tls/cert.pem"))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate)?;
+        let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        // A handshake of its own for every connection.
+        config.resumption = Resumption::disabled();
+        Ok((server, TlsConnector::from(Arc::new(config))))
+    }
+
+    fn begin(folder: &Path, settings: &[(&str, &str)]) -> anyhow::Result<(Server, Instant)> {
         let log = folder.join("server.log");
         let mut command = Command::new(binary()?);
         command.arg("serve").arg("--data-dir").arg(folder.join("data")).args(["--listen", "127.0.0.1:0"]);
@@ -62,9 +87,7 @@ impl Server {
         // From here on a failure kills the process, too.
         let mut server = Server { child, log, address: any, ready_after: Duration::ZERO };
         server.address = server.listens(&printed, begun)?;
-        server.wait_until_ready(begun)?;
-        server.ready_after = begun.elapsed();
-        Ok(server)
+        Ok((server, begun))
     }
 
     fn listens(&self, printed: &Receiver<String>, begun: Instant) -> anyhow::Result<SocketAddr> {
@@ -72,7 +95,8 @@ impl Server {
             let Ok(line) = printed.recv_timeout(PATIENCE.saturating_sub(begun.elapsed())) else {
                 bail!("the server did not say where it listens; its log ends with:\n{}", self.log_end());
             };
-            if let Some(address) = line.trim().strip_prefix("listening on http://") {
+            let line = line.trim();
+            if let Some(address) = line.strip_prefix("listening on http://").or(line.strip_prefix("listening on https://")) {
                 return address.parse().with_context(|| format!("no address: {line}"));
             }
         }
