@@ -80,7 +80,8 @@ impl Decider for Guard {
             GuardCommand::RevokeAll { keys } => vec![GuardEvent::AllRevoked(AllRevoked { until: facts.now, keys: *keys })],
             GuardCommand::Declare { reason } if emergency == Some(reason) => vec![],
             GuardCommand::Declare { reason } => vec![GuardEvent::EmergencyDeclared(EmergencyDeclared { reason: reason.clone() })],
-            GuardCommand::Lift if emergency.is_none() => vec![],
+            // The first word about a tenant's guard is written down, even when it changes nothing.
+            GuardCommand::Lift if state.is_some() && emergency.is_none() => vec![],
             GuardCommand::Lift => vec![GuardEvent::EmergencyLifted(EmergencyLifted {})],
         })
     }
