@@ -357,6 +357,77 @@ def test_should_let_only_the_default_tenant_make_tenants(neighbours, admin, keik
         assert answer.status_code in (403, 404, 405) or path == "/tenants" and '"default"' not in answer.text, answer.text
 
 
+def settled(admin, slug):
+    until(lambda: admin.get(f"/tenants/{slug}").status_code == 404, "the tenant is deleted", 60)
+
+
+def test_should_delete_a_tenant_with_everything_in_it(keiko, admin, tmp_path):
+    boss, other = keiko.tenant(admin), keiko.tenant(admin)
+    marker, id = unique("secretly"), done(admin.get(f"/tenants/{boss.slug}"))["id"]
+    agent = keiko.agent(boss, marker, description=marker)
+    agent.work(boss, marker, input={"said": marker})
+    submit(boss, marker, description=marker)
+    done(boss.post("/users", {"username": marker, "password": PASSWORD, "roles": ["user"]}), 201)
+    tool_server(boss, tmp_path)
+    position = boss.events()[-1]["position"]
+    assert admin.delete(f"/tenants/{boss.slug}?reason=ended").status_code == 202
+    until(lambda: boss.get("/auth/me").status_code == 401, "its tokens are refused")
+    refused(agent.api.post("/tasks/actions/claim", {"max": 1, "wait_ms": 0}), 401)
+    refused(keiko.client().post("/auth/login", {"username": "boss", "password": "another long password", "tenant": boss.slug}), 401, "INVALID_CREDENTIALS")
+    admin.post(f"/tenants/{boss.slug}/actions/reinstate", {})  # Nothing brings it back.
+    refused(boss.get("/auth/me"), 401)
+    settled(admin, boss.slug)
+    assert boss.slug not in str(admin.everything("/tenants"))
+    assert done(other.get("/auth/me"))["attributes"]["tenant"] == other.slug, "others go on"
+    # The name is free, and leads to nothing of what was.
+    done(admin.post("/tenants", {"slug": boss.slug, "name": "x", "admin": {"username": "boss", "password": "quite another password"}}), 201)
+    again = keiko.login("boss", "quite another password", boss.slug)
+    assert again.everything("/agents") == [] and again.everything("/tasks") == [] and again.events()[0]["position"] == 1
+    refused(boss.get("/auth/me"), 401)
+    assert position > 10 and done(admin.get("/security/events", kind="identity.tenant.deletion_requested", limit=500))
+    assert id not in str(admin.everything("/tenants"))
+
+
+@pytest.mark.embedded
+def test_should_keep_nothing_of_a_deleted_tenant_but_the_sealed_record(new_keiko):
+    keiko = new_keiko().start()
+    admin = keiko.login()
+    boss, marker = keiko.tenant(admin), unique("secretly")
+    agent = keiko.agent(boss, marker, description=marker)
+    for _ in range(30):
+        agent.work(boss, marker, input={"said": marker * 50})
+    done(boss.post("/users", {"username": marker, "password": PASSWORD, "roles": ["user"]}), 201)
+    admin.delete(f"/tenants/{boss.slug}?reason=ended")
+    for pause in (0.1, 2.3, 2.6):
+        time.sleep(pause)
+        keiko.kill()  # In the middle: it goes on where it was.
+        keiko.start()
+    admin = keiko.login()
+    settled(admin, boss.slug)
+    keiko.stop()
+    kept = [file.name for file in keiko.data_dir.rglob("*") if file.is_file() and marker.encode() in file.read_bytes()]
+    assert kept == [], "what was said is gone"
+    verified = command(keiko.home, "audit", "verify", "--from", str(keiko.data_dir))
+    assert verified.returncode == 0, verified.stderr + verified.stdout
+    looked = command(keiko.home, "doctor", "--deep", "--data-dir", str(keiko.data_dir))
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    keiko.start()
+    assert [tenant["attributes"]["slug"] for tenant in keiko.login().everything("/tenants")] == ["default"]
+
+
+def test_should_delete_no_tenant_by_mistake_or_by_others(keiko, admin, neighbours, tmp_path):
+    refused(admin.delete("/tenants/default?reason=x"), 422, "RULE_VIOLATED")
+    refused(admin.delete(f"/tenants/{neighbours['boss'].slug}"), 400, "VALIDATION_FAILED")
+    refused(neighbours["boss"].delete(f"/tenants/{neighbours['boss'].slug}?reason=x"), 403)
+    refused(keiko.user(admin, ["developer"]).delete(f"/tenants/{neighbours['boss'].slug}?reason=x"), 403)
+    refused(admin.delete("/tenants/nobody-here?reason=x"), 404, "TENANT_NOT_FOUND")
+    env = {"KEIKO_SERVER": keiko.url, "KEIKO_PASSWORD": keiko.password}
+    assert command(tmp_path, "login", "admin", env=env).returncode == 0
+    wrong = command(tmp_path, "tenants", "delete", neighbours["boss"].slug, "--reason", "x", "--confirm", "default", env=env)
+    assert wrong.returncode == 1 and "nothing was deleted" in wrong.stderr
+    assert done(admin.get(f"/tenants/{neighbours['boss'].slug}"))["attributes"]["status"] == "ready"
+
+
 def test_should_not_log_in_with_another_tenants_password(keiko, neighbours):
     anyone, boss = keiko.client(), neighbours["boss"]
     refused(anyone.post("/auth/login", {"username": "admin", "password": keiko.password, "tenant": boss.slug}), 401)

@@ -93,6 +93,12 @@ def test_should_become_strict_in_one_call_and_normal_in_another(new_keiko):
     assert spent(free, "/tasks", 150) == {200: 150}
 
 
+def test_should_lift_an_emergency_that_nobody_declared(new_keiko):
+    admin = new_keiko().start().login()
+    for _ in range(2):
+        done(admin.post("/security/actions/lift-emergency", {}))
+
+
 def test_should_share_limits_between_replicas(tmp_path):
     fleet = Fleet(tmp_path, 2, KEIKO_LIMIT_READ="200/m")
     try:
@@ -134,5 +140,30 @@ def test_should_refuse_what_was_called_back_on_every_replica_within_a_second(tmp
             seconds = time.monotonic() - called_back
             print(f"{end}: refused on the other replica after {seconds * 1000:.0f} ms")
             assert seconds < 1
+    finally:
+        fleet.close()
+
+
+def test_should_delete_a_tenant_on_every_replica(tmp_path):
+    fleet = Fleet(tmp_path, 2)
+    try:
+        fleet.start()
+        first, second = fleet.replicas
+        admin, slug, secret = first.login(), unique("team"), "another long password"
+        found = {"slug": slug, "name": slug, "admin": {"username": "boss", "password": secret}}
+        done(admin.post("/tenants", found), 201)
+        there = until(lambda: second.client().post("/auth/login", {"username": "boss", "password": secret, "tenant": slug}).json().get("data"), "the other replica has it")
+        boss = second.client(token=there["attributes"]["access_token"])
+        worker = second.agent(boss, "cap")
+        worker.work(boss, "cap")
+        assert admin.delete(f"/tenants/{slug}?reason=ended").status_code == 202
+        asked = time.monotonic()
+        until(lambda: boss.get("/tasks").status_code == 401, "it is refused there", timeout=3, every=0.01)
+        assert time.monotonic() - asked < 1
+        until(lambda: admin.get(f"/tenants/{slug}").status_code == 404, "it is deleted", 60)
+        until(lambda: admin.post("/tenants", found).status_code == 201, "the name is free", 10, 0.2)
+        again = until(lambda: second.client().post("/auth/login", {"username": "boss", "password": secret, "tenant": slug}).json().get("data"), "the new one is there too")
+        assert second.client(token=again["attributes"]["access_token"]).everything("/agents") == []
+        assert boss.get("/tasks").status_code == 401
     finally:
         fleet.close()

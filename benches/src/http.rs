@@ -101,7 +101,10 @@ impl Connection {
         Self::over(connector.connect(ServerName::IpAddress(address.ip().into()), stream).await?, address).await
     }
 
-    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, address: SocketAddr) -> anyhow::Result<Connection> {
+    async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        address: SocketAddr,
+    ) -> anyhow::Result<Connection> {
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         tokio::spawn(async move {
             // What went wrong is told to whoever waits for an answer.

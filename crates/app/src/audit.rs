@@ -291,6 +291,11 @@ pub(crate) async fn seal_trees(app: App) {
     }
 }
 
+/// Seals what one tree has grown by, whoever leads its log.
+pub(crate) async fn seal_once(app: &App, tree: Tree, tenant: TenantId) -> Result<(), StoreError> {
+    seal_grown(app, tree, &BTreeSet::from([tenant]), &mut BTreeMap::new()).await
+}
+
 async fn seal_grown(
     app: &App,
     tree: Tree,

@@ -41,6 +41,7 @@ pub mod oauth;
 mod passwords;
 mod queues;
 mod recognise;
+mod removal;
 mod replicas;
 mod schema;
 mod signing;

@@ -22,7 +22,7 @@ const SECRET_BYTES: usize = 20;
 const TICKET_MS: u64 = 5 * 60_000;
 
 /// Permissions of which even a fresh login wants a fresh proof: with them somebody could give themselves, or others, more.
-pub(crate) const DANGEROUS: [&str; 16] = [
+pub(crate) const DANGEROUS: [&str; 17] = [
     "keys.create",
     "keys.delete",
     "agents.keys",
@@ -36,6 +36,7 @@ pub(crate) const DANGEROUS: [&str; 16] = [
     "users.update",
     "users.delete",
     "tenants.create",
+    "tenants.delete",
     "tenants.update",
     "incidents.respond",
     "erasures.create",

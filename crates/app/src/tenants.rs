@@ -12,6 +12,7 @@ use domain::process::outstanding::{Effect, Outstanding, Provision};
 use engine::{Context, Executor, Extras, HandleError, Handled, Step};
 use kernel::id::{TenantId, UserId};
 use kernel::{Decider, Kind, Personal, Rejection, limits, text};
+use serde_json::json;
 use std::sync::Weak;
 use store::EntityQuery;
 
@@ -166,13 +167,26 @@ impl App {
         }
     }
 
-    /// Whether a tenant is suspended. Others than the default one are asked for in its log.
+    /// Begins to delete a tenant: nobody of it may do anything from now on, and what it holds is removed. Nothing ends that.
+    pub async fn delete_tenant(&self, caller: &Caller, id_or_slug: &str, reason: String) -> Answer<Handled<Tenant>> {
+        let tenant = self.tenant_record(caller, id_or_slug).await?;
+        if tenant.stream == self.0.root.to_string() {
+            let hint = "Remove the data directory or the database instead.";
+            return Err(Rejection::new(Kind::Refused, "RULE_VIOLATED", "The default tenant cannot be deleted.", hint));
+        }
+        let facts = json!({ "tenant": tenant.stream, "slug": tenant.state.created.slug, "reason": reason });
+        self.witness(caller, "identity.tenant.deletion_requested", &facts).await?;
+        let step = Step::on::<Tenant>(tenant.stream, TenantCommand::Delete { reason });
+        self.execute::<Tenant>(caller, step, Extras::default()).await
+    }
+
+    /// Whether a tenant is suspended or being deleted. Others than the default one are asked for in its log.
     pub(crate) async fn is_suspended(&self, tenant: TenantId) -> Answer<bool> {
         if tenant == self.0.root {
             return Ok(false);
         }
         let record = self.entity::<Tenant>(self.0.root, &tenant.to_string()).await?;
-        Ok(record.is_none_or(|record| record.state.suspended.is_some()))
+        Ok(record.is_none_or(|record| record.state.is_stopped()))
     }
 
     /// Refuses callers of other tenants what concerns all of them.

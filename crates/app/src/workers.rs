@@ -7,6 +7,7 @@ use crate::erasures::EraseWorker;
 use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
 use crate::groups::{self, GroupFollower, Groups};
 use crate::mails::{MailWorker, end_old};
+use crate::removal::RemovalWorker;
 use crate::tenants::ProvisionWorker;
 use crate::views::RebuildWorker;
 use crate::{audit, journal, mcp_servers, replicas};
@@ -18,7 +19,7 @@ use domain::identity::mail::{Mail, Status as MailStatus};
 use domain::identity::tenant::Tenant;
 use domain::process::dispatch::{Dispatch, DispatchSettings, LoadedTask};
 use domain::process::liveness::{Liveness, LivenessCommand};
-use domain::process::outstanding::{Erase, Outstanding, Provision, RebuildView, SendMail};
+use domain::process::outstanding::{Erase, Outstanding, Provision, RebuildView, RemoveTenant, SendMail};
 use domain::queue::Queue;
 use domain::rebuild::Rebuild;
 use domain::task::{Status, Task};
@@ -47,6 +48,8 @@ pub(crate) struct TenantRuntime {
     lead: RwLock<Option<Arc<Lead>>>,
     /// Held by whoever begins or ends leading.
     pub turn: tokio::sync::Mutex<()>,
+    /// Runs what every replica runs for the tenant; ends before the rest when the tenant does.
+    engine: Engine,
 }
 
 /// What runs where a tenant's log is led.
@@ -102,7 +105,7 @@ pub(crate) async fn start_all(app: &App, reports: Receiver<Report>) -> Result<()
     let engine = app.engine();
     let position = app.position(app.0.root);
     for tenant in each::<Tenant>(engine, app.0.root, &[]).await? {
-        if let (true, Ok(id)) = (tenant.state.is_ready, tenant.stream.parse()) {
+        if let (true, Ok(id)) = (tenant.state.is_ready && tenant.state.deleting.is_none(), tenant.stream.parse()) {
             app.apply_limits(id, &tenant.state);
             start_tenant(app, id, &tenant.state.created.slug).await?;
         }
@@ -125,7 +128,7 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
     if app.tenant(slug).is_some() {
         return Ok(());
     }
-    let engine = app.engine();
+    let engine = &app.engine().scoped(None);
     let tail = app.position(id);
     let states = engine.store().view_state(id, AgentStatsView::NAME).await?;
     let stats_position = states.iter().find(|state| state.is_active).map_or(0, |state| state.position);
@@ -150,6 +153,7 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
         follower: drive(engine, id, follower, tail.min(stats_position), reader),
         lead: RwLock::default(),
         turn: tokio::sync::Mutex::default(),
+        engine: engine.clone(),
     });
     drive(engine, id, GroupFollower(groups), tail, Arc::new(groups::Nothing));
     app.take_lead(&runtime).await?;
@@ -158,6 +162,20 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
     app.0.tenants.write().unwrap_or_else(PoisonError::into_inner).insert(slug.to_owned(), runtime);
     engine.env().spawn(mcp_servers::start_all(app.clone(), id));
     Ok(())
+}
+
+/// Ends what runs here for a tenant, if anything does.
+pub(crate) async fn stop_tenant(app: &App, id: TenantId, slug: &str) {
+    let _turn = app.0.starting.lock().await;
+    if app.tenant(slug).is_some_and(|runtime| runtime.id == id) {
+        let removed = app.0.tenants.write().unwrap_or_else(PoisonError::into_inner).remove(slug);
+        if let Some(runtime) = removed {
+            let _turn = runtime.turn.lock().await;
+            runtime.end_lead();
+            runtime.engine.env().stop().cancel();
+        }
+    }
+    app.0.gateway.remove_all(id).await;
 }
 
 async fn stats(engine: &Engine, id: TenantId) -> Result<BTreeMap<String, AgentStats>, StoreError> {
@@ -202,6 +220,7 @@ pub(crate) async fn start_lead(
     }
     if id == app.0.root {
         start_provisioner(app, engine, tail).await?;
+        start_remover(app, engine, tail).await?;
     }
     start_eraser(app, engine, id, tail).await?;
     start_postman(app, engine, id, tail).await?;
@@ -232,6 +251,28 @@ async fn start_provisioner(app: &App, engine: &Engine, position: u64) -> Result<
         }
     }
     drive(engine, app.0.root, provision, position, Arc::new(ProvisionWorker { app: Arc::downgrade(&app.0) }));
+    Ok(())
+}
+
+async fn start_remover(app: &App, engine: &Engine, position: u64) -> Result<(), StoreError> {
+    let mut removing = Outstanding::<RemoveTenant>::default();
+    // Also those that are marked: their record goes last.
+    let mut query = EntityQuery { with_deleted: true, ..EntityQuery::all(Tenant::KIND) };
+    loop {
+        let page = engine.store().entities(app.0.root, query.clone()).await?;
+        for row in page.rows {
+            let known = engine.folded::<Tenant>(app.0.root, row).await?.filter(|known| known.state.deleting.is_some());
+            if let Some(id) = known.and_then(|known| known.stream.parse().ok()) {
+                removing.put(id);
+            }
+        }
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => break,
+        }
+    }
+    let worker = RemovalWorker { app: Arc::downgrade(&app.0), turn: tokio::sync::Mutex::default() };
+    drive(engine, app.0.root, removing, position, Arc::new(worker));
     Ok(())
 }
 
@@ -278,18 +319,20 @@ async fn start_rebuilder(
     Ok(())
 }
 
-/// Hears of tenants that become ready or get other limits, on whichever replica.
+/// Hears of tenants that become ready, get other limits or are to be deleted, on whichever replica.
 #[derive(Default)]
 struct TenantFollower(Vec<TenantId>);
 
 impl Process for TenantFollower {
     const NAME: &'static str = "tenants";
     type Signal = ();
-    /// Start this tenant's workers, if it is ready; apply its limits.
+    /// Start or stop this tenant's workers, as its record says; apply its limits.
     type Command = TenantId;
 
     fn react(&mut self, event: &Recorded, _: Timestamp) {
-        if matches!(event.header.kind.as_str(), "identity.tenant.provisioned" | "identity.tenant.limits_changed") {
+        let kind = event.header.kind.as_str();
+        if matches!(kind, "identity.tenant.provisioned" | "identity.tenant.limits_changed" | "identity.tenant.deletion_requested")
+        {
             self.0.extend(event.header.stream.parse::<TenantId>());
         }
     }
@@ -317,6 +360,10 @@ impl Executor<TenantFollower> for TenantStarter {
         loop {
             let started = async {
                 match app.engine().entity::<Tenant>(app.0.root, &tenant.to_string()).await? {
+                    Some(known) if known.state.deleting.is_some() => {
+                        stop_tenant(&app, tenant, &known.state.created.slug).await;
+                        Ok(())
+                    }
                     Some(known) => {
                         app.apply_limits(tenant, &known.state);
                         if known.state.is_ready { start_tenant(&app, tenant, &known.state.created.slug).await } else { Ok(()) }

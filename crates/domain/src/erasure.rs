@@ -59,7 +59,7 @@ kernel::events! {
 /// `audit.payload.erased`: the last event of a stream whose content was erased, whatever its entity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Erased {
-    /// By which erasure; null when a restored backup was rid of somebody who was erased since.
+    /// By which erasure; null when a restored backup was rid of somebody who was erased since, or a tenant was deleted.
     pub erasure: Option<ErasureId>,
 }
 

@@ -87,6 +87,11 @@ impl Kinds {
         self
     }
 
+    /// The kind of entity that a stream is of.
+    pub fn kind(&self, stream: &str) -> Result<&'static str, StoreError> {
+        self.of(stream).map(|folds| folds.kind())
+    }
+
     fn of(&self, stream: &str) -> Result<&dyn Folds, StoreError> {
         let kind = stream.rsplit_once('_').map_or(stream, |(kind, _)| kind);
         let unknown = || StoreError::Corrupt(format!("{stream} is of a kind that this version of Keiko does not know"));

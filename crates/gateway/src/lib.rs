@@ -180,6 +180,12 @@ impl Gateway {
         }
     }
 
+    /// Ends every server of a tenant.
+    pub async fn remove_all(&self, tenant: TenantId) {
+        let keys: Vec<Key> = self.upstreams().keys().filter(|key| key.tenant == tenant).copied().collect();
+        futures_util::future::join_all(keys.into_iter().map(|key| self.remove(key))).await;
+    }
+
     /// Calls a tool, if its server lists it as it was approved. Dropping the future cancels the call.
     pub async fn call(
         &self,

@@ -99,6 +99,17 @@ impl Effect for Provision {
     type Id = kernel::id::TenantId;
 }
 
+/// Removes what a tenant held. Its record goes last, which is the end.
+pub struct RemoveTenant;
+
+impl Effect for RemoveTenant {
+    const NAME: &'static str = "remover";
+    const BEGINS: &'static str = "identity.tenant.deletion_requested";
+    const ENDS: &'static [&'static str] = &[kernel::event::ERASED];
+    type Entity = crate::identity::tenant::Tenant;
+    type Id = kernel::id::TenantId;
+}
+
 /// Removes what is kept of a person.
 pub struct Erase;
 

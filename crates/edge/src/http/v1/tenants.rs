@@ -1,5 +1,6 @@
 //! `/api/v1/tenants`: owners of everything else. For administrators of the default tenant.
 
+use crate::http::access::By;
 use crate::http::asof::{AsOf, AtParams};
 use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
@@ -14,14 +15,14 @@ use domain::identity::tenant::{Tenant, TenantLimits};
 use engine::Handled;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
-        .routes(routes!(get))
+        .routes(routes!(get, delete))
         .routes(routes!(suspend))
         .routes(routes!(reinstate))
         .routes(routes!(set_limits))
@@ -55,12 +56,22 @@ struct CreateAdmin {
 #[serde(deny_unknown_fields)]
 struct Limits {
     /// Requests, such as `200/s`, `600/m` or `5000/h`; else `limit.tenant` of the settings.
-    #[schema(max_length = 32)]
+    #[schema(pattern = "^[1-9][0-9]{0,6}/[smh]$")]
     requests: Option<String>,
     /// Users and services.
     users_max: Option<u32>,
     /// Agents.
     agents_max: Option<u32>,
+}
+
+/// Why a tenant is deleted.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Why {
+    /// For the record.
+    #[param(inline)]
+    reason: Name,
 }
 
 /// A tenant.
@@ -70,7 +81,7 @@ struct TenantAttributes {
     slug: String,
     /// Name for people.
     name: String,
-    /// `ready`, `provisioning` or `suspended`
+    /// `ready`, `provisioning`, `suspended` or `deleting`
     status: &'static str,
     /// Why it is suspended.
     suspended: Option<String>,
@@ -88,10 +99,11 @@ fn attributes(tenant: &Handled<Tenant>) -> TenantAttributes {
     TenantAttributes {
         slug: tenant.state.created.slug.clone(),
         name: tenant.state.created.name.clone(),
-        status: match (&tenant.state.suspended, tenant.state.is_ready) {
-            (Some(_), _) => "suspended",
-            (None, true) => "ready",
-            (None, false) => "provisioning",
+        status: match (&tenant.state.deleting, &tenant.state.suspended, tenant.state.is_ready) {
+            (Some(_), ..) => "deleting",
+            (None, Some(_), _) => "suspended",
+            (None, None, true) => "ready",
+            (None, None, false) => "provisioning",
         },
         suspended: tenant.state.suspended.clone(),
         limits: Limits {
@@ -162,4 +174,12 @@ async fn set_limits(State(state): State<Arc<EdgeState>>, Handle(id): Handle, inp
     let limits = TenantLimits { requests, users_max, agents_max };
     let tenant = state.app.set_tenant_limits(&input.by, &id, limits).await?;
     Reply::entity(StatusCode::OK, "tenant", &tenant, attributes(&tenant))
+}
+
+/// Delete a tenant: nobody of it may do anything from now on, and what it holds is removed for ever
+#[utoipa::path(delete, path = "/api/v1/tenants/{id}", tag = "identity", extensions(("x-permission" = json!("tenants.delete"))),
+    params(("id" = String, Path, description = "Id or slug"), Why), responses((status = 202, body = One<TenantAttributes>)))]
+async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle, Params(why): Params<Why>) -> Outcome {
+    let tenant = state.app.delete_tenant(&caller, &id, why.reason.0).await?;
+    Reply::entity(StatusCode::ACCEPTED, "tenant", &tenant, attributes(&tenant))
 }

@@ -5,6 +5,7 @@
 use super::{Paging, Past, Target, show_list, show_one, show_past};
 use crate::cli::call::{Call, Fields, path};
 use crate::cli::client::Client;
+use crate::cli::error::hinted;
 use crate::cli::table::Column;
 use crate::cli::{Output, input};
 use clap::{Args, Subcommand};
@@ -15,6 +16,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   keiko tenants create --slug research --name Research --admin maria
   keiko login maria --tenant research
+  keiko tenants delete research --confirm research --reason 'the contract ended'
   keiko tenants set-limits research --requests 200/s --users-max 50";
 
 const COLUMNS: [Column; 4] = [
@@ -42,6 +44,18 @@ pub enum TenantsCommand {
     },
     /// Let a suspended tenant work again
     Reinstate(Target),
+    /// Delete a tenant and everything in it, for ever; its name is free after that
+    Delete {
+        /// Which tenant, by id or slug
+        #[command(flatten)]
+        tenant: Target,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+        /// The slug once more: nothing brings a tenant back
+        #[arg(long, value_name = "SLUG")]
+        confirm: String,
+    },
     /// Show one tenant, with what it may use
     Get(Past),
     /// Say what a tenant may use; what is not said is not limited any more
@@ -89,6 +103,7 @@ pub async fn run(command: TenantsCommand, client: &mut Client, output: Output) -
         TenantsCommand::Reinstate(tenant) => {
             show_one(client, Call::action(&["tenants", &tenant.id, "actions", "reinstate"]), output).await
         }
+        TenantsCommand::Delete { tenant, reason, confirm } => delete(&tenant.id, &reason, &confirm, client, output).await,
         TenantsCommand::Get(tenant) => show_past(client, "tenants", &tenant, output).await,
         TenantsCommand::SetLimits { tenant, requests, users_max, agents_max } => {
             let body = Fields::default().with("requests", requests).with("users_max", users_max).with("agents_max", agents_max);
@@ -104,4 +119,15 @@ pub async fn run(command: TenantsCommand, client: &mut Client, output: Output) -
             show_one(client, Call::append("tenants", body), output).await
         }
     }
+}
+
+async fn delete(id: &str, reason: &str, confirm: &str, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    let tenant = client.send(Call::get(path(&["tenants", id]))).await?;
+    if tenant.attributes()["slug"] != confirm {
+        return Err(hinted(
+            format!("'{confirm}' is not the slug of this tenant; nothing was deleted."),
+            "say the slug of the tenant that is to be deleted: --confirm SLUG",
+        ));
+    }
+    show_one(client, Call::delete(path(&["tenants", id])).query("reason", Some(reason)), output).await
 }
