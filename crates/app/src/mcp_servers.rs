@@ -162,7 +162,12 @@ impl App {
         let id: McpServerId = stream.parse().map_err(|_| not_found(stream))?;
         let key = gateway::Key { tenant, server: id };
         let _turn = self.0.gateway.turn(key).await;
-        let Some(server) = self.entity::<McpServer>(tenant, stream).await? else {
+        // Of a tenant that has ended here nothing is started.
+        let known = match self.slug_of(tenant) {
+            Some(_) => self.entity::<McpServer>(tenant, stream).await?,
+            None => None,
+        };
+        let Some(server) = known else {
             self.0.gateway.remove(key).await;
             return Ok(());
         };

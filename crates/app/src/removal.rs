@@ -64,6 +64,7 @@ async fn remove(app: &App, tenant: TenantId) -> Answer<()> {
         remove_journal(journal, tenant).await.map_err(of_store)?;
     }
     scrub(engine, journal).await?;
+    app.0.sessions.forget(tenant);
     for tree in Tree::ALL {
         seal_once(app, tree, tenant).await.map_err(of_store)?;
     }

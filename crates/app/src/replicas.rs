@@ -191,6 +191,9 @@ impl App {
     /// Starts or stops leading a tenant's log, as the leases say.
     pub(crate) async fn take_lead(&self, runtime: &Arc<TenantRuntime>) -> Result<(), store::StoreError> {
         let _turn = runtime.turn.lock().await;
+        if runtime.is_over() {
+            return Ok(());
+        }
         let wanted = self.wanted(runtime.id);
         let present = runtime.lead().map(|lead| lead.authority);
         if wanted == present {

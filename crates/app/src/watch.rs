@@ -10,7 +10,7 @@ use kernel::id::TenantId;
 use kernel::journal::Class;
 use kernel::{Actor, ActorKind, ActorRef, Origin};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use store::journal::{Entry, JournalQuery, NewEntry};
 
@@ -170,8 +170,9 @@ impl App {
     /// Writes down what was counted.
     pub(crate) fn write_counts(&self) {
         let counts = std::mem::take(&mut *self.0.watch.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let running: BTreeSet<TenantId> = self.runtimes().iter().map(|runtime| runtime.id).collect();
         // Of a tenant that was deleted nothing is written any more.
-        for (what, count) in counts.into_iter().filter(|(what, _)| self.slug_of(what.tenant).is_some()) {
+        for (what, count) in counts.into_iter().filter(|(what, _)| running.contains(&what.tenant)) {
             let one_by_one = if is_counted_only(what.kind) { 0 } else { count.times.min(ONE_BY_ONE_MAX) };
             if count.times > one_by_one {
                 let said = Counts { times: count.times, one_by_one, by: &what.by, addresses: &count.addresses };

@@ -91,6 +91,11 @@ impl TenantRuntime {
         *self.lead.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(lead));
     }
 
+    /// Whether the tenant has ended here.
+    pub fn is_over(&self) -> bool {
+        self.engine.env().stop().is_cancelled()
+    }
+
     pub fn end_lead(&self) {
         let ended = self.lead.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(lead) = ended {
@@ -176,6 +181,7 @@ pub(crate) async fn stop_tenant(app: &App, id: TenantId, slug: &str) {
         }
     }
     app.0.gateway.remove_all(id).await;
+    app.set_tenant_rate(id, None);
 }
 
 async fn stats(engine: &Engine, id: TenantId) -> Result<BTreeMap<String, AgentStats>, StoreError> {

@@ -180,10 +180,13 @@ impl Gateway {
         }
     }
 
-    /// Ends every server of a tenant.
+    /// Ends every server of a tenant, after whoever changes one now.
     pub async fn remove_all(&self, tenant: TenantId) {
-        let keys: Vec<Key> = self.upstreams().keys().filter(|key| key.tenant == tenant).copied().collect();
-        futures_util::future::join_all(keys.into_iter().map(|key| self.remove(key))).await;
+        let turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for key in turns.into_keys().filter(|key| key.tenant == tenant) {
+            let _turn = self.turn(key).await;
+            self.remove(key).await;
+        }
     }
 
     /// Calls a tool, if its server lists it as it was approved. Dropping the future cancels the call.

@@ -19,10 +19,11 @@ Examples:
   keiko tenants delete research --confirm research --reason 'the contract ended'
   keiko tenants set-limits research --requests 200/s --users-max 50";
 
-const COLUMNS: [Column; 4] = [
+const COLUMNS: [Column; 5] = [
     Column::id("ID", "/id"),
     Column::id("SLUG", "/attributes/slug"),
     Column::text("NAME", "/attributes/name"),
+    Column::text("STATUS", "/attributes/status"),
     Column::time("CREATED", "/attributes/created_at"),
 ];
 
