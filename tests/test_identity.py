@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import socket
 import time
 
 import pytest
@@ -386,6 +387,21 @@ def test_should_delete_a_tenant_with_everything_in_it(keiko, admin, tmp_path):
     refused(boss.get("/auth/me"), 401)
     assert position > 10 and done(admin.get("/security/events", kind="identity.tenant.deletion_requested", limit=500))
     assert id not in str(admin.everything("/tenants"))
+
+
+def test_should_take_nothing_in_for_a_tenant_that_was_deleted_meanwhile(keiko, admin):
+    boss = keiko.tenant(admin)
+    body = json.dumps({"username": "late", "password": PASSWORD, "roles": []}).encode()
+    with socket.create_connection(("127.0.0.1", keiko.port)) as slow:
+        head = f"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{''.join(f'{k}: {v}' for k, v in boss.headers.items())}\r\nConnection: close\r\n\r\n"
+        slow.sendall(head.encode() + body[:10])
+        time.sleep(0.3)
+        assert admin.delete(f"/tenants/{boss.slug}?reason=ended").status_code == 202
+        settled(admin, boss.slug)
+        slow.sendall(body[10:])
+        slow.settimeout(10)
+        answer = b"".join(iter(lambda: slow.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 401"), answer[:300]
 
 
 @pytest.mark.embedded

@@ -8,7 +8,7 @@ use domain::agent::{Agent, AgentCommand, Mandate, Profile, name_key, not_found};
 use domain::policy::Reach;
 use engine::{Extras, Handled, Step};
 use kernel::id::AgentId;
-use kernel::{IndexField, Kind, Rejection, Timestamp, limits};
+use kernel::{ActorKind, IndexField, Kind, Rejection, Timestamp, limits};
 
 /// Who is to answer for an agent, and what it is for, as far as it is said.
 #[derive(Clone, Debug, Default)]
@@ -77,9 +77,12 @@ impl App {
         mandate: NewMandate,
     ) -> Answer<Handled<Agent>> {
         self.check_profile(&profile)?;
+        if mandate.owner.is_none() && mandate.purpose.is_none() {
+            return self.command_agent(caller, id_or_name, AgentCommand::Update(profile, None)).await;
+        }
         let before = self.agent(caller, id_or_name).await?.state.mandate.clone();
         let mandate = self.mandate(caller, before.clone(), mandate).await?;
-        if mandate != before && !caller.sees_all() {
+        if mandate != before && caller.actor.who.kind == ActorKind::Agent {
             let hint = "Ask whoever answers for the agent, or an administrator.";
             let message = "An agent does not choose its owner or its purpose.";
             return Err(Rejection::new(Kind::Forbidden, "PERMISSION_DENIED", message, hint));

@@ -11,7 +11,7 @@ use domain::identity::user::{
     Registered, User, UserCommand, UserKind, name_key, password_secret, pending_totp_secret, totp_secret,
 };
 use domain::policy::{builtin_role, is_permission, may_grant};
-use engine::{Extras, Handled, Step};
+use engine::{Context, Extras, Handled, Step};
 use kernel::id::{RoleId, SessionId, TenantId, UserId};
 use kernel::{IndexField, Kind, Personal, Rejection, limits};
 
@@ -159,6 +159,7 @@ impl App {
             steps.extend(self.ending_sessions(caller.actor.tenant, id, None, "password_changed").await?);
             secrets.push(secret);
             self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
+            self.end_logins_under_way(caller.actor.tenant, id, None, &caller.context()).await?;
         }
         if let Some(roles) = roles {
             self.check_roles(caller, &roles).await?;
@@ -180,7 +181,24 @@ impl App {
         steps.extend(mails);
         steps.extend(self.ending_sessions(caller.actor.tenant, id, Some(session), "password_changed").await?);
         secrets.push(secret);
-        self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await
+        self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
+        self.end_logins_under_way(caller.actor.tenant, id, Some(session), &caller.context()).await
+    }
+
+    /// Ends sessions that were opened by the password before, between the look at the sessions and the change.
+    pub(crate) async fn end_logins_under_way(
+        &self,
+        tenant: TenantId,
+        user: UserId,
+        kept: Option<SessionId>,
+        context: &Context,
+    ) -> Answer<()> {
+        let late = self.ending_sessions(tenant, user, kept, "password_changed").await?;
+        if late.is_empty() {
+            return Ok(());
+        }
+        let context = Context { idempotency: None, if_match: None, ..context.clone() };
+        self.0.engine.transact(tenant, &late, &context, Extras::default()).await.map(|_| ()).map_err(of_handle)
     }
 
     /// Nobody ends the own account.

@@ -55,7 +55,7 @@ async fn remove(app: &App, tenant: TenantId) -> Answer<()> {
     if record.state.deleting.is_none() {
         return Ok(());
     }
-    stop_tenant(app, tenant, &record.state.created.slug).await;
+    stop_tenant(app, tenant).await;
     // Twice: requests that were admitted before are over by the second time.
     for _ in 0..2 {
         app.env().sleep_ms(SETTLE_MS).await;
@@ -74,6 +74,7 @@ async fn remove(app: &App, tenant: TenantId) -> Answer<()> {
     // The record names its first administrator.
     let step = Step::erase(Tenant::KIND, tenant, json!(Erased { erasure: None }));
     engine.transact(root, &[step], &context, Extras::default()).await.map_err(of_handle)?;
+    scrub(engine, journal).await?;
     tracing::info!(%tenant, slug = record.state.created.slug, "a tenant is deleted");
     Ok(())
 }

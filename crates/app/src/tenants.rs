@@ -62,7 +62,8 @@ impl App {
         loop {
             tail.mark_unchanged();
             let known = self.entity::<Tenant>(self.0.root, &tenant.to_string()).await?;
-            if let Some(known) = known.filter(|t| t.state.is_ready && self.tenant(&t.state.created.slug).is_some()) {
+            let runs_here = |t: &Handled<Tenant>| self.tenant(&t.state.created.slug).is_some_and(|runtime| runtime.id == tenant);
+            if let Some(known) = known.filter(|t| t.state.is_ready && runs_here(t)) {
                 return Ok(known);
             }
             tokio::select! {
@@ -149,7 +150,8 @@ impl App {
             return Ok(());
         }
         let record = self.entity::<Tenant>(self.0.root, &tenant.to_string()).await?;
-        let Some(max) = record.and_then(|record| of(&record.state.limits)) else { return Ok(()) };
+        let record = record.filter(|record| record.state.deleting.is_none()).ok_or_else(tenant_ended)?;
+        let Some(max) = of(&record.state.limits) else { return Ok(()) };
         let mut query = EntityQuery::all(D::KIND);
         let mut count = 0;
         loop {
@@ -180,6 +182,12 @@ impl App {
         self.execute::<Tenant>(caller, step, Extras::default()).await
     }
 
+    /// Refuses a caller whose tenant has ended since the caller was recognised.
+    pub fn check_running(&self, caller: &Caller) -> Answer<()> {
+        let runs = self.tenant(&caller.actor.tenant_slug).is_some_and(|runtime| runtime.id == caller.actor.tenant);
+        if runs { Ok(()) } else { Err(tenant_ended()) }
+    }
+
     /// Whether a tenant is suspended or being deleted. Others than the default one are asked for in its log.
     pub(crate) async fn is_suspended(&self, tenant: TenantId) -> Answer<bool> {
         if tenant == self.0.root {
@@ -202,6 +210,11 @@ impl App {
             hint,
         ))
     }
+}
+
+fn tenant_ended() -> Rejection {
+    let hint = "Sign in elsewhere: nothing brings a deleted tenant back.";
+    Rejection::new(Kind::Unauthenticated, "TOKEN_INVALID", "The tenant is being deleted.", hint)
 }
 
 /// Opens new tenants' logs. Every step can be repeated.

@@ -130,8 +130,11 @@ pub(crate) async fn start_all(app: &App, reports: Receiver<Report>) -> Result<()
 /// Starts what every replica runs for a tenant, unless it runs already, and takes the lead if it is this one's.
 pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<(), StoreError> {
     let _turn = app.0.starting.lock().await;
-    if app.tenant(slug).is_some() {
-        return Ok(());
+    match app.tenant(slug) {
+        Some(runtime) if runtime.id == id => return Ok(()),
+        // The name was free again before this process heard that its tenant is deleted.
+        Some(runtime) => end_runtime(app, runtime.id).await,
+        None => {}
     }
     let engine = &app.engine().scoped(None);
     let tail = app.position(id);
@@ -170,18 +173,23 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
 }
 
 /// Ends what runs here for a tenant, if anything does.
-pub(crate) async fn stop_tenant(app: &App, id: TenantId, slug: &str) {
-    let _turn = app.0.starting.lock().await;
-    if app.tenant(slug).is_some_and(|runtime| runtime.id == id) {
-        let removed = app.0.tenants.write().unwrap_or_else(PoisonError::into_inner).remove(slug);
-        if let Some(runtime) = removed {
-            let _turn = runtime.turn.lock().await;
-            runtime.end_lead();
-            runtime.engine.env().stop().cancel();
-        }
+pub(crate) async fn stop_tenant(app: &App, id: TenantId) {
+    {
+        let _turn = app.0.starting.lock().await;
+        end_runtime(app, id).await;
     }
     app.0.gateway.remove_all(id).await;
     app.set_tenant_rate(id, None);
+}
+
+async fn end_runtime(app: &App, id: TenantId) {
+    let Some(slug) = app.slug_of(id) else { return };
+    let removed = app.0.tenants.write().unwrap_or_else(PoisonError::into_inner).remove(&slug);
+    if let Some(runtime) = removed {
+        let _turn = runtime.turn.lock().await;
+        runtime.end_lead();
+        runtime.engine.env().stop().cancel();
+    }
 }
 
 async fn stats(engine: &Engine, id: TenantId) -> Result<BTreeMap<String, AgentStats>, StoreError> {
@@ -366,15 +374,19 @@ impl Executor<TenantFollower> for TenantStarter {
         loop {
             let started = async {
                 match app.engine().entity::<Tenant>(app.0.root, &tenant.to_string()).await? {
+                    // Its record goes last: where there is none it is deleted already.
+                    None => {
+                        stop_tenant(&app, tenant).await;
+                        Ok(())
+                    }
                     Some(known) if known.state.deleting.is_some() => {
-                        stop_tenant(&app, tenant, &known.state.created.slug).await;
+                        stop_tenant(&app, tenant).await;
                         Ok(())
                     }
                     Some(known) => {
                         app.apply_limits(tenant, &known.state);
                         if known.state.is_ready { start_tenant(&app, tenant, &known.state.created.slug).await } else { Ok(()) }
                     }
-                    None => Ok(()),
                 }
             };
             let Err(error) = started.await else { return None };

@@ -182,11 +182,13 @@ impl Gateway {
 
     /// Ends every server of a tenant, after whoever changes one now.
     pub async fn remove_all(&self, tenant: TenantId) {
-        let turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for key in turns.into_keys().filter(|key| key.tenant == tenant) {
+        let known = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ends = known.into_keys().filter(|key| key.tenant == tenant).map(async |key| {
             let _turn = self.turn(key).await;
             self.remove(key).await;
-        }
+        });
+        futures_util::future::join_all(ends).await;
+        self.0.turns.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| key.tenant != tenant);
     }
 
     /// Calls a tool, if its server lists it as it was approved. Dropping the future cancels the call.

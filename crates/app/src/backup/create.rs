@@ -7,6 +7,7 @@ use crate::errors::of_store;
 use crate::group_progress::is_progress;
 use crate::{Answer, App, Caller};
 use domain::erasure::Erasure;
+use domain::identity::tenant::Tenant;
 use engine::Engine;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -143,6 +144,7 @@ async fn copy(source: &Source, mut writer: Writer) -> Result<(), BackupError> {
         return Err(BackupError::Refused("there is nothing to back up yet; start the server first".into()));
     };
     let heads = erasures(source, &tenants).await?;
+    let owners = owners(source, root).await?;
     let opening = Opening {
         form: FORM,
         keiko: env!("CARGO_PKG_VERSION").into(),
@@ -159,7 +161,19 @@ async fn copy(source: &Source, mut writer: Writer) -> Result<(), BackupError> {
     if erasures(source, &tenants).await? != heads {
         return Err(BackupError::Refused("a person was erased while the backup was made; make it again".into()));
     }
+    if !self::owners(source, root).await?.is_superset(&owners) {
+        return Err(BackupError::Refused("a tenant was deleted while the backup was made; make it again".into()));
+    }
     writer.end(source, root).await
+}
+
+/// The tenants. Refused while one is being deleted.
+async fn owners(source: &Source, root: TenantId) -> Result<BTreeSet<String>, BackupError> {
+    let tenants = crate::workers::each::<Tenant>(&source.engine, root, &[]).await?;
+    if tenants.iter().any(|tenant| tenant.state.deleting.is_some()) {
+        return Err(BackupError::Refused("a tenant is being deleted; make the backup when that is done".into()));
+    }
+    Ok(tenants.into_iter().map(|tenant| tenant.stream).collect())
 }
 
 /// The erasures of each tenant, by what they changed last. Refused while one goes on.

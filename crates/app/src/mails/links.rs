@@ -155,7 +155,8 @@ impl App {
         steps.extend(self.ending_sessions(shown.log, user, None, "password_changed").await?);
         secrets.push(sealed);
         (context.actor, context.user) = (ActorRef { kind: ActorKind::User, id: user.to_string() }, Some(user));
-        self.carry_out(&shown, steps, secrets, &context).await
+        self.carry_out(&shown, steps, secrets, &context).await?;
+        self.end_logins_under_way(shown.log, user, None, &context).await
     }
 
     /// The address of whoever follows the link is theirs.

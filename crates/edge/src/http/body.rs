@@ -36,6 +36,8 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<EdgeState>> for Input<T> {
         let (mut parts, body) = request.into_parts();
         let By(mut by) = By::from_request_parts(&mut parts, state).await?;
         let bytes = read(Request::from_parts(parts.clone(), body), state).await?;
+        // A body may take long, and the tenant may be deleted meanwhile.
+        state.app.check_running(&by)?;
         by.idempotency = idempotency(&parts, &bytes)?;
         Ok(Input { by, body: parse(&parts.headers, &bytes, state)? })
     }
