@@ -10,6 +10,7 @@ from fleet import Fleet
 from keiko import Client, Event, TaskInfo
 
 LOOK_S = 1.0
+ENDS = ("completed", "failed", "died", "cancelled")
 
 
 def say(line: str) -> None:
@@ -25,6 +26,7 @@ class Watch:
         self._until = time.monotonic() + timeout_s
         self._agents: dict[str, str] = {}
         self._percent: dict[str, float] = {}
+        self._over: set[str] = set()
         self._changed = asyncio.Condition()
 
     async def __aenter__(self) -> "Watch":
@@ -43,8 +45,10 @@ class Watch:
         while not (task := await self._client.tasks.get(task.id)).ended:
             if trouble := self._fleet.ended(agent) or (time.monotonic() > self._until and "takes too long"):
                 self._tell(task.id, trouble)
-                return await self._client.tasks.cancel(task.id)
+                task = await self._client.tasks.cancel(task.id)
+                break
             await self._change()
+        self._end(task.id, task.status, {"error": task.error.model_dump()} if task.error else {})
         return task
 
     async def _change(self) -> None:
@@ -64,11 +68,21 @@ class Watch:
 
     def _note(self, event: Event) -> None:
         data, what = event.data or {}, event.type.rpartition(".")[2]
+        if what in ENDS:
+            return self._end(event.stream, what, data)
         if what == "progressed":
             self._percent[event.stream] = data.get("percent") or 0.0
-        elif what == "completed":
-            self._percent[event.stream] = 100.0
-        self._tell(event.stream, words(what, data))
+        if event.stream not in self._over:
+            self._tell(event.stream, words(what, data))
+
+    def _end(self, task_id: str, what: str, data: dict[str, Any]) -> None:
+        """The last line of a task: said once, by whichever of the log and the question for the task tells it first."""
+        if task_id in self._over:
+            return
+        self._over.add(task_id)
+        if what == "completed":
+            self._percent[task_id] = 100.0
+        self._tell(task_id, words(what, data))
 
     def _tell(self, task_id: str, what: str) -> None:
         say(f"{self._agents[task_id]:<10} {self._percent.get(task_id, 0):>3.0f}% {what}")
