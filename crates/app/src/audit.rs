@@ -296,9 +296,13 @@ pub(crate) async fn seal_once(app: &App, tree: Tree, tenant: TenantId) -> Result
     let trees = app.trees(tree);
     let Some(size) = trees.sizes().await?.get(&tenant).copied() else { return Ok(()) };
     let mut known = edge(trees.as_ref(), tenant).await?;
+    seal(app, tree, tenant, size, &mut known).await
+}
+
+async fn seal(app: &App, tree: Tree, tenant: TenantId, size: u64, known: &mut Edge) -> Result<(), StoreError> {
     let name = origin(tenant, tree);
     let sign = |size, root| app.0.crypto.checkpoints.seal(&name, size, root);
-    grow(trees.as_ref(), tenant, &mut known, size, &sign).await
+    grow(app.trees(tree).as_ref(), tenant, known, size, &sign).await
 }
 
 async fn seal_grown(
@@ -314,10 +318,8 @@ async fn seal_grown(
             Some(known) => known,
             None => edge(trees.as_ref(), tenant).await?,
         };
-        let name = origin(tenant, tree);
-        let sign = |size, root| app.0.crypto.checkpoints.seal(&name, size, root);
         // One that could not grow is read again next time.
-        match grow(trees.as_ref(), tenant, &mut known, size, &sign).await {
+        match seal(app, tree, tenant, size, &mut known).await {
             Ok(()) => drop(edges.insert(key, known)),
             Err(error) => tracing::debug!(%tenant, %error, "a tree could not be sealed; trying again"),
         }

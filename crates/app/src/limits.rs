@@ -54,6 +54,15 @@ pub struct LimitSettings {
 }
 
 impl LimitSettings {
+    fn of_callers(&self, class: RouteClass) -> Option<Rate> {
+        match class {
+            RouteClass::Read => self.read,
+            RouteClass::Call => self.call,
+            RouteClass::Mail => self.mail,
+            _ => self.write,
+        }
+    }
+
     fn of_strangers(&self, class: RouteClass) -> Option<Rate> {
         match class {
             RouteClass::Auth => self.auth,
@@ -93,6 +102,11 @@ struct Inner {
 }
 
 impl Inner {
+    /// A tenant's own rate, else the usual one.
+    fn tenant_rate(&self, tenant: TenantId, usual: Option<Rate>) -> Option<Rate> {
+        self.tenants.get(&tenant).copied().or(usual)
+    }
+
     fn take(&mut self, whose: Whose, rate: Rate, now: Timestamp, tells: bool) -> Standing {
         if self.buckets.len() >= BUCKETS_MAX && !self.buckets.contains_key(&whose) {
             self.buckets.retain(|_, bucket| !bucket.is_full(rate, now));
@@ -122,6 +136,14 @@ fn refused(standing: Standing, what: &str) -> Rejection {
     .with("reset_s", standing.reset_ms.div_ceil(1_000))
 }
 
+/// How it stands, or the refusal when there is nothing left.
+fn passed(standing: Option<Standing>, what: &str) -> Result<Option<Standing>, Rejection> {
+    match standing {
+        Some(standing) if standing.wait_ms.is_some() => Err(refused(standing, what)),
+        standing => Ok(standing),
+    }
+}
+
 /// The network that an address counts for: itself, or the 64 bits of an IPv6 network, of which one host has many addresses.
 pub fn network(address: &str) -> String {
     use std::net::{IpAddr, Ipv6Addr};
@@ -142,8 +164,8 @@ impl App {
     }
 
     fn tenant_rate(&self, tenant: TenantId) -> Option<Rate> {
-        let own = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner).tenants.get(&tenant).copied();
-        own.or_else(|| self.rate(|limits| limits.tenant, false))
+        let usual = self.rate(|limits| limits.tenant, false);
+        self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner).tenant_rate(tenant, usual)
     }
 
     /// A tenant has a rate of its own from now on, or has none any more.
@@ -166,43 +188,24 @@ impl App {
     /// Lets a request of somebody known pass, or says how long to wait. Answers the tightest standing, for the headers.
     pub fn admit(&self, actor: &Actor, class: RouteClass) -> Result<Option<Standing>, Rejection> {
         let who = actor.key.map_or_else(|| actor.who.id.clone(), |key| key.to_string());
-        let own = self.rate(
-            |limits| match class {
-                RouteClass::Read => limits.read,
-                RouteClass::Call => limits.call,
-                _ => limits.write,
-            },
-            actor.is_emergency,
-        );
-        let own = self.take(Whose::Caller(who, class), own);
-        if let Some(standing) = own.filter(|standing| standing.wait_ms.is_some()) {
-            return Err(refused(standing, "by this caller"));
-        }
+        let rate = self.rate(|limits| limits.of_callers(class), actor.is_emergency);
+        let own = passed(self.take(Whose::Caller(who, class), rate), "by this caller")?;
         // The tenant's own limit does not shrink: an emergency is about single callers.
-        let all = self.take(Whose::Tenant(actor.tenant), self.tenant_rate(actor.tenant));
-        if let Some(standing) = all.filter(|standing| standing.wait_ms.is_some()) {
-            return Err(refused(standing, "in this tenant"));
-        }
+        let all = passed(self.take(Whose::Tenant(actor.tenant), self.tenant_rate(actor.tenant)), "in this tenant")?;
         Ok(own.into_iter().chain(all).min_by_key(|standing| standing.remaining))
     }
 
     /// Lets somebody known have a mail sent, or says how long to wait.
     pub(crate) fn admit_mail(&self, actor: &Actor) -> Result<Option<Standing>, Rejection> {
-        let rate = self.rate(|limits| limits.mail, actor.is_emergency);
-        match self.take(Whose::Caller(actor.who.id.clone(), RouteClass::Mail), rate) {
-            Some(standing) if standing.wait_ms.is_some() => Err(refused(standing, "by this caller")),
-            standing => Ok(standing),
-        }
+        let rate = self.rate(|limits| limits.of_callers(RouteClass::Mail), actor.is_emergency);
+        passed(self.take(Whose::Caller(actor.who.id.clone(), RouteClass::Mail), rate), "by this caller")
     }
 
     /// Lets a request of somebody unknown pass, or says how long to wait.
     pub fn admit_address(&self, address: &str, class: RouteClass) -> Result<Option<Standing>, Rejection> {
         let is_emergency = self.is_emergency();
         let rate = self.rate(|limits| limits.of_strangers(class), is_emergency);
-        match self.take(Whose::Address(network(address), class), rate) {
-            Some(standing) if standing.wait_ms.is_some() => Err(refused(standing, "from this address")),
-            standing => Ok(standing),
-        }
+        passed(self.take(Whose::Address(network(address), class), rate), "from this address")
     }
 
     /// Whether an address has shown bad credentials so often that no more are looked at for now.
@@ -211,10 +214,7 @@ impl App {
         let now = self.env().now();
         let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = inner.buckets.get_mut(&Whose::Address(network(address), RouteClass::Open));
-        match bucket.map(|bucket| bucket.look(rate, now)) {
-            Some(standing) if standing.wait_ms.is_some() => Err(refused(standing, "with bad credentials from this address")),
-            _ => Ok(()),
-        }
+        passed(bucket.map(|bucket| bucket.look(rate, now)), "with bad credentials from this address").map(|_| ())
     }
 
     /// Whether there is an emergency in the default tenant, which counts for everybody who is not known yet.
@@ -228,11 +228,8 @@ impl App {
         let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (whose, count) in told.taken {
             let rate = match &whose {
-                Whose::Tenant(tenant) => inner.tenants.get(tenant).copied().or_else(|| self.rate(|limits| limits.tenant, false)),
-                Whose::Caller(_, RouteClass::Read) => self.rate(|limits| limits.read, false),
-                Whose::Caller(_, RouteClass::Call) => self.rate(|limits| limits.call, false),
-                Whose::Caller(_, RouteClass::Mail) => self.rate(|limits| limits.mail, false),
-                Whose::Caller(..) => self.rate(|limits| limits.write, false),
+                Whose::Tenant(tenant) => inner.tenant_rate(*tenant, self.rate(|limits| limits.tenant, false)),
+                Whose::Caller(_, class) => self.rate(|limits| limits.of_callers(*class), false),
                 Whose::Address(_, class) => self.rate(|limits| limits.of_strangers(*class), false),
             };
             let has_room = inner.buckets.len() < BUCKETS_MAX || inner.buckets.contains_key(&whose);

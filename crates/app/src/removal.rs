@@ -74,6 +74,7 @@ async fn remove(app: &App, tenant: TenantId) -> Answer<()> {
     // The record names its first administrator.
     let step = Step::erase(Tenant::KIND, tenant, json!(Erased { erasure: None }));
     engine.transact(root, &[step], &context, Extras::default()).await.map_err(of_handle)?;
+    // Once more, for the record. The time before must not wait for it: without the record nobody would begin anew.
     scrub(engine, journal).await?;
     tracing::info!(%tenant, slug = record.state.created.slug, "a tenant is deleted");
     Ok(())

@@ -271,18 +271,10 @@ async fn start_provisioner(app: &App, engine: &Engine, position: u64) -> Result<
 async fn start_remover(app: &App, engine: &Engine, position: u64) -> Result<(), StoreError> {
     let mut removing = Outstanding::<RemoveTenant>::default();
     // Also those that are marked: their record goes last.
-    let mut query = EntityQuery { with_deleted: true, ..EntityQuery::all(Tenant::KIND) };
-    loop {
-        let page = engine.store().entities(app.0.root, query.clone()).await?;
-        for row in page.rows {
-            let known = engine.folded::<Tenant>(app.0.root, row).await?.filter(|known| known.state.deleting.is_some());
-            if let Some(id) = known.and_then(|known| known.stream.parse().ok()) {
-                removing.put(id);
-            }
-        }
-        match page.next {
-            Some(next) => query.after = Some(next),
-            None => break,
+    let all = EntityQuery { with_deleted: true, ..EntityQuery::all(Tenant::KIND) };
+    for tenant in each_of::<Tenant>(engine, app.0.root, all).await? {
+        if let (true, Ok(id)) = (tenant.state.deleting.is_some(), tenant.stream.parse()) {
+            removing.put(id);
         }
     }
     let worker = RemovalWorker { app: Arc::downgrade(&app.0), turn: tokio::sync::Mutex::default() };
@@ -373,20 +365,16 @@ impl Executor<TenantFollower> for TenantStarter {
         let app = App(self.app.upgrade()?);
         loop {
             let started = async {
-                match app.engine().entity::<Tenant>(app.0.root, &tenant.to_string()).await? {
-                    // Its record goes last: where there is none it is deleted already.
-                    None => {
-                        stop_tenant(&app, tenant).await;
-                        Ok(())
-                    }
-                    Some(known) if known.state.deleting.is_some() => {
-                        stop_tenant(&app, tenant).await;
-                        Ok(())
-                    }
-                    Some(known) => {
-                        app.apply_limits(tenant, &known.state);
-                        if known.state.is_ready { start_tenant(&app, tenant, &known.state.created.slug).await } else { Ok(()) }
-                    }
+                let known = app.engine().entity::<Tenant>(app.0.root, &tenant.to_string()).await?;
+                // Its record goes last: where there is none it is deleted already.
+                let Some(known) = known.filter(|known| known.state.deleting.is_none()) else {
+                    stop_tenant(&app, tenant).await;
+                    return Ok(());
+                };
+                app.apply_limits(tenant, &known.state);
+                match known.state.is_ready {
+                    true => start_tenant(&app, tenant, &known.state.created.slug).await,
+                    false => Ok(()),
                 }
             };
             let Err(error) = started.await else { return None };
@@ -412,8 +400,15 @@ pub(crate) async fn each<D: Decider>(
     log: TenantId,
     fields: &[IndexField],
 ) -> Result<Vec<Handled<D::State>>, StoreError> {
+    each_of::<D>(engine, log, EntityQuery { fields: fields.to_vec(), ..EntityQuery::all(D::KIND) }).await
+}
+
+async fn each_of<D: Decider>(
+    engine: &Engine,
+    log: TenantId,
+    mut query: EntityQuery,
+) -> Result<Vec<Handled<D::State>>, StoreError> {
     let mut found = vec![];
-    let mut query = EntityQuery { fields: fields.to_vec(), ..EntityQuery::all(D::KIND) };
     loop {
         let page = engine.store().entities(log, query.clone()).await?;
         for row in page.rows {

@@ -31,15 +31,17 @@ const fn declared(key: &'static str, default: &'static str, help: &'static str) 
     Declared { key, default, help, is_secret: false }
 }
 
+const fn secret(key: &'static str, help: &'static str) -> Declared {
+    Declared { key, default: "", help, is_secret: true }
+}
+
 /// Every setting.
 pub const DECLARED: &[Declared] = &[
     declared("data.dir", "./.keiko", "Where everything is kept"),
-    Declared {
-        key: "database.url",
-        default: "",
-        help: "PostgreSQL instead of the data directory: postgres://user:password@host:5432/database?sslmode=require",
-        is_secret: true,
-    },
+    secret(
+        "database.url",
+        "PostgreSQL instead of the data directory: postgres://user:password@host:5432/database?sslmode=require",
+    ),
     declared("database.connections_max", "16", "Connections to the database at most, of this process"),
     declared("database.tls_ca", "", "Certificate authorities of the database as a PEM file; the system's when nothing is said"),
     declared(
@@ -75,12 +77,7 @@ pub const DECLARED: &[Declared] = &[
     ),
     declared("users.registration", "invited", "Who may make an account: closed, invited, or open to everybody with an address"),
     declared("users.registration_roles", "user", "Roles, apart by commas, of whoever made an account without being invited"),
-    Declared {
-        key: "mail.smtp_url",
-        default: "",
-        help: "Where mails go: smtps://user:password@host:465, or smtp://user:password@host:587 for STARTTLS",
-        is_secret: true,
-    },
+    secret("mail.smtp_url", "Where mails go: smtps://user:password@host:465, or smtp://user:password@host:587 for STARTTLS"),
     declared("mail.from", "", "From whom mails are, such as Keiko <keiko@example.com>"),
     declared("mail.tls_ca", "", "Certificate authorities of the mail server as a PEM file; the system's when nothing is said"),
     declared(
@@ -129,12 +126,7 @@ pub const DECLARED: &[Declared] = &[
     ),
     declared("log.level", "info", "error, warn, info, debug or trace; also a filter such as app=debug"),
     declared("log.format", "auto", "text, json, or auto: text on a terminal"),
-    Declared {
-        key: "admin.password",
-        default: "",
-        help: "Password of 'admin' at the first start; random when nothing is said",
-        is_secret: true,
-    },
+    secret("admin.password", "Password of 'admin' at the first start; random when nothing is said"),
 ];
 
 /// Where a value comes from.
@@ -388,57 +380,16 @@ impl Settings {
             "auto" => Ok(Profile::Production),
             _ => Err("is none of auto, development, production".to_owned()),
         })?;
-        let allow_private = layers.parsed("gateway.allow_private", yes_no)?;
         let data_dir = PathBuf::from(&layers.0["data.dir"].0);
         let mail = mail::mail(layers, &data_dir, database.is_none(), profile)?;
-        let app = app::AppSettings {
-            claim_ttl_ms: ms("claim.ttl")?,
-            agent_lease_ms: ms("agent.lease")?,
-            retry_delay_base_ms: ms("retry.delay_base")?,
-            access_token_ttl_ms: ms("token.ttl")?,
-            session_ttl_ms: ms("session.ttl")?,
-            tool_call_retention_ms: ms("journal.tool_call_retention")?,
-            security_retention_ms: ms("journal.security_retention")?,
-            public_url: known_as.clone(),
-            token_algorithm: layers
-                .parsed("token.algorithm", |v| app::Algorithm::parse(v).ok_or_else(|| "is none of ES256, Ed25519".to_owned()))?,
-            signing_key_lifetime_ms: layers.parsed("token.key_lifetime", |v| {
-                duration_ms(v).and_then(|ms| if ms >= 3_600_000 { Ok(ms) } else { Err("is less than 1h".to_owned()) })
-            })?,
-            refresh_grace_ms: ms("session.refresh_grace")?,
-            client_registration: layers.parsed("oauth.registration", |v| match v {
-                "auto" => Ok(profile == Profile::Development),
-                v => yes_no(v).map_err(|_| "is none of auto, true, false".to_owned()),
-            })?,
-            breached: layers.parsed("password.breached_file", |v| match v {
-                "" => Ok(None),
-                v => app::Breached::open(Path::new(v)).map(|list| Some(Arc::new(list))),
-            })?,
-            password_chars_min: layers.parsed("password.chars_min", |v| match whole(v)? {
-                n if (8..=128).contains(&n) => Ok(n),
-                _ => Err("is not between 8 and 128".to_owned()),
-            })?,
-            registration: mail::registration(layers, mail.is_some())?,
-            registration_roles: mail::registration_roles(layers)?,
-            limits: limits(layers, profile)?,
-            mfa_required: layers.parsed("mfa.required", |v| match v {
-                "auto" => Ok(profile == Profile::Production),
-                v => yes_no(v).map_err(|_| "is none of auto, true, false".to_owned()),
-            })?,
-            step_up_max_age_ms: ms("mfa.max_age")?,
-            fetch_private: allow_private,
-            witnesses: layers.parsed("audit.witnesses", |v| {
-                let keys = v.split(',').map(str::trim).filter(|key| !key.is_empty());
-                keys.map(|key| VerifierKey::parse(key).ok_or_else(|| "is no list of keys name+id+key".to_owned())).collect()
-            })?,
-        };
+        let app = app_settings(layers, profile, &known_as, mail.is_some())?;
         let http = edge::http::HttpSettings {
             body_bytes_max: usize::try_from(layers.parsed("server.body_max", size_bytes)?)?,
             json_depth_max: layers.parsed("server.json_depth_max", whole)?,
             ..edge::http::HttpSettings::default()
         };
         let gateway = gateway::GatewaySettings {
-            allow_private,
+            allow_private: layers.parsed("gateway.allow_private", yes_no)?,
             allow_spawn: layers.parsed("gateway.allow_spawn", yes_no)?,
             call_timeout: Duration::from_millis(ms("gateway.call_timeout")?),
             start_timeout: Duration::from_millis(ms("gateway.start_timeout")?),
@@ -479,6 +430,52 @@ impl Settings {
             profile,
         })
     }
+}
+
+/// Of the application.
+fn app_settings(layers: &Layers, profile: Profile, public_url: &str, has_mail: bool) -> anyhow::Result<app::AppSettings> {
+    let ms = |key| layers.parsed(key, duration_ms);
+    Ok(app::AppSettings {
+        claim_ttl_ms: ms("claim.ttl")?,
+        agent_lease_ms: ms("agent.lease")?,
+        retry_delay_base_ms: ms("retry.delay_base")?,
+        access_token_ttl_ms: ms("token.ttl")?,
+        session_ttl_ms: ms("session.ttl")?,
+        tool_call_retention_ms: ms("journal.tool_call_retention")?,
+        security_retention_ms: ms("journal.security_retention")?,
+        public_url: public_url.to_owned(),
+        token_algorithm: layers
+            .parsed("token.algorithm", |v| app::Algorithm::parse(v).ok_or_else(|| "is none of ES256, Ed25519".to_owned()))?,
+        signing_key_lifetime_ms: layers.parsed("token.key_lifetime", |v| {
+            duration_ms(v).and_then(|ms| if ms >= 3_600_000 { Ok(ms) } else { Err("is less than 1h".to_owned()) })
+        })?,
+        refresh_grace_ms: ms("session.refresh_grace")?,
+        client_registration: layers.parsed("oauth.registration", |v| match v {
+            "auto" => Ok(profile == Profile::Development),
+            v => yes_no(v).map_err(|_| "is none of auto, true, false".to_owned()),
+        })?,
+        breached: layers.parsed("password.breached_file", |v| match v {
+            "" => Ok(None),
+            v => app::Breached::open(Path::new(v)).map(|list| Some(Arc::new(list))),
+        })?,
+        password_chars_min: layers.parsed("password.chars_min", |v| match whole(v)? {
+            n if (8..=128).contains(&n) => Ok(n),
+            _ => Err("is not between 8 and 128".to_owned()),
+        })?,
+        registration: mail::registration(layers, has_mail)?,
+        registration_roles: mail::registration_roles(layers)?,
+        limits: limits(layers, profile)?,
+        mfa_required: layers.parsed("mfa.required", |v| match v {
+            "auto" => Ok(profile == Profile::Production),
+            v => yes_no(v).map_err(|_| "is none of auto, true, false".to_owned()),
+        })?,
+        step_up_max_age_ms: ms("mfa.max_age")?,
+        fetch_private: layers.parsed("gateway.allow_private", yes_no)?,
+        witnesses: layers.parsed("audit.witnesses", |v| {
+            let keys = v.split(',').map(str::trim).filter(|key| !key.is_empty());
+            keys.map(|key| VerifierKey::parse(key).ok_or_else(|| "is no list of keys name+id+key".to_owned())).collect()
+        })?,
+    })
 }
 
 /// How connections are protected.

@@ -160,7 +160,14 @@ impl Decider for Tenant {
             (TenantCommand::MarkDeleted, Some(tenant)) if tenant.deleting.is_some() && !tenant.is_deleted => {
                 Ok(vec![TenantEvent::Deleted(Deleted {})])
             }
-            _ => Ok(vec![]),
+            (
+                TenantCommand::Suspend { .. }
+                | TenantCommand::Reinstate
+                | TenantCommand::SetLimits(_)
+                | TenantCommand::Delete { .. }
+                | TenantCommand::MarkDeleted,
+                _,
+            ) => Ok(vec![]),
         }
     }
 

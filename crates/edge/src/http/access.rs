@@ -9,9 +9,11 @@ use axum::http::{HeaderMap, HeaderValue, header, request::Parts};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use domain::policy::{Reach, is_permission};
+use engine::Context;
 use kernel::{Actor, Kind, Origin, Problem, Rejection};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -318,11 +320,28 @@ fn caller(actor: Actor, reach: Reach, request: &Parts) -> Result<Caller, Failure
 }
 
 /// Address and client string of a request.
-pub(super) fn origin(headers: &HeaderMap, peer: Option<&ConnectInfo<SocketAddr>>) -> Origin {
+fn origin(headers: &HeaderMap, peer: Option<&ConnectInfo<SocketAddr>>) -> Origin {
     let client = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok());
     Origin {
         address: peer.map(|ConnectInfo(address)| address.ip().to_string()),
         client: client.map(|c| c.chars().take(CLIENT_CHARS_MAX).collect()),
+    }
+}
+
+/// The context of a request by somebody who is not known yet.
+pub(super) fn anonymous(parts: &Parts) -> Context {
+    let names = parts.extensions.get::<RequestNames>().map(RequestNames::correlation).unwrap_or_default();
+    App::anonymous(origin(&parts.headers, parts.extensions.get::<ConnectInfo<SocketAddr>>()), names)
+}
+
+/// [`anonymous`], for handlers.
+pub(crate) struct Stranger(pub Context);
+
+impl<S: Send + Sync> FromRequestParts<S> for Stranger {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Stranger(anonymous(parts)))
     }
 }
 

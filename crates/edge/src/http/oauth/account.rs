@@ -2,8 +2,8 @@
 
 use super::super::state::EdgeState;
 use super::anonymous;
-use super::authorize::{Cookies, old_form};
-use super::form::{Fields, Form};
+use super::authorize::{Cookies, OwnForm};
+use super::form::Fields;
 use super::pages::{Page, message};
 use app::Registration;
 use axum::extract::{Request, State};
@@ -110,11 +110,7 @@ async fn register(State(state): State<Arc<EdgeState>>, request: Request) -> Resp
 #[utoipa::path(post, path = "/account/register", tag = "oauth", extensions(("x-permission" = json!("open"))),
     request_body(content = Object, content_type = "application/x-www-form-urlencoded"),
     responses((status = 202, body = String, content_type = "text/html"), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
-async fn register_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Response {
-    let cookies = Cookies::of(&state, &form.parts);
-    if !cookies.is_form_good(&state, &form.fields) {
-        return old_form();
-    }
+async fn register_by_post(State(state): State<Arc<EdgeState>>, OwnForm { form, cookies }: OwnForm) -> Response {
     match state.app.register(&form.fields.get("email").unwrap_or_default(), anonymous(&form.parts)).await {
         Ok(()) => sent(),
         Err(rejection) => again(&state, cookies, register_page(), &rejection),
@@ -137,11 +133,7 @@ async fn join(State(state): State<Arc<EdgeState>>, request: Request) -> Response
 #[utoipa::path(post, path = "/account/join", tag = "oauth", extensions(("x-permission" = json!("open"))),
     request_body(content = Object, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = String, content_type = "text/html"), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
-async fn join_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Response {
-    let cookies = Cookies::of(&state, &form.parts);
-    if !cookies.is_form_good(&state, &form.fields) {
-        return old_form();
-    }
+async fn join_by_post(State(state): State<Arc<EdgeState>>, OwnForm { form, cookies }: OwnForm) -> Response {
     let get = |name| form.fields.get(name).unwrap_or_default();
     let (token, username) = (get("token"), get("username"));
     match state.app.join(&token, username.clone(), get("password"), anonymous(&form.parts)).await {
@@ -173,11 +165,7 @@ async fn reset(State(state): State<Arc<EdgeState>>, request: Request) -> Respons
 #[utoipa::path(post, path = "/account/reset", tag = "oauth", extensions(("x-permission" = json!("open"))),
     request_body(content = Object, content_type = "application/x-www-form-urlencoded"),
     responses((status = 202, body = String, content_type = "text/html"), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
-async fn reset_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Response {
-    let cookies = Cookies::of(&state, &form.parts);
-    if !cookies.is_form_good(&state, &form.fields) {
-        return old_form();
-    }
+async fn reset_by_post(State(state): State<Arc<EdgeState>>, OwnForm { form, cookies }: OwnForm) -> Response {
     let (email, tenant) = (form.fields.get("email").unwrap_or_default(), form.fields.get("tenant"));
     match state.app.forgot_password(tenant.as_deref(), &email, anonymous(&form.parts)).await {
         Ok(()) => sent(),
@@ -201,11 +189,7 @@ async fn password(State(state): State<Arc<EdgeState>>, request: Request) -> Resp
 #[utoipa::path(post, path = "/account/password", tag = "oauth", extensions(("x-permission" = json!("open"))),
     request_body(content = Object, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = String, content_type = "text/html"), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
-async fn password_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Response {
-    let cookies = Cookies::of(&state, &form.parts);
-    if !cookies.is_form_good(&state, &form.fields) {
-        return old_form();
-    }
+async fn password_by_post(State(state): State<Arc<EdgeState>>, OwnForm { form, cookies }: OwnForm) -> Response {
     let get = |name| form.fields.get(name).unwrap_or_default();
     let token = get("token");
     match state.app.reset_password(&token, get("password"), anonymous(&form.parts)).await {
@@ -238,11 +222,7 @@ async fn verify(State(state): State<Arc<EdgeState>>, request: Request) -> Respon
 #[utoipa::path(post, path = "/account/verify", tag = "oauth", extensions(("x-permission" = json!("open"))),
     request_body(content = Object, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = String, content_type = "text/html"), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
-async fn verify_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Response {
-    let cookies = Cookies::of(&state, &form.parts);
-    if !cookies.is_form_good(&state, &form.fields) {
-        return old_form();
-    }
+async fn verify_by_post(State(state): State<Arc<EdgeState>>, OwnForm { form, .. }: OwnForm) -> Response {
     match state.app.confirm_email(&form.fields.get("token").unwrap_or_default(), anonymous(&form.parts)).await {
         Ok(()) => message(StatusCode::OK, "This address is yours", "It belongs to your account from now on."),
         Err(rejection) => over(&rejection),

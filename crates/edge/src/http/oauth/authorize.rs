@@ -5,7 +5,7 @@ use super::anonymous;
 use super::form::{Fields, Form};
 use super::pages::{Page, leads_to, message, scope_text};
 use app::oauth::{Asked, Browser, Credentials, DeviceAnswer, Next, Refused, Request as AuthRequest, SignedIn};
-use axum::extract::{Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -215,12 +215,28 @@ async fn allowed(state: &EdgeState, parts: &Parts, request: &AuthRequest, browse
     }
 }
 
-pub(super) fn old_form() -> Response {
+fn old_form() -> Response {
     message(
         StatusCode::BAD_REQUEST,
         "This form is not good any more",
         "It was open for too long, or cookies are blocked. Go back and start again.",
     )
+}
+
+/// A form that was written by us for the browser that sends it; any other is answered with a page.
+pub(super) struct OwnForm {
+    pub form: Form,
+    pub cookies: Cookies,
+}
+
+impl FromRequest<Arc<EdgeState>> for OwnForm {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &Arc<EdgeState>) -> Result<Self, Response> {
+        let form = Form::from_request(request, state).await?;
+        let cookies = Cookies::of(state, &form.parts);
+        if cookies.is_form_good(state, &form.fields) { Ok(OwnForm { form, cookies }) } else { Err(old_form()) }
+    }
 }
 
 /// What is said when a login failed; anything else than wrong credentials is said as it is.
@@ -362,11 +378,7 @@ fn device_page(browser: &Browser, device: &DeviceAnswer, code: &str) -> Page {
 #[utoipa::path(post, path = "/oauth/device", tag = "oauth", extensions(("x-permission" = json!("open"))),
     request_body(content = Object, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = String, content_type = "text/html"), (status = 303), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
-async fn device_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Response {
-    let mut cookies = Cookies::of(&state, &form.parts);
-    if !cookies.is_form_good(&state, &form.fields) {
-        return old_form();
-    }
+async fn device_by_post(State(state): State<Arc<EdgeState>>, OwnForm { form, mut cookies }: OwnForm) -> Response {
     let code = form.fields.get("user_code").unwrap_or_default();
     let here = form.parts.uri.query().map_or_else(|| "/oauth/device".to_owned(), |query| format!("/oauth/device?{query}"));
     if matches!(form.fields.get("step").as_deref(), Some("login" | "mfa")) {

@@ -10,14 +10,8 @@ mod pages;
 mod register;
 mod token;
 
-use super::access::origin;
-use super::envelope::RequestNames;
+use super::access::anonymous;
 use super::state::EdgeState;
-use app::App;
-use axum::extract::ConnectInfo;
-use axum::http::request::Parts;
-use engine::Context;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -32,9 +26,3 @@ pub(super) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 }
 
 pub(super) use metadata::challenge;
-
-/// The context of a request whose caller is not known yet.
-fn anonymous(parts: &Parts) -> Context {
-    let names = parts.extensions.get::<RequestNames>().map(RequestNames::correlation).unwrap_or_default();
-    App::anonymous(origin(&parts.headers, parts.extensions.get::<ConnectInfo<SocketAddr>>()), names)
-}

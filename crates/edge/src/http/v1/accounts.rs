@@ -1,17 +1,13 @@
 //! `/api/v1/auth`, the part about accounts: making one, another password, the own address.
 
-use crate::http::access::{By, origin};
+use crate::http::access::{By, Stranger};
 use crate::http::body::{Input, OpenInput};
-use crate::http::envelope::{One, Outcome, Reply, RequestNames, Resource};
+use crate::http::envelope::{One, Outcome, Reply, Resource};
 use crate::http::state::EdgeState;
-use app::{App, Caller};
-use axum::extract::{ConnectInfo, FromRequestParts, State};
+use app::Caller;
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::request::Parts;
-use engine::Context;
 use serde::{Deserialize, Serialize};
-use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -25,18 +21,6 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .routes(routes!(reset_password))
         .routes(routes!(set_email, remove_email))
         .routes(routes!(confirm_email))
-}
-
-/// The context of a request by nobody known.
-struct Stranger(Context);
-
-impl FromRequestParts<Arc<EdgeState>> for Stranger {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &Arc<EdgeState>) -> Result<Self, Infallible> {
-        let names = parts.extensions.get::<RequestNames>().map(RequestNames::correlation).unwrap_or_default();
-        Ok(Stranger(App::anonymous(origin(&parts.headers, parts.extensions.get::<ConnectInfo<SocketAddr>>()), names)))
-    }
 }
 
 /// Where a mail is to go.

@@ -1,16 +1,14 @@
 //! `/api/v1/auth`: sign in, stay signed in, sign out, who am I.
 
-use crate::http::access::{By, origin};
+use crate::http::access::{By, Stranger};
 use crate::http::body::{Input, OpenInput};
-use crate::http::envelope::{Failure, Many, One, Outcome, Reply, RequestNames, Resource};
+use crate::http::envelope::{Failure, Many, One, Outcome, Reply, Resource};
 use crate::http::names::Handle;
 use crate::http::state::EdgeState;
-use app::{App, TokenPair};
-use axum::Extension;
-use axum::extract::{ConnectInfo, State};
-use axum::http::{HeaderMap, StatusCode};
+use app::TokenPair;
+use axum::extract::State;
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -140,14 +138,7 @@ fn tokens(pair: TokenPair) -> Outcome {
 /// Sign in
 #[utoipa::path(post, path = "/api/v1/auth/login", tag = "identity", extensions(("x-permission" = json!("open"))),
     request_body = Login, responses((status = 200, body = One<Tokens>)))]
-async fn login(
-    State(state): State<Arc<EdgeState>>,
-    peer: Option<Extension<ConnectInfo<SocketAddr>>>,
-    Extension(names): Extension<RequestNames>,
-    headers: HeaderMap,
-    OpenInput(body): OpenInput<Login>,
-) -> Outcome {
-    let context = App::anonymous(origin(&headers, peer.as_deref()), names.correlation());
+async fn login(State(state): State<Arc<EdgeState>>, Stranger(context): Stranger, OpenInput(body): OpenInput<Login>) -> Outcome {
     tokens(state.app.login(body.tenant.as_deref(), &body.username, &body.password, body.code.as_deref(), context).await?)
 }
 
@@ -158,12 +149,9 @@ async fn login(
     request_body = Refresh, responses((status = 200, body = One<Tokens>)))]
 async fn refresh(
     State(state): State<Arc<EdgeState>>,
-    peer: Option<Extension<ConnectInfo<SocketAddr>>>,
-    Extension(names): Extension<RequestNames>,
-    headers: HeaderMap,
+    Stranger(context): Stranger,
     OpenInput(body): OpenInput<Refresh>,
 ) -> Outcome {
-    let context = App::anonymous(origin(&headers, peer.as_deref()), names.correlation());
     tokens(state.app.refresh(&body.refresh_token, context).await?)
 }
 
