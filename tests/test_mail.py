@@ -336,6 +336,20 @@ def test_should_leave_the_second_factor_as_it_is(keiko, admin, folder, anyone):
     refused(anyone.post("/auth/login", {"username": name, "password": "quite another password"}), 401, "MFA_REQUIRED")
 
 
+@pytest.mark.embedded
+def test_should_refuse_links_from_before_a_reset_on_the_stopped_server(new_keiko):
+    server = new_keiko(env=KEIKO_ENV).start()
+    folder, admin, to = Folder(server.home / "mails"), server.login(), address()
+    done(admin.put("/auth/email", {"email": to, "password": server.password}), 202)
+    assert server.client().post("/auth/email/confirm", {"token": token(folder.to(to)[0])}).status_code == 204
+    forgot(server.client(), to)
+    mail = next(mail for mail in folder.to(to, 2) if "account/password" in link(mail))
+    assert server.stop() == 0
+    assert command(server.home, "admin", "reset-password", "--data-dir", server.data_dir).returncode == 0
+    server.restart()
+    refused(reset(server.client(), mail, "quite another password"), 422, "LINK_INVALID")
+
+
 def test_should_refuse_links_of_the_suspended_and_of_changed_passwords(keiko, admin, folder, anyone):
     name, to, person = account(keiko, admin, folder, anyone)
     forgot(anyone, to)

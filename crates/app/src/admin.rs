@@ -2,14 +2,13 @@
 
 use crate::crypto::{KeyMaterial, Sealer};
 use crate::errors::{of_handle, of_store};
-use crate::workers::each;
+use crate::identities::Ending;
 use crate::{Answer, passwords};
-use domain::identity::session::{Session, SessionCommand};
 use domain::identity::tenant::slug_key;
 use domain::identity::user::{User, UserCommand, name_key, totp_secret};
 use engine::{Context, Engine, Extras, Step};
 use kernel::id::{TenantId, UserId};
-use kernel::{IndexField, Kind, Rejection};
+use kernel::{Kind, Rejection};
 
 /// Sets a user's password and ends the user's sessions; removes the second factor too, for somebody who has lost it.
 pub async fn reset_password(
@@ -33,21 +32,17 @@ pub async fn reset_password(
         .ok_or_else(|| missing(format!("There is no user '{username}' in tenant '{tenant}'.")))?;
     let (name, sealed) =
         passwords::set_password_hash(&sealer, engine.env(), log, user, password).map_err(crate::app::internal)?;
-    let mut steps = vec![Step::on::<User>(user, UserCommand::ChangePassword)];
-    let sessions = each::<Session>(engine, log, &[IndexField::new("user", user.to_string())]).await.map_err(of_store)?;
-    let close = || SessionCommand::Close { reason: "password_changed".into() };
-    steps.extend(sessions.into_iter().map(|session| Step::on::<Session>(session.stream, close())));
-    let mut secrets = vec![(name, Some(sealed))];
+    let (steps, mut secrets) = Ending::of(user, UserCommand::ChangePassword, "password_changed").plan(engine, log).await?;
+    secrets.push((name, Some(sealed)));
     if removes_mfa {
         secrets.push((totp_secret(&user), None));
     }
-    let extras = Extras { secrets, ..Extras::default() };
+    let context = Context::system("admin");
+    engine.transact(log, &steps, &context, Extras { secrets, ..Extras::default() }).await.map_err(of_handle)?;
     if removes_mfa {
         // After the rest: a stream is written once in a transaction.
-        let context = Context::system("admin");
-        engine.transact(log, &steps, &context, extras).await.map_err(of_handle)?;
         let step = Step::on::<User>(user, UserCommand::RemoveMfa);
-        return engine.transact(log, &[step], &context, Extras::default()).await.map(|_| ()).map_err(of_handle);
+        engine.transact(log, &[step], &context, Extras::default()).await.map_err(of_handle)?;
     }
-    engine.transact(log, &steps, &Context::system("admin"), extras).await.map(|_| ()).map_err(of_handle)
+    Ok(())
 }

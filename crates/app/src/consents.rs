@@ -2,10 +2,10 @@
 
 use crate::app::App;
 use crate::errors::{of_handle, of_store};
+use crate::identities::closing;
 use crate::workers::each;
 use crate::{Answer, Caller};
 use domain::identity::consent::{Consent, ConsentCommand};
-use domain::identity::session::{Session, SessionCommand};
 use engine::{Extras, Handled, Step};
 use kernel::id::ConsentId;
 use kernel::{IndexField, Kind, Rejection, UserId};
@@ -37,11 +37,9 @@ impl App {
                 .with("searched_id", id)
         })?;
         let fields = [IndexField::new("user", user.to_string()), IndexField::new("client", &consent.state.client)];
-        let sessions = each::<Session>(&self.0.engine, caller.actor.tenant, &fields).await.map_err(of_store)?;
-        let close = || SessionCommand::Close { reason: "revoked".into() };
-        let ending = sessions.into_iter().map(|session| Step::on::<Session>(session.stream, close()));
-        let steps: Vec<Step> =
-            std::iter::once(Step::on::<Consent>(consent.stream, ConsentCommand::Revoke)).chain(ending).collect();
+        let ending = closing(&self.0.engine, caller.actor.tenant, &fields, "revoked").await?;
+        let mut steps = vec![Step::on::<Consent>(consent.stream, ConsentCommand::Revoke)];
+        steps.extend(ending.into_iter().map(|(_, step)| step));
         let done = self.0.engine.transact(caller.actor.tenant, &steps, &caller.context(), Extras::default()).await;
         done.map(|_| ()).map_err(of_handle)
     }

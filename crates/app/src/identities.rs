@@ -2,6 +2,7 @@
 
 use crate::app::{App, internal};
 use crate::errors::{Problems, of_handle};
+use crate::mails::{Secret, mails_of};
 use crate::workers::each;
 use crate::{Answer, Caller, ListOrder, Page};
 use domain::identity::key::{Key, KeyCommand};
@@ -11,8 +12,8 @@ use domain::identity::user::{
     Registered, User, UserCommand, UserKind, name_key, password_secret, pending_totp_secret, totp_secret,
 };
 use domain::policy::{builtin_role, is_permission, may_grant};
-use engine::{Context, Extras, Handled, Step};
-use kernel::id::{RoleId, SessionId, TenantId, UserId};
+use engine::{Context, Engine, Extras, Handled, Step};
+use kernel::id::{MailId, RoleId, SessionId, TenantId, UserId};
 use kernel::{IndexField, Kind, Personal, Rejection, limits};
 
 /// A user to be made.
@@ -153,10 +154,8 @@ impl App {
         if let Some(password) = password {
             self.check_password(&password, user.state.name()).await?;
             let secret = self.sealed_password(caller.actor.tenant, id, password).await?;
-            let (mails, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
-            let mut steps = vec![Step::on::<User>(id, UserCommand::ChangePassword)];
-            steps.extend(mails);
-            steps.extend(self.ending_sessions(caller.actor.tenant, id, None, "password_changed").await?);
+            let ending = Ending::of(id, UserCommand::ChangePassword, "password_changed");
+            let (steps, mut secrets) = ending.plan(&self.0.engine, caller.actor.tenant).await?;
             secrets.push(secret);
             self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
             self.end_logins_under_way(caller.actor.tenant, id, None, &caller.context()).await?;
@@ -176,10 +175,9 @@ impl App {
         self.prove_password(caller, &user, current).await?;
         self.check_password(&new, user.state.name()).await?;
         let secret = self.sealed_password(caller.actor.tenant, id, new).await?;
-        let (mails, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
-        let mut steps = vec![Step::on::<User>(id, UserCommand::ChangePassword)];
-        steps.extend(mails);
-        steps.extend(self.ending_sessions(caller.actor.tenant, id, Some(session), "password_changed").await?);
+        let ending = Ending::of(id, UserCommand::ChangePassword, "password_changed");
+        let ending = Ending { kept_session: Some(session), ..ending };
+        let (steps, mut secrets) = ending.plan(&self.0.engine, caller.actor.tenant).await?;
         secrets.push(secret);
         self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
         self.end_logins_under_way(caller.actor.tenant, id, Some(session), &caller.context()).await
@@ -193,7 +191,7 @@ impl App {
         kept: Option<SessionId>,
         context: &Context,
     ) -> Answer<()> {
-        let late = self.ending_sessions(tenant, user, kept, "password_changed").await?;
+        let late = sessions_of(&self.0.engine, tenant, user, kept, "password_changed").await?;
         if late.is_empty() {
             return Ok(());
         }
@@ -218,10 +216,8 @@ impl App {
         self.check_may_end(caller, &user)?;
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
-        let (mails, mut secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
-        let mut steps = vec![Step::on::<User>(id, UserCommand::Delete)];
-        steps.extend(mails);
-        steps.extend(self.ending_sessions(caller.actor.tenant, id, None, "user_deleted").await?);
+        let ending = Ending::of(id, UserCommand::Delete, "user_deleted");
+        let (mut steps, mut secrets) = ending.plan(&self.0.engine, caller.actor.tenant).await?;
         self.end_keys(caller, &user.stream, &mut steps).await?;
         secrets.extend(secrets_of(&id));
         self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await
@@ -233,10 +229,8 @@ impl App {
         self.check_may_end(caller, &user)?;
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
-        let (mails, secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
-        let mut steps = vec![Step::on::<User>(id, UserCommand::Suspend { reason })];
-        steps.extend(mails);
-        steps.extend(self.ending_sessions(caller.actor.tenant, id, None, "user_suspended").await?);
+        let ending = Ending::of(id, UserCommand::Suspend { reason }, "user_suspended");
+        let (steps, secrets) = ending.plan(&self.0.engine, caller.actor.tenant).await?;
         self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
         self.user(caller, &user.stream).await
     }
@@ -253,7 +247,7 @@ impl App {
         let user = self.user(caller, id_or_name).await?;
         self.check_no_mightier(caller, &user).await?;
         let id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
-        let steps = self.ending_sessions(caller.actor.tenant, id, None, "revoked").await?;
+        let steps = sessions_of(&self.0.engine, caller.actor.tenant, id, None, "revoked").await?;
         if !steps.is_empty() {
             self.transact(&Caller { if_match: None, ..caller.clone() }, &steps, Extras::default()).await?;
         }
@@ -262,21 +256,6 @@ impl App {
 
     async fn transact(&self, caller: &Caller, steps: &[Step], extras: Extras) -> Answer<()> {
         self.0.engine.transact(caller.actor.tenant, steps, &caller.context(), extras).await.map(|_| ()).map_err(of_handle)
-    }
-
-    /// What ends the sessions of a user, but for one that is kept.
-    pub(crate) async fn ending_sessions(
-        &self,
-        tenant: TenantId,
-        user: UserId,
-        kept: Option<SessionId>,
-        reason: &str,
-    ) -> Answer<Vec<Step>> {
-        let kept = kept.map(|kept| kept.to_string());
-        let fields = [IndexField::new("user", user.to_string())];
-        let sessions = each::<Session>(&self.0.engine, tenant, &fields).await.map_err(crate::errors::of_store)?;
-        let others = sessions.into_iter().filter(|s| Some(&s.stream) != kept.as_ref());
-        Ok(others.map(|s| Step::on::<Session>(s.stream, SessionCommand::Close { reason: reason.to_owned() })).collect())
     }
 
     /// Ends the keys of an owner.
@@ -353,8 +332,48 @@ impl App {
     }
 }
 
+/// A change of a user that ends what the user has open: sessions, and mails whose links could still change the account.
+pub(crate) struct Ending {
+    pub user: UserId,
+    /// The change. It comes first, so that a condition on a version is one on the user.
+    pub command: UserCommand,
+    /// Why sessions end.
+    pub reason: &'static str,
+    pub kept_session: Option<SessionId>,
+    pub kept_mail: Option<MailId>,
+}
+
+impl Ending {
+    pub fn of(user: UserId, command: UserCommand, reason: &'static str) -> Self {
+        Ending { user, command, reason, kept_session: None, kept_mail: None }
+    }
+
+    /// The steps, and what is removed beside them.
+    pub async fn plan(self, engine: &Engine, log: TenantId) -> Answer<(Vec<Step>, Vec<Secret>)> {
+        let (mails, secrets) = mails_of(engine, log, self.user, self.kept_mail).await?;
+        let mut steps = vec![Step::on::<User>(self.user, self.command)];
+        steps.extend(mails);
+        steps.extend(sessions_of(engine, log, self.user, self.kept_session, self.reason).await?);
+        Ok((steps, secrets))
+    }
+}
+
+/// What closes the sessions of a user, but for one that is kept.
+async fn sessions_of(engine: &Engine, log: TenantId, user: UserId, kept: Option<SessionId>, reason: &str) -> Answer<Vec<Step>> {
+    let mut sessions = closing(engine, log, &[IndexField::new("user", user.to_string())], reason).await?;
+    sessions.retain(|(stream, _)| kept.is_none_or(|kept| *stream != kept.to_string()));
+    Ok(sessions.into_iter().map(|(_, step)| step).collect())
+}
+
+/// What closes the sessions with these fields, by stream.
+pub(crate) async fn closing(engine: &Engine, log: TenantId, fields: &[IndexField], reason: &str) -> Answer<Vec<(String, Step)>> {
+    let sessions = each::<Session>(engine, log, fields).await.map_err(crate::errors::of_store)?;
+    let close = || SessionCommand::Close { reason: reason.to_owned() };
+    Ok(sessions.into_iter().map(|session| (session.stream.clone(), Step::on::<Session>(session.stream, close()))).collect())
+}
+
 /// The removal of everything that is sealed for a user.
-pub(crate) fn secrets_of(user: &UserId) -> Vec<(String, Option<Vec<u8>>)> {
+pub(crate) fn secrets_of(user: &UserId) -> Vec<Secret> {
     [password_secret(user), totp_secret(user), pending_totp_secret(user)].map(|name| (name, None)).into()
 }
 

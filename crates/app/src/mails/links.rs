@@ -1,9 +1,10 @@
 //! Whoever follows the link of a mail: makes an account, shows that an address is theirs, sets another password.
 
-use super::{PREFIX, Registration, Secret, closed};
+use super::{PREFIX, Registration, Secret, closed, mails_of};
 use crate::Answer;
 use crate::app::{App, internal};
 use crate::errors::{Problems, of_handle};
+use crate::identities::Ending;
 use crate::watch::Seen;
 use domain::identity::mail::{Mail, MailCommand, Purpose, PurposeKind, address_secret, link_refused};
 use domain::identity::user::{EmailSet, Registered, User, UserCommand, UserKind};
@@ -149,10 +150,9 @@ impl App {
         let known = known.filter(is_still_theirs).ok_or_else(link_refused)?;
         self.check_password(&password, known.state.name()).await?;
         let sealed = self.sealed_password(shown.log, user, password).await?;
-        let (mails, mut secrets) = self.ending_mails(shown.log, user, Some(shown.id)).await?;
-        let mut steps = vec![Step::on::<User>(user, UserCommand::ChangePassword)];
-        steps.extend(mails);
-        steps.extend(self.ending_sessions(shown.log, user, None, "password_changed").await?);
+        let ending = Ending::of(user, UserCommand::ChangePassword, "password_changed");
+        let ending = Ending { kept_mail: Some(shown.id), ..ending };
+        let (steps, mut secrets) = ending.plan(&self.0.engine, shown.log).await?;
         secrets.push(sealed);
         (context.actor, context.user) = (ActorRef { kind: ActorKind::User, id: user.to_string() }, Some(user));
         self.carry_out(&shown, steps, secrets, &context).await?;
@@ -165,7 +165,7 @@ impl App {
         let user = shown.mail.state.requested.purpose.user();
         let email = self.proven(&shown, user).await?.ok_or_else(link_refused)?;
         // What was sent to the address before leads nowhere any more.
-        let (mut steps, secrets) = self.ending_mails(shown.log, user, Some(shown.id)).await?;
+        let (mut steps, secrets) = mails_of(&self.0.engine, shown.log, user, Some(shown.id)).await?;
         steps.push(Step::on::<User>(user, UserCommand::SetEmail(email)));
         (context.actor, context.user) = (ActorRef { kind: ActorKind::User, id: user.to_string() }, Some(user));
         self.carry_out(&shown, steps, secrets, &context).await

@@ -13,7 +13,7 @@ use crate::{Answer, Caller, ListOrder};
 use domain::identity::mail::{Mail, MailCommand, Purpose, PurposeKind, Requested, Status, address_secret};
 use domain::identity::user::{User, UserCommand, email_key};
 use domain::limit::Standing;
-use engine::{Context, Extras, HandleError, Handled, Step};
+use engine::{Context, Engine, Extras, HandleError, Handled, Step};
 use gateway::is_address;
 use kernel::id::{MailId, TenantId, UserId};
 use kernel::{BlindIndex, IndexField, Kind, Rejection};
@@ -99,11 +99,8 @@ impl App {
         }
         let purpose = Purpose::Invitation { user: self.env().id(), roles, is_own_wish: false };
         self.count_mail(&format!("mail/{log}"), &email, self.admit_mail(&caller.actor))?;
-        let earlier = self.ending(log, "to", &format!("{}:{}", purpose.kind().as_str(), index.0)).await?;
-        let (id, step, secret) = self.written(log, purpose, &email)?;
-        let extras = Extras { secrets: ended_secrets(&earlier).into_iter().chain([secret]).collect(), ..Extras::default() };
-        // The new one first: a repeated request is answered with it.
-        let steps: Vec<Step> = std::iter::once(step).chain(only_steps(earlier)).collect();
+        let earlier = open_mails(&self.0.engine, log, "to", &format!("{}:{}", purpose.kind().as_str(), index.0)).await?;
+        let (id, steps, extras) = self.written_after(log, purpose, &email, revoking(earlier))?;
         let mail = match self.0.engine.transact(log, &steps, &caller.context(), extras).await {
             Err(HandleError::Repeated(_)) => self.earlier::<Mail>(caller).await?,
             other => {
@@ -265,31 +262,17 @@ impl App {
         Ok((id, Step::new::<Mail>(id, MailCommand::Request(requested)), (name, Some(sealed))))
     }
 
-    /// Ends the open mails with this index field.
-    async fn ending(&self, log: TenantId, field: &'static str, value: &str) -> Answer<Vec<Planned>> {
-        // One that is sent between the two questions is in both answers.
-        let mut open = BTreeSet::new();
-        for status in [Status::Queued, Status::Sent] {
-            let fields = [IndexField::new(field, value), IndexField::new("status", status.as_str())];
-            for mail in each::<Mail>(&self.0.engine, log, &fields).await.map_err(of_store)? {
-                let id: MailId = mail.stream.parse().map_err(|_| internal("a mail without an id".into()))?;
-                open.insert(id);
-            }
-        }
-        Ok(open.into_iter().map(|id| Planned(Step::on::<Mail>(id, MailCommand::Revoke), id)).collect())
-    }
-
-    /// Ends whatever mails could still change a person's account, but for one: steps, and what is removed with them.
-    pub(crate) async fn ending_mails(
+    /// A mail to be written in the place of earlier ones. It comes first: a repeated request is answered with it.
+    fn written_after(
         &self,
         log: TenantId,
-        user: UserId,
-        kept: Option<MailId>,
-    ) -> Answer<(Vec<Step>, Vec<Secret>)> {
-        let mut ending = self.ending(log, "user", &user.to_string()).await?;
-        ending.retain(|planned| Some(planned.1) != kept);
-        let secrets = ended_secrets(&ending);
-        Ok((only_steps(ending), secrets))
+        purpose: Purpose,
+        email: &str,
+        (earlier, mut secrets): (Vec<Step>, Vec<Secret>),
+    ) -> Answer<(MailId, Vec<Step>, Extras)> {
+        let (id, step, secret) = self.written(log, purpose, email)?;
+        secrets.push(secret);
+        Ok((id, std::iter::once(step).chain(earlier).collect(), Extras { secrets, ..Extras::default() }))
     }
 
     async fn address_of(&self, log: TenantId, id: &MailId) -> Answer<Option<String>> {
@@ -326,10 +309,8 @@ impl App {
         self.prove_password(caller, &user, password).await?;
         let log = caller.actor.tenant;
         self.count_mail(&format!("mail/{log}"), email, self.admit_mail(&caller.actor))?;
-        let earlier = self.ending(log, "user", &id.to_string()).await?;
-        let (_, step, secret) = self.written(log, Purpose::Verification { user: id }, email)?;
-        let extras = Extras { secrets: ended_secrets(&earlier).into_iter().chain([secret]).collect(), ..Extras::default() };
-        let steps: Vec<Step> = std::iter::once(step).chain(only_steps(earlier)).collect();
+        let earlier = mails_of(&self.0.engine, log, id, None).await?;
+        let (_, steps, extras) = self.written_after(log, Purpose::Verification { user: id }, email, earlier)?;
         let caller = Caller { if_match: None, ..caller.clone() };
         self.0.engine.transact(log, &steps, &caller.context(), extras).await.map(|_| ()).map_err(of_handle)
     }
@@ -337,7 +318,7 @@ impl App {
     /// Forgets the caller's address: nothing is sent there any more.
     pub async fn remove_email(&self, caller: &Caller) -> Answer<()> {
         let (id, _) = Self::person(caller)?;
-        let (mails, secrets) = self.ending_mails(caller.actor.tenant, id, None).await?;
+        let (mails, secrets) = mails_of(&self.0.engine, caller.actor.tenant, id, None).await?;
         let steps: Vec<Step> = std::iter::once(Step::on::<User>(id, UserCommand::RemoveEmail)).chain(mails).collect();
         let extras = Extras { secrets, ..Extras::default() };
         let done = self.0.engine.transact(caller.actor.tenant, &steps, &caller.context(), extras).await;
@@ -354,17 +335,37 @@ fn mailbox(address: &str) -> String {
     }
 }
 
-type Secret = (String, Option<Vec<u8>>);
+/// A sealed secret by its name, to be kept or to be removed.
+pub(crate) type Secret = (String, Option<Vec<u8>>);
 
-/// A step, with the mail that it ends.
-struct Planned(Step, MailId);
-
-fn ended_secrets(steps: &[Planned]) -> Vec<Secret> {
-    steps.iter().map(|planned| (address_secret(&planned.1), None)).collect()
+/// The open mails with this index field.
+async fn open_mails(engine: &Engine, log: TenantId, field: &'static str, value: &str) -> Answer<BTreeSet<MailId>> {
+    // One that is sent between the two questions is in both answers.
+    let mut open = BTreeSet::new();
+    for status in [Status::Queued, Status::Sent] {
+        let fields = [IndexField::new(field, value), IndexField::new("status", status.as_str())];
+        for mail in each::<Mail>(engine, log, &fields).await.map_err(of_store)? {
+            open.insert(mail.stream.parse().map_err(|_| internal("a mail without an id".into()))?);
+        }
+    }
+    Ok(open)
 }
 
-fn only_steps(steps: Vec<Planned>) -> Vec<Step> {
-    steps.into_iter().map(|planned| planned.0).collect()
+/// What ends mails, and what is removed with them.
+fn revoking(mails: BTreeSet<MailId>) -> (Vec<Step>, Vec<Secret>) {
+    mails.into_iter().map(|id| (Step::on::<Mail>(id, MailCommand::Revoke), (address_secret(&id), None))).unzip()
+}
+
+/// What ends the mails that could still change a person's account, but for one, and what is removed with them.
+pub(crate) async fn mails_of(
+    engine: &Engine,
+    log: TenantId,
+    user: UserId,
+    kept: Option<MailId>,
+) -> Answer<(Vec<Step>, Vec<Secret>)> {
+    let mut open = open_mails(engine, log, "user", &user.to_string()).await?;
+    open.retain(|id| Some(*id) != kept);
+    Ok(revoking(open))
 }
 
 fn check_address(problems: &mut Problems, email: &str) {
