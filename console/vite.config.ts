@@ -7,5 +7,5 @@ export default defineConfig({
   plugins: [svelte()],
   build: { target: "es2022", assetsInlineLimit: 0, modulePreload: { polyfill: false } },
   // `npx vite` beside a running server.
-  server: { proxy: { "/api": "http://127.0.0.1:8080" } },
+  server: { host: "127.0.0.1", proxy: { "^/(api|oauth|account|\\.well-known)/": "http://127.0.0.1:8080" } },
 });

@@ -37,7 +37,8 @@ class Browser:
         while answer.status_code in (302, 303):
             location = answer.headers["location"]
             url = str(answer.url.join(location))
-            if not url.startswith(self.base):
+            # The console is a client too: at home, the pages of the authorization server are left.
+            if not url.startswith(self.base) or urlsplit(url).path == "/":
                 return None, url
             answer = self.http.get(url)
         return answer, None

@@ -306,6 +306,29 @@ def test_should_warn_of_clients_that_any_program_on_the_machine_could_be(keiko, 
         assert left.startswith("http://127.0.0.1:4711/back?code=")
 
 
+def test_should_sign_the_console_in_like_any_client(keiko, admin):
+    person, verifier = keiko.user(admin, ["developer"]), "v" * 43
+    ask = lambda home, **more: f"/oauth/authorize?{urlencode({'response_type': 'code', 'client_id': 'keiko-console', 'redirect_uri': home, 'code_challenge': s256(verifier), 'code_challenge_method': 'S256', **more})}"  # noqa: E731
+    browser, home = Browser(keiko), f"{keiko.url}/"
+    _, left = browser.sign_in(ask(home, state="s"), person.name, person.password)
+    assert left.startswith(home + "?code=") and query(left)["iss"] == keiko.url, "nobody is asked whether Keiko may be used"
+    form = {"client_id": "keiko-console", "grant_type": "authorization_code", "code": query(left)["code"], "redirect_uri": home}
+    assert keiko.client()._http.post("/oauth/token", data={**form, "code_verifier": "w" * 43}).json()["error"] == "invalid_grant"
+    tokens = keiko.client()._http.post("/oauth/token", data={**form, "code_verifier": verifier}).json()
+    console = keiko.client(token=tokens["access_token"])
+    assert done(console.get("/auth/me"))["attributes"]["name"] == person.name and "scope" not in tokens
+    # On another port of this machine anything could be it, so the person is asked; elsewhere it is never.
+    page, left = browser.visit(ask("http://127.0.0.1:4711/"))
+    assert left is None and 'role="alert"' in page.text and hidden(page.text)["step"] == "consent"
+    for elsewhere in ("https://evil.example/", f"{home}else", "http://localhost:8080/", home.replace("http:", "https:")):
+        page, left = browser.visit(ask(elsewhere))
+        assert left is None and page.status_code == 400, elsewhere
+    bye = {"client_id": "keiko-console", "id_token_hint": tokens["id_token"], "post_logout_redirect_uri": home, "state": "bye"}
+    answer = browser.http.post("/oauth/logout", data=bye)
+    assert answer.headers["location"] == f"{home}?state=bye"
+    refused(console.get("/auth/me"), 401)
+
+
 def test_should_show_names_as_text(keiko, admin):
     evil = App(keiko, admin, name='<img src=x onerror="alert(1)">\u202e')
     page, _ = Browser(keiko).sign_in(evil.url("v" * 43), decision="none")
@@ -446,15 +469,15 @@ def test_should_sign_a_device_in_and_slow_down_guessing(keiko, admin):
     poll = lambda code: app.post("token", grant_type="urn:ietf:params:oauth:grant-type:device_code", device_code=code)  # noqa: E731
     error(poll(begun["device_code"]), "authorization_pending")
     error(poll(begun["device_code"]), "slow_down")
-    browser = Browser(keiko)
-    page, _ = browser.sign_in("/oauth/device")
+    browser, guesser = Browser(keiko), keiko.user(admin, ["user"])
+    page, _ = browser.sign_in("/oauth/device", guesser.name, guesser.password)
     for n in range(8):
         page, _ = browser.send(page, user_code=f"BBBB-{'BCDFGHJK'[n]}BBB")
     assert "Too many" in page.text
     patient = Browser(keiko)
     person = keiko.user(admin, ["user"])
     page, _ = patient.sign_in(begun["verification_uri_complete"], person.name, person.password)
-    assert "Connected" in page.text
+    assert "Connected" in page.text, page.text
     tokens = poll(begun["device_code"])
     assert tokens.status_code == 200 and tokens.json()["scope"] == "tasks.read", tokens.text
     error(poll(begun["device_code"]), "invalid_grant")
@@ -722,7 +745,7 @@ def test_should_give_a_device_what_it_asked_for_until_the_person_signs_out(keiko
     begun = http.post("/oauth/device_authorization", data={"client_id": "keiko-cli", "scope": "tasks.read"}).json()
     browser = Browser(keiko)
     page, _ = browser.sign_in(begun["verification_uri_complete"])
-    assert "Connected" in page.text
+    assert "Connected" in page.text, page.text
     polled = {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "client_id": "keiko-cli", "device_code": begun["device_code"]}
     token = http.post("/oauth/token", data=polled).json()
     api = keiko.client(token=token["access_token"])

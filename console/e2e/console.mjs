@@ -27,9 +27,14 @@ const agent = await api("POST", "/agents", { name: `watcher-${Date.now()}`, capa
 const key = await api("POST", `/agents/${agent.id}/actions/issue-key`, {}, admin);
 const worker = { "X-API-Key": key.attributes.key };
 
+const first = await api("POST", "/tasks", { description: "Wait for nobody", capability }, admin);
+const [taken] = await api("POST", "/tasks/actions/claim", { wait_ms: 10000 }, worker);
+assert.equal(taken.id, first.id);
+
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: FLAGS });
 try {
-  const page = await browser.newPage({ viewport: { width: 1440, height: 900 } });
+  const context = await browser.newContext({ viewport: { width: 1440, height: 900 } });
+  const page = await context.newPage();
   const complaints = [];
   page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
   page.on("pageerror", (error) => complaints.push(String(error)));
@@ -37,18 +42,27 @@ try {
     if (!request.url().startsWith(url) && !request.url().startsWith("data:")) complaints.push(`a request left: ${request.url()}`);
   });
 
-  // A wrong password is told.
-  await page.goto(url);
-  await page.getByLabel("Name").fill("admin");
-  await page.getByLabel("Password").fill("not the password");
-  await page.getByRole("button", { name: "Sign in" }).click();
+  const field = (name) => page.getByLabel(name, { exact: true });
+  const signIn = () => page.getByRole("button", { name: "Sign in" });
+
+  // The console leads to where people sign in, for what was asked for; a wrong password is told.
+  await page.goto(`${url}/#/tasks/${first.id}`);
+  await page.waitForURL(/\/oauth\/authorize\?.*code_challenge_method=S256/);
+  await page.locator("input[name=username]:focus").waitFor();
+  await field("User name").fill("admin");
+  await field("Password").fill("not the password");
+  if (folder) await page.screenshot({ path: join(folder, "sign-in.png") });
+  await signIn().click();
   await page.getByRole("alert").waitFor();
-  // Chromium itself reports the 401.
-  assert.ok(complaints.every((text) => text.includes("401")), complaints.join("\n"));
+  // Chromium itself reports the 400.
+  assert.ok(complaints.every((text) => text.includes("400")), complaints.join("\n"));
   complaints.length = 0;
 
-  await page.getByLabel("Password").fill(password);
-  await page.getByRole("button", { name: "Sign in" }).click();
+  await field("Password").fill(password);
+  await signIn().click();
+  await page.getByRole("dialog").getByText(first.attributes.description).waitFor();
+  assert.equal(page.url(), `${url}/#/tasks/${first.id}`, "no code stays in the address");
+  await page.keyboard.press("Escape");
   await page.getByText("live", { exact: true }).waitFor();
   await page.locator(".fleet", { hasText: agent.attributes.name }).waitFor();
 
@@ -87,10 +101,46 @@ try {
     await page.screenshot({ path: join(folder, "console-phone.png") });
   }
   assert.deepEqual(complaints, []);
-  await page.getByRole("button", { name: "Sign out" }).click();
-  await page.getByRole("button", { name: "Sign in" }).waitFor();
-  await page.reload();
-  await page.getByRole("button", { name: "Sign in" }).waitFor();
+
+  // An answer to a login that this tab has not begun is not taken.
+  const kept = await page.evaluate(() => sessionStorage.getItem("keiko.refresh"));
+  await page.goto(`${url}/?code=kg_stolen&state=other&iss=${encodeURIComponent(url)}`);
+  await page.getByRole("alert").getByText("not the answer to a login").waitFor();
+  assert.equal(page.url(), `${url}/`);
+  assert.equal(await page.evaluate(() => sessionStorage.getItem("keiko.refresh")), kept);
+
+  // Signed in at this browser: another tab needs no password, and has no share in the tokens of this one.
+  const other = await context.newPage();
+  await other.goto(url);
+  await other.getByText("live", { exact: true }).waitFor();
+  assert.notEqual(await other.evaluate(() => sessionStorage.getItem("keiko.refresh")), kept);
+  await other.close();
+
+  // By its other name, this machine is led to where it can sign in.
+  const named = await context.newPage();
+  await named.goto(url.replace("127.0.0.1", "localhost"));
+  await named.getByText("live", { exact: true }).waitFor();
+  assert.ok(named.url().startsWith(url));
+
+  // Signing out ends it here and at the server, and asks for the password again.
+  const token = await fetch(`${url}/oauth/token`, {
+    method: "POST",
+    body: new URLSearchParams({
+      grant_type: "refresh_token", client_id: "keiko-console",
+      refresh_token: await named.evaluate(() => sessionStorage.getItem("keiko.refresh")),
+    }),
+  }).then((answer) => answer.json());
+  await named.reload();
+  await named.getByText("live", { exact: true }).waitFor();
+  await named.getByRole("button", { name: "Sign out" }).click();
+  await named.getByText("You are signed out.").waitFor();
+  assert.equal(named.url(), `${url}/`, "nothing stays in the address");
+  assert.deepEqual(await named.evaluate(() => Object.keys(sessionStorage)), []);
+  if (folder) await named.screenshot({ path: join(folder, "signed-out.png") });
+  const me = await fetch(`${url}/api/v1/auth/me`, { headers: { Authorization: `Bearer ${token.access_token}` } });
+  assert.equal(me.status, 401);
+  await named.getByRole("button", { name: "Sign in" }).click();
+  await named.getByLabel("Password", { exact: true }).waitFor();
   console.log("console: all steps passed");
 } finally {
   await browser.close();

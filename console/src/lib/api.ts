@@ -1,26 +1,12 @@
-// The API as one person: login, tokens that renew themselves, typed refusals, a stream that goes on.
+// The API as one person: a session that renews itself, typed refusals, a stream that goes on.
+import { ApiError, ask } from "./http";
+import * as oauth from "./oauth";
 import { SseParser, type Sse } from "./sse";
 
 const API = "/api/v1";
-const KEPT = "keiko.refresh";
+const REFRESH = "keiko.refresh";
+const IDENTITY = "keiko.identity";
 const RENEW_EARLY_MS = 30_000;
-
-export class ApiError extends Error {
-  constructor(
-    readonly status: number,
-    readonly code: string,
-    message: string,
-    readonly hint: string,
-  ) {
-    super(message);
-  }
-}
-
-interface Tokens {
-  access_token: string;
-  refresh_token: string;
-  expires_in: number;
-}
 
 export class Api {
   #access = "";
@@ -30,21 +16,27 @@ export class Api {
   onSignedOut: () => void = () => {};
 
   get hasSession(): boolean {
-    return sessionStorage.getItem(KEPT) !== null;
+    return sessionStorage.getItem(REFRESH) !== null;
   }
 
-  async login(username: string, password: string, tenant: string, code?: string): Promise<void> {
-    const answer = await this.#send("POST", "/auth/login", { username, password, tenant, code });
-    this.#take(answer.data.attributes);
+  /** Takes what the browser came back with from signing in or out, if it did. */
+  async arrive(): Promise<"signed in" | "signed out" | null> {
+    const came = await oauth.finish();
+    if (came === null || came === "signed out") return came;
+    this.#take(came);
+    return "signed in";
   }
 
-  async logout(): Promise<void> {
-    try {
-      await this.post("/auth/logout", {});
-    } catch {
-      // The session may be over already; here it ends in any case.
-    }
+  /** Leaves the page. */
+  signIn(): Promise<void> {
+    return oauth.begin();
+  }
+
+  /** Leaves the page: the session ends here and at the server, with the login at this browser. */
+  signOut(): void {
+    const identity = sessionStorage.getItem(IDENTITY) ?? "";
     this.#forget();
+    oauth.end(identity);
   }
 
   get<T>(path: string): Promise<T> {
@@ -59,8 +51,8 @@ export class Api {
   async follow(path: string, after: number, onEvent: (event: Sse) => void, signal: AbortSignal): Promise<void> {
     await this.#renew();
     const headers = { Authorization: `Bearer ${this.#access}`, "Last-Event-ID": String(after), Accept: "text/event-stream" };
-    const answer = await fetch(API + path, { headers, signal });
-    if (!answer.ok || !answer.body) throw await refusal(answer);
+    const answer = await ask(API + path, { headers, signal });
+    if (!answer.body) return;
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     const parser = new SseParser();
     for (;;) {
@@ -73,12 +65,12 @@ export class Api {
   async #authenticated<T>(method: string, path: string, body?: unknown): Promise<T> {
     await this.#renew();
     try {
-      return (await this.#send(method, path, body, this.#access)) as T;
+      return await this.#send(method, path, body);
     } catch (error) {
       if (!(error instanceof ApiError) || error.status !== 401) throw error;
       this.#renewAt = 0;
       await this.#renew();
-      return (await this.#send(method, path, body, this.#access)) as T;
+      return await this.#send(method, path, body);
     }
   }
 
@@ -90,45 +82,37 @@ export class Api {
   }
 
   async #refresh(): Promise<void> {
-    const refresh_token = sessionStorage.getItem(KEPT);
+    const refresh = sessionStorage.getItem(REFRESH);
+    if (!refresh) throw new ApiError(401, "NO_SESSION", "You are signed out.", "Sign in again.");
     try {
-      if (!refresh_token) throw new ApiError(401, "NO_SESSION", "You are signed out.", "Sign in again.");
-      this.#take((await this.#send("POST", "/auth/refresh", { refresh_token })).data.attributes);
+      this.#take(await oauth.renew(refresh));
     } catch (error) {
-      if (error instanceof ApiError && error.status === 401) this.#forget();
-      throw error;
+      // What the server does not know any more is over; what did not reach it is not.
+      if (!(error instanceof ApiError) || error.code !== "invalid_grant") throw error;
+      this.#forget();
+      throw new ApiError(401, "SESSION_OVER", "Your session is over.", "Sign in again.");
     }
   }
 
-  #take(tokens: Tokens): void {
+  #take(tokens: oauth.Tokens): void {
     this.#access = tokens.access_token;
     this.#renewAt = Date.now() + tokens.expires_in * 1000 - RENEW_EARLY_MS;
-    sessionStorage.setItem(KEPT, tokens.refresh_token);
+    sessionStorage.setItem(REFRESH, tokens.refresh_token);
+    sessionStorage.setItem(IDENTITY, tokens.id_token);
   }
 
   #forget(): void {
     this.#access = "";
     this.#renewAt = 0;
-    sessionStorage.removeItem(KEPT);
+    sessionStorage.removeItem(REFRESH);
+    sessionStorage.removeItem(IDENTITY);
     this.onSignedOut();
   }
 
-  async #send(method: string, path: string, body?: unknown, access?: string): Promise<any> {
-    const headers: Record<string, string> = access ? { Authorization: `Bearer ${access}` } : {};
+  async #send<T>(method: string, path: string, body?: unknown): Promise<T> {
+    const headers: Record<string, string> = { Authorization: `Bearer ${this.#access}` };
     if (body !== undefined) headers["Content-Type"] = "application/json";
-    let answer: Response;
-    try {
-      answer = await fetch(API + path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-    } catch {
-      throw new ApiError(0, "DISCONNECTED", "The server cannot be reached.", "Check that it runs; this page tries again.");
-    }
-    if (!answer.ok) throw await refusal(answer);
-    return answer.status === 204 ? null : answer.json();
+    const answer = await ask(API + path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+    return answer.status === 204 ? (null as T) : answer.json();
   }
-}
-
-async function refusal(answer: Response): Promise<ApiError> {
-  const body = await answer.json().catch(() => null);
-  const said = body?.error ?? {};
-  return new ApiError(answer.status, said.code ?? "", said.message ?? `The server answered ${answer.status}.`, said.hint ?? "");
 }

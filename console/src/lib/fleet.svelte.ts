@@ -1,6 +1,7 @@
 // What the page knows: loaded once, then kept true by the events of the log. Touched entities are read again, many at a time.
-import { Api, ApiError } from "./api";
+import type { Api } from "./api";
 import { column } from "./format";
+import { ApiError } from "./http";
 import type { Agent, Call, FeedEvent, Server, Task } from "./types";
 
 const TASKS_MAX = 400;

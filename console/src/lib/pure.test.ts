@@ -1,6 +1,7 @@
 // The parts that need no browser.
 import { expect, test } from "vitest";
 import { age, column } from "./format";
+import { challenge, elsewhere, isSameMachine } from "./oauth";
 import { SseParser } from "./sse";
 
 test("events come out whole, whatever the chunks were", () => {
@@ -23,4 +24,19 @@ test("every status has a column", () => {
   expect(["pending", "claimed", "completed", "failed", "dead", "cancelled"].map(column)).toEqual([
     "pending", "working", "done", "failed", "failed", "failed",
   ]);
+});
+
+test("the proof of RFC 7636, appendix B", async () => {
+  expect(await challenge("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")).toBe("E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+});
+
+test("a login goes on only where the server can answer it", () => {
+  const at = (issuer: string, page: string) => elsewhere(issuer, new URL(page));
+  expect(at("https://keiko.example", "https://keiko.example/#/tasks/x")).toBeNull();
+  expect(at("http://127.0.0.1:8080", "http://127.0.0.1:9000/")).toBeNull();
+  expect(at("https://keiko.example", "http://10.0.0.1:8080/#/tasks/x")).toBe("https://keiko.example/#/tasks/x");
+  expect(at("http://127.0.0.1:8080", "http://localhost:8080/")).toBe("http://127.0.0.1:8080/");
+  expect(isSameMachine("http://127.0.0.1:8080/", new URL("http://localhost:8080/"))).toBe(true);
+  expect(isSameMachine("http://127.0.0.1:8080/", new URL("http://localhost:9000/"))).toBe(false);
+  expect(isSameMachine("https://keiko.example/", new URL("http://localhost:443/"))).toBe(false);
 });

@@ -323,7 +323,7 @@ impl App {
     pub async fn allow(&self, request: &Request, browser: &Browser, context: Context) -> Result<String, Refused> {
         let context = browser.context(context);
         let scopes = match self.left_of(request, browser).await? {
-            // A part of Keiko may still ask for an ID token, and is not limited by it.
+            // A part of Keiko gets an ID token in any case, and is not limited by asking for it.
             None => request.scopes.clone().filter(|scopes| scopes.iter().any(|s| !IDENTITY_SCOPES.contains(&s.as_str()))),
             Some(scopes) => {
                 self.remember(request, browser, &scopes, &context).await.map_err(|error| request.failed(error))?;

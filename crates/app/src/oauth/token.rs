@@ -256,7 +256,9 @@ impl App {
         refresh_token: Option<String>,
     ) -> Granted<TokenAnswer> {
         let access_token = self.session_token(log, id, session)?;
-        let wants_id = session.state.scopes.as_ref().is_some_and(|scopes| scopes.iter().any(|scope| scope == "openid"));
+        // Parts of Keiko name no scope, and need it to sign out.
+        let wants_id =
+            client.is_own || session.state.scopes.as_ref().is_some_and(|scopes| scopes.iter().any(|scope| scope == "openid"));
         let id_token = match wants_id {
             true => Some(self.id_token(client, id, &session.state, &access_token)?),
             false => None,

@@ -85,8 +85,10 @@ impl Page {
 
     /// A field: name, what it is for, its kind, what a browser may fill in, and what stands in it.
     pub fn field(mut self, name: &str, label: &str, kind: &str, fills: &str, value: &str) -> Self {
+        // The person goes on at the first one that is empty.
+        let focus = if value.is_empty() && !self.form.contains(" autofocus") { " autofocus" } else { "" };
         self.form += &format!(
-            "<label>{}<input name=\"{name}\" type=\"{kind}\" autocomplete=\"{fills}\" autocapitalize=\"none\" spellcheck=\"false\" required value=\"{}\"></label>",
+            "<label>{}<input name=\"{name}\" type=\"{kind}\" autocomplete=\"{fills}\" autocapitalize=\"none\" spellcheck=\"false\" required{focus} value=\"{}\"></label>",
             escaped(label),
             escaped(value)
         );
