@@ -86,6 +86,11 @@ pub(crate) fn unwritable(error: &serde_json::Error) -> Rejection {
     )
 }
 
+/// Whether a stream is of a kind of entities.
+pub(crate) fn is_of<D: Decider>(stream: &str) -> bool {
+    stream.strip_prefix(D::KIND).is_some_and(|rest| rest.starts_with('_'))
+}
+
 fn changed(wanted: u64, actual: u64) -> Rejection {
     let message = format!("The resource has version {actual}, not {wanted} as If-Match says.");
     Rejection::new(
@@ -202,8 +207,11 @@ impl Engine {
         self.run(log, steps, context, extras).await.map(|(_, position)| position)
     }
 
-    /// An entity as of the last durable change; `None` when it does not exist.
+    /// An entity as of the last durable change; `None` when it does not exist, or is of another kind.
     pub async fn entity<D: Decider>(&self, log: TenantId, stream: &str) -> Result<Option<Handled<D::State>>, StoreError> {
+        if !is_of::<D>(stream) {
+            return Ok(None);
+        }
         if self.store.is_shared() {
             // What is known here may be old.
             return self.stored::<D>(log, stream).await;

@@ -1,5 +1,6 @@
 //! How an entity was: folded from its stream up to a position.
 
+use crate::handle::is_of;
 use crate::plan::fold;
 use crate::{Engine, Handled};
 use kernel::{Decider, TenantId, Timestamp};
@@ -46,13 +47,16 @@ impl Engine {
         }
     }
 
-    /// An entity as of a position of the log; `None` when it did not exist then.
+    /// An entity as of a position of the log; `None` when it did not exist then, or is of another kind.
     pub async fn entity_at<D: Decider>(
         &self,
         log: TenantId,
         stream: &str,
         position: u64,
     ) -> Result<Option<Handled<D::State>>, StoreError> {
+        if !is_of::<D>(stream) {
+            return Ok(None);
+        }
         let mut state = None;
         let mut version = 0;
         let (mut created_at, mut updated_at) = (Timestamp(0), Timestamp(0));
