@@ -6,6 +6,7 @@ import queue
 import re
 import sys
 import threading
+import time
 
 import grpc
 import pytest
@@ -167,6 +168,23 @@ def test_should_hold_no_more_than_wanted(keiko, admin, stream):
     work.say(2, fail=work.messages.Fail(task_id=second.task_id, claim_token=second.claim_token, code="NO", message="cannot", is_final=True))
     assert work.told("done").status == "failed"
     assert done(admin.get(f"/tasks/{second.task_id}"))["attributes"]["error"] == {"code": "NO", "message": "cannot"}
+
+
+def test_should_slow_a_stream_down_to_its_rate_and_refuse_nothing(new_keiko, stubs):
+    server = new_keiko(env={**KEIKO_ENV, "KEIKO_LIMIT_WRITE": "20/s"}).start()
+    admin = server.login()
+    agent = server.agent(admin, "slow")
+    submit(admin, "slow")
+    with grpc.insecure_channel(re.search(r"(?m)^gRPC on (\S+)$", server.stdout())[1]) as channel:
+        work = Stream(stubs, channel, agent.key)
+        work.want(1)
+        task, begun = work.told("assigned"), time.monotonic()
+        for number in range(1, 71):
+            work.say(number, progress=work.messages.Progress(task_id=task.task_id, claim_token=task.claim_token, percent=number))
+        assert {work.told("done").number for _ in range(70)} == set(range(1, 71))
+        assert time.monotonic() - begun > 2, "20 at once, then 20 in each second"
+        assert not [told for told in work._aside if told.WhichOneof("what") == "refused"]
+        work.close()
 
 
 def test_should_refuse_as_over_http(keiko, admin, stream):

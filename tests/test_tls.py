@@ -1,12 +1,15 @@
 """HTTPS by the server itself: a certificate of its own or one that is given, and what clients are told over it."""
 
+import re
 import shutil
 import socket
 import ssl
 import subprocess
 
+import grpc
 import httpx2
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from harness import ADMIN_PASSWORD, command, until
 
@@ -15,7 +18,7 @@ from harness import ADMIN_PASSWORD, command, until
 def served(tmp_path_factory):
     from harness import Keiko
 
-    keiko = Keiko(tmp_path_factory.mktemp("tls") / "data", env={"KEIKO_TLS_SELF_SIGNED": "true"})
+    keiko = Keiko(tmp_path_factory.mktemp("tls") / "data", env={"KEIKO_TLS_SELF_SIGNED": "true", "KEIKO_GRPC_LISTEN": "127.0.0.1:0"})
     keiko.spawn()
     until(lambda: "listening on https://" in keiko.stdout() or not keiko.alive(), "it listens")
     url = next(line.split()[-1] for line in keiko.stdout().splitlines() if line.startswith("listening on"))
@@ -42,6 +45,20 @@ def test_should_serve_with_a_certificate_of_its_own(served):
     with pytest.raises(httpx2.HTTPError), httpx2.Client(trust_env=False) as strict:
         strict.get(f"{url}/ready")
     assert (cert.parent / "key.pem").stat().st_mode & 0o077 == 0
+
+
+def test_should_serve_grpc_with_the_same_certificate(served):
+    keiko, _, cert = served
+    address = until(lambda: re.search(r"(?m)^gRPC over TLS on (\S+)$", keiko.stdout()), "the gRPC address is printed")[1]
+    trusted = grpc.ssl_channel_credentials(cert.read_bytes())
+    with grpc.secure_channel(address, trusted) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        asked = health_pb2.HealthCheckRequest(service="keiko.worker.v1.Worker")
+        assert health.Check(asked, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+    for channel in (grpc.insecure_channel(address), grpc.secure_channel(address, grpc.ssl_channel_credentials())):
+        with channel, pytest.raises(grpc.RpcError) as refused:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=3)
+        assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def test_should_speak_nothing_older_than_tls_1_3(served):
@@ -89,7 +106,6 @@ def test_should_say_what_is_wrong_with_certificates(tmp_path):
         (["--tls-cert", tmp_path / "cert.pem"], "go together"),
         (["--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "cert.pem"], "no certificate"),
         (["--tls-cert", tmp_path / "none.pem", "--tls-key", tmp_path / "none.pem"], "cannot read"),
-        (["--tls-self-signed", "true", "--grpc-listen", "0.0.0.0:0"], "gRPC interface has no TLS"),
     ]
     for flags, wanted in tried:
         ended = command(tmp_path, "serve", "--data-dir", tmp_path / "data", "--listen", "127.0.0.1:0", *flags)

@@ -3,12 +3,11 @@
 use crate::{Settings, keys, tls};
 use anyhow::Context;
 use app::{App, Bootstrap, Ground, Membership};
-use edge::grpc::GrpcServer;
-use edge::http::{Readiness, Server, bind};
+use edge::http::{Readiness, Server, Tls, bind};
 use engine::{Engine, Env};
 use gateway::{Gateway, Postbox};
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
@@ -73,7 +72,7 @@ impl Parts {
 pub struct Keiko {
     app: App,
     server: Server,
-    grpc: Option<GrpcServer>,
+    grpc: Option<Server>,
     store: Arc<dyn Store>,
     journal: Arc<dyn Journal>,
     gateway: Gateway,
@@ -90,8 +89,7 @@ impl Keiko {
         let listener = bind(settings.listen).await.map_err(anyhow::Error::msg)?;
         let mut app_settings = settings.app.clone();
         if app_settings.public_url.is_empty() {
-            let scheme = if settings.tls.is_some() { "https" } else { "http" };
-            app_settings.public_url = format!("{scheme}://{}", listener.local_addr()?);
+            app_settings.public_url = own_url(settings.tls.is_some(), listener.local_addr()?);
             if membership.is_some() || listener.local_addr()?.ip().is_unspecified() {
                 tracing::warn!(
                     public_url = app_settings.public_url,
@@ -99,12 +97,7 @@ impl Keiko {
                 );
             }
         }
-        let tls = tls::files(settings)?;
-        if tls.is_some() && settings.grpc_listen.is_some_and(|address| !address.ip().is_loopback()) {
-            anyhow::bail!(
-                "the gRPC interface has no TLS of its own; let grpc.listen be a loopback address behind a proxy that has"
-            );
-        }
+        let tls = tls::files(settings)?.map(Tls::open).transpose().map_err(anyhow::Error::msg)?;
         let grpc_listener = match settings.grpc_listen {
             Some(address) => Some(bind(address).await.map_err(anyhow::Error::msg)?),
             None => None,
@@ -119,8 +112,14 @@ impl Keiko {
             .map_err(|r| anyhow::anyhow!("{} {}", r.message, r.hint))
             .context("the application could not start")?;
         let readiness = Arc::new(StoreReadiness(store.clone(), journal.clone()));
-        let server = Server::new(listener, app.clone(), readiness, settings.http.clone(), tls).map_err(anyhow::Error::msg)?;
-        let grpc = grpc_listener.map(|listener| GrpcServer::new(listener, app.clone(), &settings.http));
+        let made = Server::new(listener, app.clone(), readiness, settings.http.clone(), tls.clone());
+        let server = made.map_err(anyhow::Error::msg)?;
+        let grpc = match grpc_listener {
+            Some(listener) => {
+                Some(edge::grpc::server(listener, app.clone(), &settings.http, tls).await.map_err(anyhow::Error::msg)?)
+            }
+            None => None,
+        };
         Ok(Keiko { app, server, grpc, store, journal, gateway, env, grace: settings.shutdown_timeout, bootstrap })
     }
 
@@ -131,7 +130,7 @@ impl Keiko {
 
     /// Where the gRPC interface listens, if it does.
     pub fn grpc_address(&self) -> std::io::Result<Option<SocketAddr>> {
-        self.grpc.as_ref().map(GrpcServer::address).transpose()
+        self.grpc.as_ref().map(Server::address).transpose()
     }
 
     /// What the first start made, if this was the first.
@@ -150,10 +149,8 @@ impl Keiko {
         };
         let stopping = self.app.draining().clone();
         let grpc = async {
-            if let Some(grpc) = self.grpc
-                && let Err(error) = grpc.run(stopping.cancelled(), self.grace).await
-            {
-                tracing::error!(%error, "the gRPC interface failed");
+            if let Some(grpc) = self.grpc {
+                grpc.run(stopping.cancelled(), self.grace).await;
             }
         };
         tokio::join!(self.server.run(draining, self.grace), grpc);
@@ -165,6 +162,15 @@ impl Keiko {
         self.store.close().await;
         tracing::info!("stopped");
     }
+}
+
+/// The address of a listener as browsers write it. Where it listens everywhere, this machine is the one that surely reaches it.
+fn own_url(is_tls: bool, mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    let plain = format!("{}://{address}", if is_tls { "https" } else { "http" });
+    url::Url::parse(&plain).map_or(plain, |url| url.origin().ascii_serialization())
 }
 
 /// The way of mails, if there is one.
@@ -198,5 +204,20 @@ impl Readiness for StoreReadiness {
     fn store(&self) -> (usize, u64, u64) {
         let health = self.0.health();
         (health.queued, health.commits, health.events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_url;
+
+    #[test]
+    fn a_listener_is_known_as_browsers_write_it() {
+        let known = |is_tls, address: &str| own_url(is_tls, address.parse().unwrap());
+        assert_eq!(known(false, "127.0.0.1:8080"), "http://127.0.0.1:8080");
+        assert_eq!(known(true, "10.0.0.5:443"), "https://10.0.0.5");
+        assert_eq!(known(true, "10.0.0.5:80"), "https://10.0.0.5:80");
+        assert_eq!(known(false, "0.0.0.0:80"), "http://127.0.0.1");
+        assert_eq!(known(false, "[::]:8080"), "http://[::1]:8080");
     }
 }

@@ -134,10 +134,10 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     if let Some(password) = keiko.bootstrap().and_then(|b| b.generated_password.as_ref()) {
         println!("first start: sign in as 'admin' of tenant 'default'; password: {password}\n(it is shown only now)");
     }
-    let scheme = if settings.tls.is_some() { "https" } else { "http" };
+    let (scheme, over) = if settings.tls.is_some() { ("https", " over TLS") } else { ("http", "") };
     println!("listening on {scheme}://{}", keiko.address()?);
     if let Some(address) = keiko.grpc_address()? {
-        println!("gRPC on {address}");
+        println!("gRPC{over} on {address}");
     }
     std::io::stdout().flush()?;
     keiko.run(stopped()?).await;

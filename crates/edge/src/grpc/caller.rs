@@ -3,24 +3,35 @@
 use crate::http::authenticate;
 use app::{App, Caller};
 use kernel::id::RequestTag;
-use kernel::{Kind, Origin, Rejection};
+use kernel::{Actor, Kind, Origin, Rejection};
 use std::net::SocketAddr;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
 const CLIENT_CHARS_MAX: usize = 200;
 
-/// Authenticates, and authorises for one permission.
+/// Authenticates, counts against the limits, and authorises for one permission.
 pub(super) async fn caller(
     app: &App,
     metadata: &MetadataMap,
     peer: Option<SocketAddr>,
     permission: &str,
 ) -> Result<Caller, Rejection> {
-    let text = |name| metadata.get(name).and_then(|v| v.to_str().ok());
+    let (actor, origin) = recognised(app, metadata, peer).await?;
+    let class = if permission.ends_with(".read") { app::RouteClass::Read } else { app::RouteClass::Write };
+    app.admit(&actor, class)?;
+    authorised(app, metadata, actor, origin, permission)
+}
+
+/// Who it is, and from where.
+pub(super) async fn recognised(
+    app: &App,
+    metadata: &MetadataMap,
+    peer: Option<SocketAddr>,
+) -> Result<(Actor, Origin), Rejection> {
     let origin = Origin {
         address: peer.map(|peer| peer.ip().to_string()),
-        client: text("user-agent").map(|client| client.chars().take(CLIENT_CHARS_MAX).collect()),
+        client: text(metadata, "user-agent").map(|client| client.chars().take(CLIENT_CHARS_MAX).collect()),
     };
     let address = origin.address.clone().unwrap_or_default();
     app.check_address(&address)?;
@@ -35,10 +46,19 @@ pub(super) async fn caller(
         }
     };
     app.saw_key(&actor, &origin);
-    let class = if permission.ends_with(".read") { app::RouteClass::Read } else { app::RouteClass::Write };
-    app.admit(&actor, class)?;
+    Ok((actor, origin))
+}
+
+/// Authorises for one permission.
+pub(super) fn authorised(
+    app: &App,
+    metadata: &MetadataMap,
+    actor: Actor,
+    origin: Origin,
+    permission: &str,
+) -> Result<Caller, Rejection> {
     let reach = app.authorise(&actor, permission).inspect_err(|_| app.saw_denied(&actor, permission, "gRPC", &origin, ""))?;
-    let trace_parent = text("traceparent").map(str::to_owned);
+    let trace_parent = text(metadata, "traceparent").map(str::to_owned);
     let trace = trace_parent.as_deref().and_then(|t| t.split('-').nth(1).map(str::to_owned));
     Ok(Caller {
         actor,
@@ -50,6 +70,10 @@ pub(super) async fn caller(
         if_match: None,
         at: None,
     })
+}
+
+fn text<'a>(metadata: &'a MetadataMap, name: &str) -> Option<&'a str> {
+    metadata.get(name).and_then(|v| v.to_str().ok())
 }
 
 /// A refusal as a gRPC status; the code is also in the metadata `keiko-code`.

@@ -4,6 +4,7 @@ use super::caller::{caller, status};
 use super::events_v1::event_service_server::EventService;
 use super::events_v1::subscribe_response::What;
 use super::events_v1::{Actor, Event, Metadata, Place, SubscribeRequest, SubscribeResponse};
+use super::peer;
 use crate::follow::{Follower, PERMISSION, Rooms, Step};
 use crate::http::category;
 use app::{App, EventFilter, Filter, Selection};
@@ -24,7 +25,7 @@ impl Service {
     }
 
     async fn follow(&self, request: Request<SubscribeRequest>) -> Result<Follower, Rejection> {
-        let (metadata, peer) = (request.metadata().clone(), request.remote_addr());
+        let (metadata, peer) = (request.metadata().clone(), peer(&request));
         let reader = caller(&self.app, &metadata, peer, PERMISSION).await?;
         let asked = request.into_inner();
         let (after, is_told) = (asked.after, asked.status);

@@ -1,6 +1,7 @@
 //! The service as the `.proto` file declares it.
 
 use super::caller::{caller, status};
+use super::peer;
 use super::v1::worker_server::Worker;
 use super::v1::{SubmitRequest, SubmitResponse, WorkRequest, WorkResponse};
 use super::work;
@@ -32,7 +33,7 @@ impl Worker for Service {
     type WorkStream = Pin<Box<dyn Stream<Item = Result<WorkResponse, Status>> + Send>>;
 
     async fn work(&self, request: Request<Streaming<WorkRequest>>) -> Result<Response<Self::WorkStream>, Status> {
-        let (metadata, peer) = (request.metadata().clone(), request.remote_addr());
+        let (metadata, peer) = (request.metadata().clone(), peer(&request));
         let (out, answers) = mpsc::channel(OUTGOING_MAX);
         let session = work::Session::open(self.app.clone(), metadata, peer, out, self.json_depth_max).await;
         let session = session.map_err(|rejection| status(&rejection))?;
@@ -41,7 +42,7 @@ impl Worker for Service {
     }
 
     async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
-        let (metadata, peer) = (request.metadata().clone(), request.remote_addr());
+        let (metadata, peer) = (request.metadata().clone(), peer(&request));
         let submitted = async {
             let mut caller = caller(&self.app, &metadata, peer, "tasks.create").await?;
             let body = request.into_inner();

@@ -1,11 +1,11 @@
 //! One agent's stream: it says how much it wants, gets tasks, and reports.
 
-use super::caller::{caller, status};
+use super::caller::{authorised, caller, recognised, status};
 use super::service::object;
 use super::v1::work_request::What as Said;
 use super::v1::work_response::What as Told;
 use super::v1::{Assigned, Done, Refused, Stopping, WorkRequest, WorkResponse};
-use app::{App, Caller, ClaimOrder, ClaimedTask, TaskOutcome};
+use app::{App, Caller, ClaimOrder, ClaimedTask, RouteClass, TaskOutcome};
 use domain::task::{Outcome, TaskError};
 use kernel::id::TaskId;
 use kernel::{Json, Problem, Rejection, Timestamp, limits};
@@ -17,6 +17,9 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 
+/// What the agent must be allowed to.
+const CLAIM: &str = "tasks.claim";
+const WORK: &str = "tasks.work";
 /// How long one look for work waits.
 const WAIT_MS: u64 = 20_000;
 /// Reports of one stream that are carried out at a time.
@@ -25,6 +28,8 @@ const REPORTS_MAX: usize = 256;
 const KNOWN_FOR: Duration = Duration::from_millis(500);
 /// Pause after a refusal that says "not now".
 const PAUSE: Duration = Duration::from_millis(500);
+/// Pause of a stream whose agent has used up its rate.
+const PACE: Duration = Duration::from_millis(10);
 
 /// A stream, shared by its parts.
 pub(super) struct Session(Arc<Inner>);
@@ -52,7 +57,8 @@ impl Session {
         out: mpsc::Sender<Result<WorkResponse, Status>>,
         json_depth_max: usize,
     ) -> Result<Self, Rejection> {
-        let agent = identified(&app, &metadata, peer).await?;
+        let agent = caller(&app, &metadata, peer, CLAIM).await?;
+        app.authorise(&agent.actor, WORK)?;
         Ok(Session(Arc::new(Inner {
             app,
             metadata,
@@ -83,6 +89,7 @@ impl Session {
                 Some(said) => {
                     // The semaphore is never closed.
                     let Ok(place) = inner.reports.clone().acquire_owned().await else { break };
+                    inner.pace().await;
                     let inner = inner.clone();
                     tokio::spawn(async move {
                         inner.report(number, said).await;
@@ -98,13 +105,6 @@ impl Session {
     }
 }
 
-/// The agent, if it may claim and work.
-async fn identified(app: &App, metadata: &MetadataMap, peer: Option<SocketAddr>) -> Result<Caller, Rejection> {
-    let agent = caller(app, metadata, peer, "tasks.claim").await?;
-    app.authorise(&agent.actor, "tasks.work")?;
-    Ok(agent)
-}
-
 impl Inner {
     fn held(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
@@ -118,9 +118,20 @@ impl Inner {
                 return Ok(known.1.clone());
             }
         }
-        let agent = identified(&self.app, &self.metadata, self.peer).await?;
+        let (actor, origin) = recognised(&self.app, &self.metadata, self.peer).await?;
+        let agent = authorised(&self.app, &self.metadata, actor, origin, CLAIM)?;
+        self.app.authorise(&agent.actor, WORK)?;
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), agent.clone());
         Ok(agent)
+    }
+
+    /// Counts what comes next against the agent's rate, and waits until there is room: a stream is slowed down where single
+    /// requests are refused, and its sender with it.
+    async fn pace(&self) {
+        let actor = self.known.lock().unwrap_or_else(PoisonError::into_inner).1.actor.clone();
+        while !self.out.is_closed() && self.app.admit(&actor, RouteClass::Write).is_err() {
+            tokio::time::sleep(PACE).await;
+        }
     }
 
     async fn tell(&self, what: Told) {
@@ -155,6 +166,7 @@ impl Inner {
                 continue;
             }
             let max = u32::try_from(room).unwrap_or(u32::MAX).min(limits::CLAIM_TASKS_MAX);
+            self.pace().await;
             let claimed = match self.agent().await {
                 Ok(agent) => self.app.claim(&agent, ClaimOrder { max, wait_ms: WAIT_MS }).await,
                 Err(rejection) => Err(rejection),

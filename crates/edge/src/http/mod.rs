@@ -26,7 +26,7 @@ pub(crate) use body::depth as json_depth;
 pub use openapi::{document, permission_table};
 pub use serve::{Server, bind};
 pub use state::{HttpSettings, Readiness};
-pub use tls::TlsFiles;
+pub use tls::{Tls, TlsFiles};
 
 use axum::Router;
 use axum::extract::Extension;

@@ -1,7 +1,7 @@
 //! The accept loop: connections with limits on their headers, and an end that lets running requests finish.
 
 use super::state::{HttpSettings, Readiness};
-use super::tls::{Tls, TlsFiles};
+use super::tls::Tls;
 use app::App;
 use axum::Router;
 use axum::extract::ConnectInfo;
@@ -50,15 +50,20 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
 }
 
 impl Server {
-    /// A server on a bound address. Fails when a route declares no permission, or the certificate cannot be used.
+    /// A server on a bound address. Fails when a route declares no permission.
     pub fn new(
         listener: TcpListener,
         app: App,
         readiness: Arc<dyn Readiness>,
         settings: HttpSettings,
-        tls: Option<TlsFiles>,
+        tls: Option<Tls>,
     ) -> Result<Server, String> {
-        Ok(Server { listener, router: super::router(app, readiness, settings)?, tls: tls.map(Tls::open).transpose()? })
+        Ok(Server::of(listener, super::router(app, readiness, settings)?, tls))
+    }
+
+    /// The same for other routes.
+    pub(crate) fn of(listener: TcpListener, router: Router, tls: Option<Tls>) -> Server {
+        Server { listener, router, tls }
     }
 
     /// Where it listens.

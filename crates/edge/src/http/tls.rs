@@ -48,10 +48,10 @@ impl TlsFiles {
 
 /// What new connections are accepted with.
 #[derive(Clone)]
-pub(super) struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
+pub struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
 
 impl Tls {
-    /// Reads the files, and again when they change.
+    /// Reads the files, and again when they change. Fails when they cannot be used.
     pub fn open(files: TlsFiles) -> Result<Tls, String> {
         let seen = files.changed_at();
         let tls = Tls(Arc::new(RwLock::new(files.config()?)));
@@ -59,7 +59,7 @@ impl Tls {
         Ok(tls)
     }
 
-    pub fn acceptor(&self) -> TlsAcceptor {
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
