@@ -24,7 +24,7 @@ run: toolchain console/dist/index.html $(DEMO)/ready demo/node_modules ## Build,
 	cargo build --release --locked -p keiko
 	KEIKO=$(CARGO_TARGET_DIR)/release/keiko DATA=$(DATA) LISTEN=$(LISTEN) ONCE=$(ONCE) REPO='$(REPO)' PYTHON=$(DEMO)/bin/python scripts/run.sh
 
-test: browser check deny build $(VENV)/ready $(DEMO)/ready tests/node_modules tests/conformance/node_modules demo/node_modules console-test ## Install what tests need, run all
+test: helpers check deny build $(VENV)/ready $(DEMO)/ready tests/node_modules tests/conformance/node_modules demo/node_modules console-test ## Install what tests need, run all
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests --backend postgres
 	KEIKO=$(CARGO_TARGET_DIR)/debug/keiko PYTHON=$(DEMO)/bin/python scripts/run-test.sh
@@ -97,12 +97,12 @@ console-test: console/dist/index.html
 	npm run --prefix console check
 	npm test --prefix console
 
-# The browser that the console is tested in.
-browser:
-	@scripts/browser.sh
+# The browser that the console is tested in, and a clock that can be moved.
+helpers:
+	@scripts/helpers.sh
 
 # What a bare Debian or Ubuntu lacks: a C compiler for the built-in SQLite and the crypto library, Python's venv.
 toolchain:
 	@scripts/toolchain.sh
 
-.PHONY: help run test test-faults check build bench bless deny toolchain console-test browser
+.PHONY: help run test test-faults check build bench bless deny toolchain console-test helpers

@@ -37,7 +37,7 @@ def test_should_serve_nothing_else(keiko, path):
 @pytest.mark.timeout(120)
 def test_should_show_a_task_finish_live_in_chromium(keiko, tmp_path):
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    assert chromium, "no Chromium; 'make browser' installs it"
+    assert chromium, "no Chromium; 'make helpers' installs it"
     env = {**os.environ, "KEIKO_URL": keiko.url, "KEIKO_PASSWORD": keiko.password, "SCREENSHOTS": str(tmp_path), "CHROMIUM": chromium}
     ran = subprocess.run(["npm", "run", "--silent", "e2e"], cwd=REPO / "console", env=env, capture_output=True, text=True, timeout=110)
     assert ran.returncode == 0, ran.stdout + ran.stderr
