@@ -1,9 +1,15 @@
 """How much may be asked for: by caller and class, by tenant, by address; in an emergency; on several replicas together."""
 
 import collections
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from harness import done, refused, unique, until
+from oauth import service_app
 from test_replicas import Fleet
 
 
@@ -61,6 +67,10 @@ def test_should_give_a_tenant_limits_of_its_own(new_keiko):
     done(user(), 201)
     done(boss.post("/agents", {"name": "a"}), 201)
     refused(boss.post("/agents", {"name": "b"}), 422, "QUOTA_REACHED")
+    done(set_limits(users_max=6))
+    with ThreadPoolExecutor(12) as pool:
+        made = [answer.status_code for answer in pool.map(lambda _: user(), range(12))]
+    assert (made.count(201), made.count(422)) == (4, 8), "at the same moment too"
     done(set_limits())
     done(boss.post("/agents", {"name": "b"}), 201)
     refused(set_limits(requests="many"), 400, "VALIDATION_FAILED")
@@ -111,6 +121,46 @@ def test_should_share_limits_between_replicas(tmp_path):
         left = until(lambda: (n := int(there.get("/tasks").headers["ratelimit-remaining"])) < 60 and n + 1, "the other replica knows", timeout=5)
         found = spent(there, "/tasks", 150)
         assert found[200] <= left + 12 and found[429] >= 80, found
+    finally:
+        fleet.close()
+
+
+def test_should_count_guesses_and_shown_assertions_on_every_replica(tmp_path):
+    fleet = Fleet(tmp_path, 2)
+    try:
+        fleet.start()
+        first, second = fleet.replicas
+        admin = first.login()
+        key = ec.generate_private_key(ec.SECP256R1())
+        jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key()))
+        app = service_app(first, admin, ["developer"], method="private_key_jwt", jwks={"keys": [{**jwk, "kid": "k1"}]})
+        claims = {"iss": app.client_id, "sub": app.client_id, "aud": [first.url, second.url], "exp": int(time.time()) + 60}
+        person = first.user(admin, ["user"])
+        other = first.user(admin, ["user"])
+
+        def proven(at, jti):
+            assertion = jwt.encode({**claims, "jti": jti}, key, "ES256", {"kid": "k1"})
+            kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+            form = {"grant_type": "client_credentials", "client_assertion_type": kind, "client_assertion": assertion}
+            return at.client()._http.post("/oauth/token", data=form)
+
+        assert proven(first, "once").status_code == 200
+        for n in range(6):
+            body = {"username": person.name, "password": f"wrong {n} wrong"}
+            refused(first.client().post("/auth/login", body), 401, "INVALID_CREDENTIALS")
+            # After five it waits for a second, after six for two.
+            time.sleep(1.1 if n == 4 else 0)
+        time.sleep(0.7)
+        there = proven(second, "once")
+        assert there.status_code == 401 and there.json()["error"] == "invalid_client", "shown before, at the other one"
+        assert proven(second, "another").status_code == 200
+        right = {"username": person.name, "password": person.password}
+        refused(second.client().post("/auth/login", right), 429, "LOGIN_THROTTLED")
+        second.login(other.name, other.password)
+        done(until(lambda: (answer := second.client().post("/auth/login", right)).status_code == 200 and answer, "it may try again"))
+        time.sleep(1)
+        for _ in range(2):
+            refused(first.client().post("/auth/login", {**right, "password": "wrong again"}), 401, "INVALID_CREDENTIALS")
     finally:
         fleet.close()
 

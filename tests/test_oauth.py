@@ -352,6 +352,32 @@ def test_should_sign_out_at_the_browser_and_where_it_led(keiko, admin):
     assert query(left)["error"] == "login_required"
 
 
+def test_should_end_the_login_that_a_hint_names_at_whatever_browser_it_is(keiko, admin):
+    app = App(keiko, admin, post_logout_redirect_uris=["https://client.example/bye"])
+    browser = Browser(keiko)
+    tokens = app.redeem(*app.code(browser)).json()
+    assert claims_of(tokens["id_token"])["tenant"] == "default"
+    late = app.code(browser)
+    lasting = app.redeem(*app.code(browser, scope="openid tasks.read offline_access")).json()
+    asked = {"id_token_hint": tokens["id_token"], "post_logout_redirect_uri": "https://client.example/bye"}
+    other = Browser(keiko)
+    other.sign_in("/oauth/device")
+    page, left = Browser(keiko).visit("/oauth/logout?" + urlencode({**asked, "id_token_hint": tokens["id_token"][:-4] + "AAAA"}))
+    assert left is None and page.status_code == 400, "a forged hint names no client"
+    assert keiko.client(token=tokens["access_token"]).get("/tasks").status_code == 200
+    _, left = Browser(keiko).visit("/oauth/logout?" + urlencode(asked))
+    assert left == "https://client.example/bye"
+    refused(keiko.client(token=tokens["access_token"]).get("/tasks"), 401)
+    page, _ = browser.visit(app.url("v" * 43))
+    assert hidden(page.text)["step"] == "login", "also at the browser where it began"
+    error(app.redeem(*late), "invalid_grant")
+    assert keiko.client(token=lasting["access_token"]).get("/tasks").status_code == 200, "offline_access outlives it"
+    page, _ = other.visit("/oauth/device")
+    assert hidden(page.text)["step"] == "code", "somewhere else the person stays signed in"
+    _, left = Browser(keiko).visit("/oauth/logout?" + urlencode(asked))
+    assert left == "https://client.example/bye", "once more changes nothing"
+
+
 # Clients
 
 
@@ -494,6 +520,20 @@ def enrolled(keiko, admin, roles=("admin",)):
     codes = done(person.post("/auth/mfa/actions/confirm", {"code": totp(begun["secret"])}))["attributes"]["recovery_codes"]
     assert len(codes) == len(set(codes)) == 10
     return person, begun["secret"], codes
+
+
+def test_should_end_logins_without_the_second_factor_when_it_is_set_up(keiko, admin, app):
+    person, verifier = keiko.user(admin, ["developer"]), "v" * 43
+    elsewhere, browser = keiko.login(person.name, person.password), Browser(keiko)
+    _, left = browser.sign_in(app.url(verifier), person.name, person.password)
+    token = app.redeem(query(left)["code"], verifier).json()["access_token"]
+    secret = done(person.post("/auth/mfa/actions/begin", {}))["attributes"]["secret"]
+    done(person.post("/auth/mfa/actions/confirm", {"code": totp(secret)}))
+    assert person.get("/auth/me").status_code == 200
+    for before in (elsewhere, keiko.client(token=token)):
+        refused(before.get("/auth/me"), 401)
+    page, left = browser.visit(app.url(verifier))
+    assert left is None and hidden(page.text)["step"] == "login"
 
 
 def test_should_ask_for_the_second_factor_and_take_each_code_once(keiko, admin):

@@ -2,7 +2,7 @@
 
 use crate::crypto::{KeyMaterial, Sealer};
 use crate::errors::{of_handle, of_store};
-use crate::identities::Ending;
+use crate::identities::{Ending, PASSWORD_CHANGED};
 use crate::{Answer, passwords};
 use domain::identity::tenant::slug_key;
 use domain::identity::user::{User, UserCommand, name_key, totp_secret};
@@ -32,7 +32,7 @@ pub async fn reset_password(
         .ok_or_else(|| missing(format!("There is no user '{username}' in tenant '{tenant}'.")))?;
     let (name, sealed) =
         passwords::set_password_hash(&sealer, engine.env(), log, user, password).map_err(crate::app::internal)?;
-    let (steps, mut secrets) = Ending::of(user, UserCommand::ChangePassword, "password_changed").plan(engine, log).await?;
+    let (steps, mut secrets) = Ending::of(user, UserCommand::ChangePassword, PASSWORD_CHANGED).plan(engine, log).await?;
     secrets.push((name, Some(sealed)));
     if removes_mfa {
         secrets.push((totp_secret(&user), None));

@@ -39,7 +39,7 @@ impl App {
         self.check_profile(&profile)?;
         let before = Mandate { owner: caller.actor.user, purpose: None };
         let mandate = self.mandate(caller, before, mandate).await?;
-        self.check_room::<Agent>(caller.actor.tenant, "agents", |limits| limits.agents_max).await?;
+        let _room = self.room::<Agent>(caller.actor.tenant, "agents", |limits| limits.agents_max).await?;
         let id: AgentId = self.env().id();
         let step = Step::new::<Agent>(id, AgentCommand::Register(profile, mandate));
         let agent = self.execute::<Agent>(caller, step, Extras::default()).await?;

@@ -7,7 +7,7 @@ use crate::limits::network;
 use crate::recognise::ACCESS_TOKEN;
 use crate::watch::Seen;
 use crate::{Answer, Caller, passwords};
-use domain::identity::session::{Opened, PASSWORD, Session, SessionCommand, ended};
+use domain::identity::session::{OTP, Opened, PASSWORD, Session, SessionCommand, ended};
 use domain::identity::user::{User, UserCommand, UserKind, invalid_credentials, name_key, password_secret};
 use engine::{Context, Extras, Handled, Step};
 use kernel::id::{SessionId, TenantId, UserId};
@@ -109,7 +109,7 @@ impl App {
         self.0.engine.handle::<Session>(log, step, context, Extras::default()).await.map_err(of_handle)
     }
 
-    /// Opens a session by a password, if it is still the password: it may have been changed while it was looked at.
+    /// Opens a session by a password, if it is still the password, and still enough: that may have changed meanwhile.
     pub(crate) async fn open_login(
         &self,
         who: &Authenticated,
@@ -117,10 +117,9 @@ impl App {
         opened: Opened,
         context: &Context,
     ) -> Answer<Handled<Session>> {
-        let steps = [
-            Step::new::<Session>(session, SessionCommand::Open(Box::new(opened))),
-            Step::on::<User>(who.user, UserCommand::SignIn { password_version: who.password_version }),
-        ];
+        let is_multi_factor = opened.amr.iter().any(|how| how == OTP);
+        let sign_in = UserCommand::SignIn { password_version: who.password_version, is_multi_factor };
+        let steps = [Step::new::<Session>(session, SessionCommand::Open(Box::new(opened))), Step::on::<User>(who.user, sign_in)];
         self.0.engine.transact(who.log, &steps, context, Extras::default()).await.map_err(of_handle)?;
         let opened = self.entity::<Session>(who.log, &session.to_string()).await?;
         opened.ok_or_else(|| internal("a session without a record".into()))
@@ -142,13 +141,15 @@ impl App {
         let throttle_key = sha256_hex(&format!("{slug}/{username}/{from}"));
         let anywhere_key = sha256_hex(&format!("{slug}/{username}"));
         let here = self.not_throttled(&throttle_key, "Too many failed logins for this account from this address.");
-        if let Err(refused) = here.and_then(|()| self.not_throttled_anywhere(&anywhere_key)) {
+        let anywhere =
+            || self.not_throttled_anywhere(&anywhere_key, "Too many failed logins for this account from many addresses.");
+        if let Err(refused) = here.and_then(|()| anywhere()) {
             self.saw_login(log, "identity.login.refused", None, &context, refused.code);
             return Err(refused);
         }
         // Counted before the slow check and taken back after it, so that guesses at the same time count too.
-        self.0.throttle.failed(throttle_key.clone(), self.env().now());
-        self.0.throttle.failed(anywhere_key.clone(), self.env().now());
+        self.count_try(&throttle_key);
+        self.count_try(&anywhere_key);
         let user = match known {
             Some(_) if self.is_suspended(log).await? => None,
             Some(_) => self.user_by_name(log, username).await?.filter(|user| user.state.suspended.is_none()),
@@ -162,8 +163,8 @@ impl App {
             self.saw_login(log, "identity.login.refused", known_user.as_ref(), &context, "INVALID_CREDENTIALS");
             return Err(invalid_credentials());
         };
-        self.0.throttle.succeeded(&throttle_key);
-        self.0.throttle.succeeded(&anywhere_key);
+        self.try_succeeded(&throttle_key);
+        self.try_succeeded(&anywhere_key);
         let user_id: UserId = user.stream.parse().map_err(|_| internal("a user without an id".into()))?;
         context.actor = ActorRef { kind: ActorKind::User, id: user.stream.clone() };
         context.user = Some(user_id);
@@ -176,27 +177,6 @@ impl App {
         let facts = BTreeMap::from([("how", how.to_owned())]);
         let seen = Seen { tenant, kind, who, origin: &context.origin, correlation: &context.correlation, facts };
         if kind == "identity.login.refused" { self.saw_refused(seen) } else { self.saw(seen) }
-    }
-
-    /// Refuses what failed too often lately.
-    pub(crate) fn not_throttled(&self, key: &str, message: &str) -> Answer<()> {
-        Self::waits(self.0.throttle.wait_ms(key, self.env().now()), message)
-    }
-
-    fn not_throttled_anywhere(&self, key: &str) -> Answer<()> {
-        let wait_ms = self.0.throttle.wait_anywhere_ms(key, self.env().now());
-        Self::waits(wait_ms, "Too many failed logins for this account from many addresses.")
-    }
-
-    fn waits(wait_ms: u64, message: &str) -> Answer<()> {
-        match wait_ms {
-            0 => Ok(()),
-            wait_ms => {
-                let hint = "Wait for the time in Retry-After.";
-                let refused = Rejection::new(Kind::Limited, "LOGIN_THROTTLED", message, hint);
-                Err(refused.with("retry_after_s", wait_ms.div_ceil(1000)))
-            }
-        }
     }
 
     fn token_pair(&self, log: TenantId, id: SessionId, session: &Handled<Session>, refresh_token: String) -> Answer<TokenPair> {
@@ -267,7 +247,7 @@ impl App {
     pub(crate) async fn prove_password(&self, caller: &Caller, user: &Handled<User>, password: &str) -> Answer<()> {
         let throttle_key = format!("password/{}", user.stream);
         self.not_throttled(&throttle_key, "Too many wrong passwords for this account.")?;
-        self.0.throttle.failed(throttle_key.clone(), self.env().now());
+        self.count_try(&throttle_key);
         if !self.is_password_right(caller.actor.tenant, Some(user), password).await? {
             return Err(Rejection::new(
                 Kind::Forbidden,
@@ -276,7 +256,7 @@ impl App {
                 "Try again; an administrator can set another one.",
             ));
         }
-        self.0.throttle.succeeded(&throttle_key);
+        self.try_succeeded(&throttle_key);
         Ok(())
     }
 

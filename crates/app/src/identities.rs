@@ -16,6 +16,9 @@ use engine::{Context, Engine, Extras, Handled, Step};
 use kernel::id::{MailId, RoleId, SessionId, TenantId, UserId};
 use kernel::{IndexField, Kind, Personal, Rejection, limits};
 
+/// Why sessions end whose password is another one now.
+pub(crate) const PASSWORD_CHANGED: &str = "password_changed";
+
 /// A user to be made.
 pub struct NewUser {
     /// How it signs in.
@@ -67,7 +70,7 @@ impl App {
         problems.refuse()?;
         self.check_roles(caller, &new.roles).await?;
         let tenant = caller.actor.tenant;
-        self.check_room::<User>(tenant, "users", |limits| limits.users_max).await?;
+        let _room = self.room::<User>(tenant, "users", |limits| limits.users_max).await?;
         let id: UserId = self.env().id();
         let mut extras = Extras::default();
         if let Some(password) = new.password {
@@ -154,11 +157,11 @@ impl App {
         if let Some(password) = password {
             self.check_password(&password, user.state.name()).await?;
             let secret = self.sealed_password(caller.actor.tenant, id, password).await?;
-            let ending = Ending::of(id, UserCommand::ChangePassword, "password_changed");
+            let ending = Ending::of(id, UserCommand::ChangePassword, PASSWORD_CHANGED);
             let (steps, mut secrets) = ending.plan(&self.0.engine, caller.actor.tenant).await?;
             secrets.push(secret);
             self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
-            self.end_logins_under_way(caller.actor.tenant, id, None, &caller.context()).await?;
+            self.end_logins_under_way(caller.actor.tenant, id, None, PASSWORD_CHANGED, &caller.context()).await?;
         }
         if let Some(roles) = roles {
             self.check_roles(caller, &roles).await?;
@@ -175,23 +178,24 @@ impl App {
         self.prove_password(caller, &user, current).await?;
         self.check_password(&new, user.state.name()).await?;
         let secret = self.sealed_password(caller.actor.tenant, id, new).await?;
-        let ending = Ending::of(id, UserCommand::ChangePassword, "password_changed");
+        let ending = Ending::of(id, UserCommand::ChangePassword, PASSWORD_CHANGED);
         let ending = Ending { kept_session: Some(session), ..ending };
         let (steps, mut secrets) = ending.plan(&self.0.engine, caller.actor.tenant).await?;
         secrets.push(secret);
         self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await?;
-        self.end_logins_under_way(caller.actor.tenant, id, Some(session), &caller.context()).await
+        self.end_logins_under_way(caller.actor.tenant, id, Some(session), PASSWORD_CHANGED, &caller.context()).await
     }
 
-    /// Ends sessions that were opened by the password before, between the look at the sessions and the change.
+    /// Ends sessions that were opened as it was enough before, between the look at the sessions and the change.
     pub(crate) async fn end_logins_under_way(
         &self,
         tenant: TenantId,
         user: UserId,
         kept: Option<SessionId>,
+        reason: &'static str,
         context: &Context,
     ) -> Answer<()> {
-        let late = sessions_of(&self.0.engine, tenant, user, kept, "password_changed").await?;
+        let late = sessions_of(&self.0.engine, tenant, user, kept, reason).await?;
         if late.is_empty() {
             return Ok(());
         }
@@ -359,7 +363,13 @@ impl Ending {
 }
 
 /// What closes the sessions of a user, but for one that is kept.
-async fn sessions_of(engine: &Engine, log: TenantId, user: UserId, kept: Option<SessionId>, reason: &str) -> Answer<Vec<Step>> {
+pub(crate) async fn sessions_of(
+    engine: &Engine,
+    log: TenantId,
+    user: UserId,
+    kept: Option<SessionId>,
+    reason: &str,
+) -> Answer<Vec<Step>> {
     let mut sessions = closing(engine, log, &[IndexField::new("user", user.to_string())], reason).await?;
     sessions.retain(|(stream, _)| kept.is_none_or(|kept| *stream != kept.to_string()));
     Ok(sessions.into_iter().map(|(_, step)| step).collect())

@@ -44,6 +44,7 @@ mod recognise;
 mod removal;
 mod replicas;
 mod schema;
+mod shared;
 mod signing;
 mod tasks;
 mod teams;

@@ -1,7 +1,8 @@
-//! Rate limits: by tenant, by caller (user, key or agent) and class of route, by address. Shared with the other replicas
-//! by telling them, a few times a second, what was taken here.
+//! Rate limits: by tenant, by caller (user, key or agent) and class of route, by address. What was let pass
+//! here counts on the other replicas too.
 
 use crate::app::App;
+use crate::shared::gathered;
 use domain::limit::{Bucket, Rate, Standing};
 use kernel::id::TenantId;
 use kernel::{Actor, Kind, Rejection, Timestamp};
@@ -9,12 +10,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-/// How often others are told.
-const TOLD_EVERY_MS: u64 = 100;
 /// Buckets that are kept; beyond them those that are full again are forgotten, then any.
 const BUCKETS_MAX: usize = 100_000;
-/// Buckets of one message to other replicas.
-const TOLD_MAX: usize = 2_000;
 
 /// What a request does, as far as limits differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -76,17 +73,12 @@ impl LimitSettings {
 const EMERGENCY: Rate = Rate { count: 20, period_ms: 1_000 };
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-enum Whose {
+/// Whose requests are counted together.
+pub(crate) enum Whose {
     Tenant(TenantId),
     /// A user, key or agent, by id.
     Caller(String, RouteClass),
     Address(String, RouteClass),
-}
-
-/// What was taken at another replica.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Taken {
-    taken: Vec<(Whose, u32)>,
 }
 
 #[derive(Default)]
@@ -181,7 +173,7 @@ impl App {
 
     fn take(&self, whose: Whose, rate: Option<Rate>) -> Option<Standing> {
         let rate = rate?;
-        let (now, tells) = (self.env().now(), self.0.replicas.is_some());
+        let (now, tells) = (self.env().now(), self.tells());
         Some(self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner).take(whose, rate, now, tells))
     }
 
@@ -223,10 +215,10 @@ impl App {
     }
 
     /// What another replica has let pass counts here too.
-    pub(crate) fn hear_taken(&self, told: Taken) {
+    pub(crate) fn hear_taken(&self, taken: Vec<(Whose, u32)>) {
         let now = self.env().now();
         let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (whose, count) in told.taken {
+        for (whose, count) in taken {
             let rate = match &whose {
                 Whose::Tenant(tenant) => inner.tenant_rate(*tenant, self.rate(|limits| limits.tenant, false)),
                 Whose::Caller(_, class) => self.rate(|limits| limits.of_callers(*class), false),
@@ -239,33 +231,9 @@ impl App {
         }
     }
 
-    fn untold(&self) -> Option<Taken> {
-        let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = std::mem::take(&mut inner.untold);
-        let taken: Vec<(Whose, u32)> = all.into_iter().take(TOLD_MAX).collect();
-        (!taken.is_empty()).then_some(Taken { taken })
-    }
-}
-
-/// Tells the other replicas what was taken here, until the end; keeps an eye on the emergency that counts for strangers.
-pub(crate) async fn keep_shared(app: App) {
-    let mut looked_at = None;
-    loop {
-        let position = Some(app.position(app.0.root));
-        if position != looked_at
-            && let Ok(guard) = app.guard_of(app.0.root).await
-        {
-            looked_at = position;
-            app.0.emergency.store(guard.emergency.is_some(), std::sync::atomic::Ordering::Relaxed);
-        }
-        if let (Some(replicas), Some(taken)) = (&app.0.replicas, app.untold()) {
-            replicas.tell_others(&taken);
-        }
-        tokio::select! {
-            biased;
-            () = app.env().stop().cancelled() => return,
-            () = app.env().sleep_ms(TOLD_EVERY_MS) => {}
-        }
+    /// What was let pass here and is not told yet.
+    pub(crate) fn taken(&self) -> Vec<(Whose, u32)> {
+        gathered(&mut self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner).untold)
     }
 }
 

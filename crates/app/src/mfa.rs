@@ -4,6 +4,7 @@ use crate::app::{App, internal};
 use crate::auth::Authenticated;
 use crate::crypto::sha256_hex;
 use crate::errors::{of_handle, of_store};
+use crate::identities::sessions_of;
 use crate::oauth::clients::is_part_of_keiko;
 use crate::{Answer, Caller};
 use aws_lc_rs::hmac;
@@ -14,6 +15,8 @@ use engine::{Context, Extras, Handled, Step};
 use kernel::id::{TenantId, UserId};
 use kernel::{Actor, ActorKind, Kind, Proof, Rejection};
 
+/// Why sessions end that were opened without a second factor.
+const MFA_ENROLLED: &str = "mfa_enrolled";
 /// Recovery codes of one person.
 const RECOVERY_CODES: usize = 10;
 /// Bytes of a secret: as many as the hash has.
@@ -140,7 +143,7 @@ impl App {
     pub(crate) async fn spend_code(&self, log: TenantId, user: UserId, typed: &str, context: &Context) -> Answer<()> {
         let throttle_key = format!("mfa/{user}");
         self.not_throttled(&throttle_key, "Too many wrong codes for this account.")?;
-        self.0.throttle.failed(throttle_key.clone(), self.env().now());
+        self.count_try(&throttle_key);
         let secret = self.secret(log, &totp_secret(&user)).await?.ok_or_else(code_refused)?;
         let command = match self.step_of(&secret, typed) {
             Some(step) => UserCommand::UseCode { step },
@@ -148,7 +151,7 @@ impl App {
         };
         let step = Step::on::<User>(user, command);
         self.0.engine.handle::<User>(log, step, context, Extras::default()).await.map_err(of_handle)?;
-        self.0.throttle.succeeded(&throttle_key);
+        self.try_succeeded(&throttle_key);
         Ok(())
     }
 
@@ -237,26 +240,30 @@ impl App {
         Ok(Enrolment { secret, uri })
     }
 
-    /// Ends setting up: a code shows that the app works. Answers the recovery codes, shown only here.
+    /// Ends setting up: a code shows that the app works. The person's other sessions end. Answers the recovery codes, shown
+    /// only here.
     pub async fn confirm_mfa(&self, caller: &Caller, code: &str) -> Answer<Vec<String>> {
         let (id, session) = Self::person(caller)?;
         let log = caller.actor.tenant;
         let throttle_key = format!("mfa/{id}");
         self.not_throttled(&throttle_key, "Too many wrong codes for this account.")?;
-        self.0.throttle.failed(throttle_key.clone(), self.env().now());
+        self.count_try(&throttle_key);
         let secret = self.secret(log, &pending_totp_secret(&id)).await?.ok_or_else(code_refused)?;
         let step = self.step_of(&secret, code).ok_or_else(code_refused)?;
-        self.0.throttle.succeeded(&throttle_key);
+        self.try_succeeded(&throttle_key);
         let codes: Vec<String> = (0..RECOVERY_CODES).map(|_| fresh_recovery(self)).collect();
         let recovery_sha256 = codes.iter().map(|code| sha256_hex(&plain_recovery(code))).collect();
         let name = totp_secret(&id);
         let sealed = self.0.crypto.sealer.seal(log, &name, &secret, self.env().bytes()).map_err(internal)?;
         let extras = Extras { secrets: vec![(name, Some(sealed)), (pending_totp_secret(&id), None)], ..Extras::default() };
-        let steps = [
+        let mut steps = vec![
             Step::on::<User>(id, UserCommand::EnrolMfa(MfaEnrolled { recovery_sha256, step })),
             Step::on::<Session>(session, SessionCommand::StepUp { amr: vec![PASSWORD.into(), OTP.into()] }),
         ];
+        // Whoever is signed in elsewhere has not shown the second factor.
+        steps.extend(sessions_of(&self.0.engine, log, id, Some(session), MFA_ENROLLED).await?);
         self.0.engine.transact(log, &steps, &caller.context(), extras).await.map_err(of_handle)?;
+        self.end_logins_under_way(log, id, Some(session), MFA_ENROLLED, &caller.context()).await?;
         Ok(codes)
     }
 

@@ -3,7 +3,7 @@
 
 use crate::app::App;
 use crate::claims::deliver;
-use crate::limits::Taken;
+use crate::shared::Told;
 use crate::workers::{TenantRuntime, start_lead};
 use domain::process::dispatch::{Ask, DispatchSignal, WaiterId};
 use domain::process::liveness::LivenessSignal;
@@ -265,10 +265,10 @@ pub(crate) async fn read_letters(app: App) {
     }
 }
 
-/// What another replica let pass, or claims for a request that waits here.
+/// What happened at another replica, or claims for a request that waits here.
 fn receive(app: &App, body: &[u8]) {
-    if let Ok(taken) = serde_json::from_slice::<Taken>(body) {
-        return app.hear_taken(taken);
+    if let Ok(told) = serde_json::from_slice::<Told>(body) {
+        return app.hear_told(told);
     }
     let Ok(delivery) = serde_json::from_slice::<Delivery>(body) else { return };
     let Some(runtime) = app.runtimes().into_iter().find(|runtime| runtime.id == delivery.tenant) else { return };

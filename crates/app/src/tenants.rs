@@ -15,6 +15,7 @@ use kernel::{Decider, Kind, Personal, Rejection, limits, text};
 use serde_json::json;
 use std::sync::Weak;
 use store::EntityQuery;
+use tokio::sync::OwnedMutexGuard;
 
 /// A tenant to be founded.
 pub struct NewTenant {
@@ -139,19 +140,22 @@ impl App {
         self.set_tenant_rate(tenant, record.limits.requests.as_deref().and_then(Rate::parse));
     }
 
-    /// Refuses one more of a kind when the tenant has as many as it may. Several at the same moment may each be the last one.
-    pub(crate) async fn check_room<D: Decider>(
+    /// Room for one more of a kind, to be held until it is made; refused when the tenant has as many as it may. On several
+    /// replicas, those made at the same moment may each be the last one.
+    pub(crate) async fn room<D: Decider>(
         &self,
         tenant: TenantId,
         what: &str,
         of: impl Fn(&TenantLimits) -> Option<u32>,
-    ) -> Answer<()> {
+    ) -> Answer<Option<OwnedMutexGuard<()>>> {
         if tenant == self.0.root {
-            return Ok(());
+            return Ok(None);
         }
         let record = self.entity::<Tenant>(self.0.root, &tenant.to_string()).await?;
         let record = record.filter(|record| record.state.deleting.is_none()).ok_or_else(tenant_ended)?;
-        let Some(max) = of(&record.state.limits) else { return Ok(()) };
+        let Some(max) = of(&record.state.limits) else { return Ok(None) };
+        let runtime = self.tenant(&record.state.created.slug).ok_or_else(tenant_ended)?;
+        let room = runtime.room.clone().lock_owned().await;
         let mut query = EntityQuery::all(D::KIND);
         let mut count = 0;
         loop {
@@ -164,7 +168,7 @@ impl App {
             }
             match page.next {
                 Some(next) => query.after = Some(next),
-                None => return Ok(()),
+                None => return Ok(Some(room)),
             }
         }
     }

@@ -1,8 +1,13 @@
-//! Slows down guessing of passwords: per account and address, so that nobody can lock somebody else out.
+//! Slows down guessing: of passwords per account and address, so that nobody can lock somebody else out, and of codes. What
+//! failed here counts on the other replicas too.
 
-use kernel::Timestamp;
+use crate::Answer;
+use crate::app::App;
+use crate::shared::gathered;
+use kernel::{Kind, Rejection, Timestamp};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Failures that cost nothing.
 const FREE_FAILURES: u32 = 5;
@@ -18,7 +23,23 @@ const WAIT_ANYWHERE_MS_MAX: u64 = 30_000;
 const ENTRIES_MAX: usize = 10_000;
 
 #[derive(Default)]
-pub(crate) struct Throttle(Mutex<BTreeMap<String, Failures>>);
+pub(crate) struct Throttle(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    failures: BTreeMap<String, Failures>,
+    /// What happened here and is not told yet.
+    untold: BTreeMap<String, Tries>,
+}
+
+/// What happened with one key at a replica.
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct Tries {
+    /// Whether a try succeeded: failures from before it do not count any more.
+    succeeded: bool,
+    /// Failures after that.
+    failed: u32,
+}
 
 struct Failures {
     count: u32,
@@ -34,26 +55,9 @@ impl Failures {
     }
 }
 
-impl Throttle {
-    /// How long this account has to wait at this address; 0 when it may try.
-    pub fn wait_ms(&self, key: &str, now: Timestamp) -> u64 {
-        let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.get(key).map_or(0, |f| f.wait_ms().saturating_sub(now.since_ms(f.last)))
-    }
-
-    /// How long this account has to wait because of failures from everywhere together.
-    pub fn wait_anywhere_ms(&self, key: &str, now: Timestamp) -> u64 {
-        let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = |f: &Failures| match f.count.checked_sub(FREE_FAILURES_ANYWHERE) {
-            None => 0,
-            Some(more) => (FIRST_WAIT_MS << more.min(20)).min(WAIT_ANYWHERE_MS_MAX),
-        };
-        failures.get(key).map_or(0, |f| wait(f).saturating_sub(now.since_ms(f.last)))
-    }
-
-    /// A try failed.
-    pub fn failed(&self, key: String, now: Timestamp) {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+impl Inner {
+    fn failed(&mut self, key: String, now: Timestamp) {
+        let failures = &mut self.failures;
         if failures.len() >= ENTRIES_MAX {
             failures.retain(|_, f| now.since_ms(f.last) < f.wait_ms().max(60_000));
         }
@@ -65,10 +69,94 @@ impl Throttle {
         entry.count = if is_old { 1 } else { entry.count.saturating_add(1) };
         entry.last = now;
     }
+}
+
+impl Throttle {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long this account has to wait at this address; 0 when it may try.
+    pub fn wait_ms(&self, key: &str, now: Timestamp) -> u64 {
+        self.inner().failures.get(key).map_or(0, |f| f.wait_ms().saturating_sub(now.since_ms(f.last)))
+    }
+
+    /// How long this account has to wait because of failures from everywhere together.
+    fn wait_anywhere_ms(&self, key: &str, now: Timestamp) -> u64 {
+        let wait = |f: &Failures| match f.count.checked_sub(FREE_FAILURES_ANYWHERE) {
+            None => 0,
+            Some(more) => (FIRST_WAIT_MS << more.min(20)).min(WAIT_ANYWHERE_MS_MAX),
+        };
+        self.inner().failures.get(key).map_or(0, |f| wait(f).saturating_sub(now.since_ms(f.last)))
+    }
+
+    /// A try failed.
+    fn failed(&self, key: String, now: Timestamp, tells: bool) {
+        let mut inner = self.inner();
+        if tells {
+            inner.untold.entry(key.clone()).or_default().failed += 1;
+        }
+        inner.failed(key, now);
+    }
 
     /// A try succeeded.
-    pub fn succeeded(&self, key: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    fn succeeded(&self, key: &str, tells: bool) {
+        let mut inner = self.inner();
+        if tells {
+            inner.untold.insert(key.to_owned(), Tries { succeeded: true, failed: 0 });
+        }
+        inner.failures.remove(key);
+    }
+
+    /// What happened here and is not told yet.
+    pub fn untold(&self) -> Vec<(String, Tries)> {
+        gathered(&mut self.inner().untold)
+    }
+
+    /// What happened at another replica.
+    pub fn hear(&self, told: Vec<(String, Tries)>, now: Timestamp) {
+        let mut inner = self.inner();
+        for (key, tries) in told {
+            if tries.succeeded {
+                inner.failures.remove(&key);
+            }
+            for _ in 0..tries.failed.min(FREE_FAILURES_ANYWHERE) {
+                inner.failed(key.clone(), now);
+            }
+        }
+    }
+}
+
+impl App {
+    /// Refuses what failed too often lately.
+    pub(crate) fn not_throttled(&self, key: &str, message: &str) -> Answer<()> {
+        waits(self.0.throttle.wait_ms(key, self.env().now()), message)
+    }
+
+    /// The same for failures from everywhere together.
+    pub(crate) fn not_throttled_anywhere(&self, key: &str, message: &str) -> Answer<()> {
+        waits(self.0.throttle.wait_anywhere_ms(key, self.env().now()), message)
+    }
+
+    /// Counts a try as failed before it is known how it ends, so that guesses at the same time count too.
+    pub(crate) fn count_try(&self, key: &str) {
+        self.0.throttle.failed(key.to_owned(), self.env().now(), self.tells());
+    }
+
+    /// Takes it back, with those before it.
+    pub(crate) fn try_succeeded(&self, key: &str) {
+        self.0.throttle.succeeded(key, self.tells());
+    }
+}
+
+fn waits(wait_ms: u64, message: &str) -> Answer<()> {
+    match wait_ms {
+        0 => Ok(()),
+        wait_ms => {
+            let hint = "Wait for the time in Retry-After.";
+            let refused = Rejection::new(Kind::Limited, "LOGIN_THROTTLED", message, hint);
+            Err(refused.with("retry_after_s", wait_ms.div_ceil(1000)))
+        }
     }
 }
 
@@ -80,15 +168,15 @@ mod tests {
     fn guessing_gets_slower_and_a_success_clears_it() {
         let throttle = Throttle::default();
         for _ in 0..4 {
-            throttle.failed("a".into(), Timestamp(0));
+            throttle.failed("a".into(), Timestamp(0), false);
         }
         assert_eq!(throttle.wait_ms("a", Timestamp(0)), 0);
-        throttle.failed("a".into(), Timestamp(0));
+        throttle.failed("a".into(), Timestamp(0), false);
         assert_eq!(throttle.wait_ms("a", Timestamp(0)), 1_000);
-        throttle.failed("a".into(), Timestamp(0));
+        throttle.failed("a".into(), Timestamp(0), false);
         assert_eq!(throttle.wait_ms("a", Timestamp(500)), 1_500);
         assert_eq!(throttle.wait_ms("b", Timestamp(0)), 0, "others are not slowed down");
-        throttle.succeeded("a");
+        throttle.succeeded("a", false);
         assert_eq!(throttle.wait_ms("a", Timestamp(0)), 0);
     }
 
@@ -97,21 +185,42 @@ mod tests {
         let throttle = Throttle::default();
         for _ in 0..FREE_FAILURES_ANYWHERE {
             assert_eq!(throttle.wait_anywhere_ms("a", Timestamp(0)), 0);
-            throttle.failed("a".into(), Timestamp(0));
+            throttle.failed("a".into(), Timestamp(0), false);
         }
         assert_eq!(throttle.wait_anywhere_ms("a", Timestamp(0)), 1_000);
         for _ in 0..1_000 {
-            throttle.failed("a".into(), Timestamp(0));
+            throttle.failed("a".into(), Timestamp(0), false);
         }
         assert_eq!(throttle.wait_anywhere_ms("a", Timestamp(0)), WAIT_ANYWHERE_MS_MAX);
+    }
+
+    #[test]
+    fn what_happened_at_one_counts_at_another() {
+        let (here, there) = (Throttle::default(), Throttle::default());
+        let tell = || there.hear(here.untold(), Timestamp(0));
+        for _ in 0..5 {
+            here.failed("a".into(), Timestamp(0), true);
+        }
+        tell();
+        assert_eq!(there.wait_ms("a", Timestamp(0)), 1_000);
+        tell();
+        assert_eq!(there.wait_ms("a", Timestamp(0)), 1_000, "told once");
+        here.succeeded("a", true);
+        here.failed("a".into(), Timestamp(0), true);
+        tell();
+        assert_eq!(there.wait_ms("a", Timestamp(0)), 0);
+        for _ in 0..4 {
+            there.failed("a".into(), Timestamp(0), true);
+        }
+        assert_eq!(there.wait_ms("a", Timestamp(0)), 1_000, "the one after the success counts");
     }
 
     #[test]
     fn memory_is_bounded() {
         let throttle = Throttle::default();
         for n in 0..ENTRIES_MAX + 50 {
-            throttle.failed(format!("{n}"), Timestamp(0));
+            throttle.failed(format!("{n}"), Timestamp(0), false);
         }
-        assert!(throttle.0.lock().unwrap().len() <= ENTRIES_MAX);
+        assert!(throttle.inner().failures.len() <= ENTRIES_MAX);
     }
 }

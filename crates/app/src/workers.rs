@@ -48,6 +48,8 @@ pub(crate) struct TenantRuntime {
     lead: RwLock<Option<Arc<Lead>>>,
     /// Held by whoever begins or ends leading.
     pub turn: tokio::sync::Mutex<()>,
+    /// Held by whoever makes one more of what the tenant may have only so many of.
+    pub room: Arc<tokio::sync::Mutex<()>>,
     /// Runs what every replica runs for the tenant; ends before the rest when the tenant does.
     engine: Engine,
 }
@@ -123,7 +125,7 @@ pub(crate) async fn start_all(app: &App, reports: Receiver<Report>) -> Result<()
     engine.env().spawn(replicas::read_letters(app.clone()));
     engine.env().spawn(crate::signing::keep_ring(app.clone()));
     engine.env().spawn(crate::watch::keep_counts(app.clone()));
-    engine.env().spawn(crate::limits::keep_shared(app.clone()));
+    engine.env().spawn(crate::shared::keep_shared(app.clone()));
     Ok(())
 }
 
@@ -161,6 +163,7 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
         follower: drive(engine, id, follower, tail.min(stats_position), reader),
         lead: RwLock::default(),
         turn: tokio::sync::Mutex::default(),
+        room: Arc::default(),
         engine: engine.clone(),
     });
     drive(engine, id, GroupFollower(groups), tail, Arc::new(groups::Nothing));

@@ -4,7 +4,7 @@ use super::{PREFIX, Registration, Secret, closed, mails_of};
 use crate::Answer;
 use crate::app::{App, internal};
 use crate::errors::{Problems, of_handle};
-use crate::identities::Ending;
+use crate::identities::{Ending, PASSWORD_CHANGED};
 use crate::watch::Seen;
 use domain::identity::mail::{Mail, MailCommand, Purpose, PurposeKind, address_secret, link_refused};
 use domain::identity::user::{EmailSet, Registered, User, UserCommand, UserKind};
@@ -88,7 +88,7 @@ impl App {
         problems.name("/username", &username);
         problems.check()?;
         self.check_password(&password, &username).await?;
-        self.check_room::<User>(shown.log, "users", |limits| limits.users_max).await?;
+        let _room = self.room::<User>(shown.log, "users", |limits| limits.users_max).await?;
         let password = self.sealed_password(shown.log, user, password).await?;
         let email = self.proven(&shown, user).await?;
         let registered = Registered {
@@ -150,13 +150,13 @@ impl App {
         let known = known.filter(is_still_theirs).ok_or_else(link_refused)?;
         self.check_password(&password, known.state.name()).await?;
         let sealed = self.sealed_password(shown.log, user, password).await?;
-        let ending = Ending::of(user, UserCommand::ChangePassword, "password_changed");
+        let ending = Ending::of(user, UserCommand::ChangePassword, PASSWORD_CHANGED);
         let ending = Ending { kept_mail: Some(shown.id), ..ending };
         let (steps, mut secrets) = ending.plan(&self.0.engine, shown.log).await?;
         secrets.push(sealed);
         (context.actor, context.user) = (ActorRef { kind: ActorKind::User, id: user.to_string() }, Some(user));
         self.carry_out(&shown, steps, secrets, &context).await?;
-        self.end_logins_under_way(shown.log, user, None, &context).await
+        self.end_logins_under_way(shown.log, user, None, PASSWORD_CHANGED, &context).await
     }
 
     /// The address of whoever follows the link is theirs.

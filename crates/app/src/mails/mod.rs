@@ -231,7 +231,7 @@ impl App {
         let now = self.env().now();
         let key = crate::crypto::sha256_hex(&format!("{place}/{}", mailbox(to)));
         match self.0.throttle.wait_ms(&key, now) {
-            0 => self.0.throttle.failed(key, now),
+            0 => self.count_try(&key),
             wait_ms => return Err(throttled(wait_ms.div_ceil(1_000))),
         }
         Ok(())

@@ -16,6 +16,7 @@ use domain::identity::user::User;
 use engine::{Context, Extras, Handled, Step};
 use kernel::id::{SessionId, TenantId, UserId};
 use kernel::{ActorKind, ActorRef};
+use serde::Deserialize;
 
 /// How long a code is good.
 const CODE_TTL_MS: u64 = 60_000;
@@ -127,6 +128,18 @@ pub enum SignedIn {
     Cookie(String),
     /// What to go on with: the second factor is still to be shown.
     Ticket(String),
+}
+
+/// What an ID token says of the login that led to it.
+#[derive(Deserialize)]
+pub struct Hint {
+    iss: String,
+    /// Who signed in.
+    pub sub: String,
+    /// For which client.
+    pub aud: String,
+    sid: Option<SessionId>,
+    tenant: Option<String>,
 }
 
 /// What comes next in a browser.
@@ -377,30 +390,40 @@ impl App {
 
     /// Ends the login at a browser, with everything that clients got from it and that does not outlive it.
     pub async fn sign_out(&self, browser: &Browser, context: Context) -> Answer<()> {
-        let context = browser.context(context);
-        let fields = [kernel::IndexField::new("parent", browser.id.to_string())];
-        let of_it =
-            crate::workers::each::<Session>(&self.0.engine, browser.tenant, &fields).await.map_err(crate::errors::of_store)?;
-        let close = |stream: String| Step::on::<Session>(stream, SessionCommand::Close { reason: "logout".into() });
-        let outlives = |session: &Handled<Session>| {
-            session.state.scopes.as_ref().is_some_and(|scopes| scopes.iter().any(|scope| scope == "offline_access"))
+        self.end_login(browser.tenant, browser.id, browser.context(context)).await
+    }
+
+    /// The same for the login that led to an ID token, at whatever browser it is.
+    pub async fn sign_out_hinted(&self, hint: &Hint, mut context: Context) -> Answer<()> {
+        let (Some(runtime), Some(id)) = (hint.tenant.as_deref().and_then(|slug| self.tenant(slug)), hint.sid) else {
+            return Ok(());
         };
-        let ending = of_it.into_iter().filter(|session| !outlives(session)).map(|session| close(session.stream));
-        let steps: Vec<Step> = ending.chain([close(browser.id.to_string())]).collect();
-        let done = self.0.engine.transact(browser.tenant, &steps, &context, Extras::default()).await;
+        let session = self.entity_even_ended::<Session>(runtime.id, &id.to_string()).await?;
+        let Some(session) = session.filter(|session| session.state.user.to_string() == hint.sub) else { return Ok(()) };
+        context.actor = ActorRef { kind: ActorKind::User, id: hint.sub.clone() };
+        context.user = Some(session.state.user);
+        self.end_login(runtime.id, session.state.parent.unwrap_or(id), context).await
+    }
+
+    async fn end_login(&self, tenant: TenantId, login: SessionId, context: Context) -> Answer<()> {
+        let fields = [kernel::IndexField::new("parent", login.to_string())];
+        let of_it = crate::workers::each::<Session>(&self.0.engine, tenant, &fields).await.map_err(crate::errors::of_store)?;
+        let itself = self.entity::<Session>(tenant, &login.to_string()).await?;
+        let ending = of_it.into_iter().chain(itself).filter(|session| !outlives_login(&session.state));
+        let close =
+            |session: Handled<Session>| Step::on::<Session>(session.stream, SessionCommand::Close { reason: "logout".into() });
+        let steps: Vec<Step> = ending.map(close).collect();
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let done = self.0.engine.transact(tenant, &steps, &context, Extras::default()).await;
         done.map(|_| ()).map_err(crate::errors::of_handle)
     }
 
     /// Who signed in and for which client, by an ID token of any age.
-    pub async fn id_token_hint(&self, token: &str) -> Answer<Option<(String, String)>> {
-        #[derive(serde::Deserialize)]
-        struct Hint {
-            iss: String,
-            sub: String,
-            aud: String,
-        }
+    pub async fn id_token_hint(&self, token: &str) -> Answer<Option<Hint>> {
         let hint: Option<Hint> = self.verified(token, &[Some("jwt")]).await?;
-        Ok(hint.filter(|hint| hint.iss == self.issuer()).map(|hint| (hint.sub, hint.aud)))
+        Ok(hint.filter(|hint| hint.iss == self.issuer()))
     }
 
     /// What a form carries so that no page of another site can send it: it follows from a cookie that only we set.
@@ -451,6 +474,11 @@ pub(crate) fn requested(client: &KnownClient, scope: Option<&str>) -> Granted<Op
         true => Ok(Some(asked)),
         false => Err(OauthError::new("invalid_scope", "This client is not registered for every scope that it asks for.")),
     }
+}
+
+/// Whether what a client got goes on when the person signs out at the browser.
+pub(super) fn outlives_login(session: &Session) -> bool {
+    session.scopes.as_ref().is_some_and(|scopes| scopes.iter().any(|scope| scope == "offline_access"))
 }
 
 /// Percent-encoded for a query string.

@@ -15,10 +15,10 @@ use domain::identity::user::{User, UserKind};
 use engine::{Context, Extras, Handled, Step};
 use kernel::id::{ClientId, TenantId};
 use kernel::{ActorKind, ActorRef, Json, Kind, Rejection, Timestamp, text};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The command line, on the person's own machine.
 const CLI: &str = "keiko-cli";
@@ -120,17 +120,60 @@ pub struct NewClient {
 
 /// Assertions that were shown, with when they end.
 #[derive(Default)]
-pub(crate) struct Assertions(Mutex<BTreeMap<String, BTreeMap<String, Timestamp>>>);
+pub(crate) struct Assertions(Mutex<Shown>);
+
+#[derive(Default)]
+struct Shown {
+    clients: BTreeMap<String, BTreeMap<String, Timestamp>>,
+    /// Shown here and not told yet.
+    untold: Vec<ShownAssertion>,
+}
+
+/// An assertion that was shown at a replica.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct ShownAssertion {
+    client: String,
+    /// SHA-256 of what it is called.
+    name: String,
+    end: Timestamp,
+}
+
+impl Shown {
+    /// Whether this one is shown for the first time.
+    fn is_new(&mut self, one: ShownAssertion, now: Timestamp) -> bool {
+        self.clients.retain(|_, names| names.values().any(|end| now < *end));
+        let names = self.clients.entry(one.client).or_default();
+        names.retain(|_, end| now < *end);
+        // Full of those that still count: nothing of this client can be told from a repetition any more.
+        names.len() < ASSERTIONS_MAX && names.insert(one.name, one.end).is_none()
+    }
+}
 
 impl Assertions {
-    /// Whether this one is shown for the first time.
-    fn is_new(&self, client: &str, name: String, end: Timestamp, now: Timestamp) -> bool {
-        let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.retain(|_, names| names.values().any(|end| now < *end));
-        let shown = shown.entry(client.to_owned()).or_default();
-        shown.retain(|_, end| now < *end);
-        // Full of those that still count: nothing of this client can be told from a repetition any more.
-        shown.len() < ASSERTIONS_MAX && shown.insert(name, end).is_none()
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_new(&self, one: ShownAssertion, now: Timestamp, tells: bool) -> bool {
+        let mut shown = self.shown();
+        let is_new = shown.is_new(one.clone(), now);
+        if is_new && tells {
+            shown.untold.push(one);
+        }
+        is_new
+    }
+
+    /// What was shown here and is not told yet.
+    pub fn untold(&self) -> Vec<ShownAssertion> {
+        std::mem::take(&mut self.shown().untold)
+    }
+
+    /// What was shown at another replica.
+    pub fn hear(&self, told: Vec<ShownAssertion>, now: Timestamp) {
+        let mut shown = self.shown();
+        for one in told {
+            shown.is_new(one, now);
+        }
     }
 }
 
@@ -266,9 +309,9 @@ impl App {
             return Err(refused());
         }
         // Without a name of its own, the assertion as a whole is the name.
-        let jti = claims.jti.filter(|jti| jti.len() <= 256).unwrap_or_else(|| sha256_hex(token));
-        let end = Timestamp((claims.exp + SKEW_S) * 1_000);
-        match self.0.assertions.is_new(&client.name, jti, end, now) {
+        let name = sha256_hex(claims.jti.as_deref().unwrap_or(token));
+        let one = ShownAssertion { client: client.name.clone(), name, end: Timestamp((claims.exp + SKEW_S) * 1_000) };
+        match self.0.assertions.is_new(one, now, self.tells()) {
             true => Ok(()),
             false => Err(refused()),
         }

@@ -124,7 +124,7 @@ impl App {
     pub async fn device_by_code(&self, browser: &Browser, typed: &str) -> Answer<DeviceAnswer> {
         let throttle_key = format!("device/{}", browser.user);
         self.not_throttled(&throttle_key, "Too many codes that nobody waits with.")?;
-        self.0.throttle.failed(throttle_key.clone(), self.env().now());
+        self.count_try(&throttle_key);
         let plain: String = typed.to_ascii_uppercase().chars().filter(char::is_ascii_alphanumeric).take(16).collect();
         let stream = self.holder(self.0.root, &code_key(&self.user_code_index(&plain))).await?.ok_or_else(unknown_code)?;
         let device = self.entity::<Device>(self.0.root, &stream).await?;
@@ -132,7 +132,7 @@ impl App {
         let id = stream.parse().map_err(|_| unknown_code())?;
         let client = self.client_by_name(&device.state.requested.client).await.ok().flatten();
         let client = client.filter(|client| client.serves(browser.tenant)).ok_or_else(unknown_code)?;
-        self.0.throttle.succeeded(&throttle_key);
+        self.try_succeeded(&throttle_key);
         let scopes = match client.is_own && device.state.requested.scopes.is_empty() {
             true => None,
             false => {

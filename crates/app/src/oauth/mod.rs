@@ -10,13 +10,13 @@ mod exchange;
 mod inspect;
 mod token;
 
-pub use authorize::{Asked, Browser, Credentials, Next, Refused, Request, SignedIn};
+pub use authorize::{Asked, Browser, Credentials, Hint, Next, Refused, Request, SignedIn};
 pub use clients::{ClientAuth, KnownClient, NewClient};
 pub use device::{DeviceAnswer, DeviceStart};
 pub use inspect::Userinfo;
 pub use token::{TokenAnswer, TokenRequest};
 
-pub(crate) use clients::Assertions;
+pub(crate) use clients::{Assertions, ShownAssertion};
 pub(crate) use device::Polls;
 pub(crate) use documents::Documents;
 

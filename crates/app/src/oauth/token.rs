@@ -1,5 +1,6 @@
 //! The token endpoint: what each grant type gives.
 
+use super::authorize::outlives_login;
 use super::clients::KnownClient;
 use super::{Granted, OauthError, invalid_grant, invalid_request, invalid_scope};
 use crate::app::App;
@@ -72,6 +73,8 @@ pub struct TokenAnswer {
 struct IdToken<'a> {
     iss: &'a str,
     sub: String,
+    /// Slug of the person's tenant.
+    tenant: String,
     aud: &'a str,
     iat: i64,
     exp: i64,
@@ -146,6 +149,12 @@ impl App {
         }
         let narrower = self.narrower(&known, &request.resources)?;
         self.check_session_holds(log, &known).await.map_err(|_| refused())?;
+        // The person may have signed out since.
+        if let Some(login) = known.state.parent.filter(|_| !outlives_login(&known.state))
+            && self.entity::<Session>(log, &login.to_string()).await?.is_none()
+        {
+            return Err(refused());
+        }
         context.actor = ActorRef { kind: ActorKind::User, id: known.state.user.to_string() };
         context.user = Some(known.state.user);
         let refresh = client.may_refresh().then(|| refresh_token(slug, id, &fresh_secret(self.env())));
@@ -260,18 +269,25 @@ impl App {
         let wants_id =
             client.is_own || session.state.scopes.as_ref().is_some_and(|scopes| scopes.iter().any(|scope| scope == "openid"));
         let id_token = match wants_id {
-            true => Some(self.id_token(client, id, &session.state, &access_token)?),
+            true => Some(self.id_token(client, (log, id), &session.state, &access_token)?),
             false => None,
         };
         let scopes = session.state.scopes.clone();
         Ok(TokenAnswer { refresh_token, id_token, ..self.answer(access_token, scopes) })
     }
 
-    fn id_token(&self, client: &KnownClient, id: SessionId, session: &Session, access_token: &str) -> Granted<String> {
+    fn id_token(
+        &self,
+        client: &KnownClient,
+        (log, id): (TenantId, SessionId),
+        session: &Session,
+        access_token: &str,
+    ) -> Granted<String> {
         let now = self.env().now();
         let token = IdToken {
             iss: self.issuer(),
             sub: session.user.to_string(),
+            tenant: self.slug_of(log).unwrap_or_default(),
             aud: &client.name,
             iat: now.0.div_euclid(1000),
             exp: now.plus_ms(self.0.settings.access_token_ttl_ms).0.div_euclid(1000),

@@ -27,6 +27,8 @@ pub enum UserCommand {
     SignIn {
         /// [`User::password_version`] at that time.
         password_version: u64,
+        /// Whether a second factor was shown too.
+        is_multi_factor: bool,
     },
     /// Replace the roles.
     SetRoles(Vec<String>),
@@ -281,9 +283,10 @@ impl Decider for User {
                 ));
             }
             UserCommand::ChangePassword => vec![UserEvent::PasswordChanged(PasswordChanged {})],
-            UserCommand::SignIn { password_version } => {
+            UserCommand::SignIn { password_version, is_multi_factor } => {
                 let is_same = *password_version == user.password_version && user.suspended.is_none();
-                return if is_same { Ok(vec![]) } else { Err(invalid_credentials()) };
+                let is_enough = *is_multi_factor || user.mfa.is_none();
+                return if is_same && is_enough { Ok(vec![]) } else { Err(invalid_credentials()) };
             }
             UserCommand::SetEmail(_) if user.kind == UserKind::Service => vec![],
             UserCommand::SetEmail(set) if user.email.as_ref().is_some_and(|had| had.email_index == set.email_index) => vec![],
@@ -414,7 +417,8 @@ mod tests {
     fn a_sign_in_counts_while_the_password_is_what_it_was() {
         let meta = Meta { version: 7, at: Timestamp(0), actor: ActorRef::system("test") };
         let changed = User::evolve(Some(user(None)), &UserEvent::PasswordChanged(PasswordChanged {}), &meta).unwrap();
-        let sign_in = |user: &User, password_version| decided(user, &UserCommand::SignIn { password_version });
+        let sign_in =
+            |user: &User, password_version| decided(user, &UserCommand::SignIn { password_version, is_multi_factor: false });
         assert_eq!(sign_in(&user(None), 0), Ok(vec![]));
         assert_eq!(sign_in(&changed, 7), Ok(vec![]));
         assert_eq!(sign_in(&changed, 0).unwrap_err().code, "INVALID_CREDENTIALS");

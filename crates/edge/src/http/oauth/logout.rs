@@ -5,11 +5,13 @@ use super::anonymous;
 use super::authorize::{Cookies, redirect};
 use super::form::{Fields, Form};
 use super::pages::{Page, message};
+use app::oauth::Hint;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Response;
 use domain::identity::oauth::is_registered;
+use kernel::Rejection;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -38,52 +40,79 @@ async fn logout_by_post(State(state): State<Arc<EdgeState>>, form: Form) -> Resp
 }
 
 async fn ended(state: &EdgeState, parts: &Parts, fields: &Fields) -> Response {
-    let app = &state.app;
     let mut cookies = Cookies::of(state, parts);
+    match signed_out(state, parts, fields, &mut cookies).await {
+        Ok(Leaving::Asked(page)) => cookies.page(state, StatusCode::OK, page),
+        Ok(Leaving::To(Some(back))) => cookies.with(redirect(&back)),
+        Ok(Leaving::To(None)) => cookies.with(message(StatusCode::OK, "Signed out", "You are signed out here.")),
+        Err(Refused::Address) => {
+            let text = "The address to go to afterwards is not registered for this client.";
+            message(StatusCode::BAD_REQUEST, "Not signed out", text)
+        }
+        Err(Refused::Failed(rejection)) => message(StatusCode::SERVICE_UNAVAILABLE, "Not signed out", &rejection.message),
+    }
+}
+
+/// How it goes on.
+enum Leaving {
+    /// The person is asked first.
+    Asked(Page),
+    /// Done; the browser goes there.
+    To(Option<String>),
+}
+
+enum Refused {
+    Address,
+    Failed(Rejection),
+}
+
+impl From<Rejection> for Refused {
+    fn from(rejection: Rejection) -> Self {
+        Refused::Failed(rejection)
+    }
+}
+
+async fn signed_out(state: &EdgeState, parts: &Parts, fields: &Fields, cookies: &mut Cookies) -> Result<Leaving, Refused> {
+    let app = &state.app;
     let hint = match fields.get("id_token_hint") {
-        Some(token) => app.id_token_hint(&token).await.ok().flatten(),
+        Some(token) => app.id_token_hint(&token).await?,
         None => None,
     };
-    let client = fields.get("client_id").or(hint.as_ref().map(|(_, client)| client.clone()));
-    let is_other = hint.as_ref().is_some_and(|(_, aud)| client.as_ref() != Some(aud));
-    let client = match client.filter(|_| !is_other) {
-        Some(name) => app.client_by_name(&name).await.ok().flatten(),
-        None => None,
-    };
-    let back = fields.get("post_logout_redirect_uri");
-    let known = client.map(|client| client.profile.post_logout_redirect_uris).unwrap_or_default();
-    if back.as_ref().is_some_and(|back| !is_registered(&known, back)) {
-        return message(
-            StatusCode::BAD_REQUEST,
-            "Not signed out",
-            "The address to go to afterwards is not registered for this client.",
-        );
+    let back = checked_address(state, fields, hint.as_ref()).await?;
+    // Also when this browser knows nothing of that login any more.
+    if let Some(hint) = &hint {
+        app.sign_out_hinted(hint, anonymous(parts)).await?;
     }
     let browser = match &cookies.login {
-        Some(cookie) => app.browser(cookie).await.ok().flatten(),
+        Some(cookie) => app.browser(cookie).await?,
         None => None,
     };
     if let Some(browser) = browser {
-        let is_hinted = hint.is_some_and(|(sub, _)| sub == browser.user.to_string());
+        let is_hinted = hint.is_some_and(|hint| hint.sub == browser.user.to_string());
         // Another site must not sign people out by a link: without proof that it knows the person, the person is asked.
         if !is_hinted && !cookies.is_form_good(state, fields) {
             let page = Page::new("Sign out", "").text(&format!("You are signed in as {} ({}).", browser.name, browser.slug));
-            let page = page.hidden("step", "logout").kept(fields).button("decision", "allow", "Sign out");
-            return cookies.page(state, StatusCode::OK, page);
+            return Ok(Leaving::Asked(page.hidden("step", "logout").kept(fields).button("decision", "allow", "Sign out")));
         }
-        if let Err(rejection) = app.sign_out(&browser, anonymous(parts)).await {
-            return message(StatusCode::SERVICE_UNAVAILABLE, "Not signed out", &rejection.message);
-        }
+        app.sign_out(&browser, anonymous(parts)).await?;
     }
     cookies.forget_login();
-    match back {
-        Some(back) => {
-            let state_text = fields.get("state").map(|state| {
-                let pair = form_urlencoded::Serializer::new(String::new()).append_pair("state", &state).finish();
-                format!("{}{pair}", if back.contains('?') { '&' } else { '?' })
-            });
-            cookies.with(redirect(&format!("{back}{}", state_text.unwrap_or_default())))
-        }
-        None => cookies.with(message(StatusCode::OK, "Signed out", "You are signed out here.")),
+    Ok(Leaving::To(back))
+}
+
+/// Where the browser goes afterwards, if the client is registered for it.
+async fn checked_address(state: &EdgeState, fields: &Fields, hint: Option<&Hint>) -> Result<Option<String>, Refused> {
+    let Some(back) = fields.get("post_logout_redirect_uri") else { return Ok(None) };
+    let named = fields.get("client_id").or(hint.map(|hint| hint.aud.clone()));
+    let is_other = hint.is_some_and(|hint| named.as_ref() != Some(&hint.aud));
+    let client = match named.filter(|_| !is_other) {
+        Some(name) => state.app.client_by_name(&name).await.ok().flatten(),
+        None => None,
+    };
+    if !client.is_some_and(|client| is_registered(&client.profile.post_logout_redirect_uris, &back)) {
+        return Err(Refused::Address);
     }
+    let Some(text) = fields.get("state") else { return Ok(Some(back)) };
+    let pair = form_urlencoded::Serializer::new(String::new()).append_pair("state", &text).finish();
+    Ok(Some(format!("{back}{}{pair}", if back.contains('?') { '&' } else { '?' })))
 }
