@@ -31,6 +31,13 @@ const first = await api("POST", "/tasks", { description: "Wait for nobody", capa
 const [taken] = await api("POST", "/tasks/actions/claim", { wait_ms: 10000 }, worker);
 assert.equal(taken.id, first.id);
 
+const SMALL = "a long enough password";
+const small = await api("POST", "/users", { username: `small-${Date.now()}`, password: SMALL, roles: ["user"] }, admin);
+const { attributes: theirs } = await api("POST", "/auth/login", { username: small.attributes.username, password: SMALL });
+const own = "Their own task";
+const never = { capability, delay_ms: 3_600_000 };
+await api("POST", "/tasks", { description: own, ...never }, { Authorization: `Bearer ${theirs.access_token}` });
+
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: FLAGS });
 try {
   const context = await browser.newContext({ viewport: { width: 1440, height: 900 } });
@@ -102,45 +109,50 @@ try {
   }
   assert.deepEqual(complaints, []);
 
-  // An answer to a login that this tab has not begun is not taken.
-  const kept = await page.evaluate(() => sessionStorage.getItem("keiko.refresh"));
-  await page.goto(`${url}/?code=kg_stolen&state=other&iss=${encodeURIComponent(url)}`);
-  await page.getByRole("alert").getByText("not the answer to a login").waitFor();
-  assert.equal(page.url(), `${url}/`);
-  assert.equal(await page.evaluate(() => sessionStorage.getItem("keiko.refresh")), kept);
+  // An answer to a login that this tab has not begun is not taken, and takes nothing away.
+  for (const foreign of ["?code=kg_stolen&state=other", "?state=signed-out"]) {
+    await page.goto(`${url}/${foreign}&iss=${encodeURIComponent(url)}`);
+    await page.getByText("live", { exact: true }).waitFor();
+    assert.equal(page.url(), `${url}/`);
+  }
+  assert.deepEqual(await page.evaluate(() => Object.keys(sessionStorage)), [], "an open page keeps its tokens to itself");
 
-  // Signed in at this browser: another tab needs no password, and has no share in the tokens of this one.
+  // Signed in at this browser: another tab needs no password. By its other name, this machine is led to where it can sign in.
   const other = await context.newPage();
-  await other.goto(url);
+  let token = "";
+  other.on("response", async (answer) => {
+    if (answer.url() === `${url}/oauth/token`) token = (await answer.json()).access_token;
+  });
+  await other.goto(url.replace("127.0.0.1", "localhost"));
   await other.getByText("live", { exact: true }).waitFor();
-  assert.notEqual(await other.evaluate(() => sessionStorage.getItem("keiko.refresh")), kept);
+  assert.ok(other.url().startsWith(`${url}/`));
+  const me = () => fetch(`${url}/api/v1/auth/me`, { headers: { Authorization: `Bearer ${token}` } });
+  assert.equal((await me()).status, 200);
+
+  // Signing out ends it here, in the other tab and at the server, and asks for the password again.
+  assert.deepEqual(complaints, []);
+  await page.getByRole("button", { name: "Sign out" }).click();
+  await page.getByText("You are signed out.").waitFor();
+  assert.equal(page.url(), `${url}/`, "nothing stays in the address");
+  assert.deepEqual(await page.evaluate(() => Object.keys(sessionStorage)), []);
+  if (folder) await page.screenshot({ path: join(folder, "signed-out.png") });
+  assert.equal((await me()).status, 401);
+  await other.getByText("Your session is over.").waitFor();
+  assert.deepEqual(complaints, []);
   await other.close();
+  await signIn().click();
 
-  // By its other name, this machine is led to where it can sign in.
-  const named = await context.newPage();
-  await named.goto(url.replace("127.0.0.1", "localhost"));
-  await named.getByText("live", { exact: true }).waitFor();
-  assert.ok(named.url().startsWith(url));
-
-  // Signing out ends it here and at the server, and asks for the password again.
-  const token = await fetch(`${url}/oauth/token`, {
-    method: "POST",
-    body: new URLSearchParams({
-      grant_type: "refresh_token", client_id: "keiko-console",
-      refresh_token: await named.evaluate(() => sessionStorage.getItem("keiko.refresh")),
-    }),
-  }).then((answer) => answer.json());
-  await named.reload();
-  await named.getByText("live", { exact: true }).waitFor();
-  await named.getByRole("button", { name: "Sign out" }).click();
-  await named.getByText("You are signed out.").waitFor();
-  assert.equal(named.url(), `${url}/`, "nothing stays in the address");
-  assert.deepEqual(await named.evaluate(() => Object.keys(sessionStorage)), []);
-  if (folder) await named.screenshot({ path: join(folder, "signed-out.png") });
-  const me = await fetch(`${url}/api/v1/auth/me`, { headers: { Authorization: `Bearer ${token.access_token}` } });
-  assert.equal(me.status, 401);
-  await named.getByRole("button", { name: "Sign in" }).click();
-  await named.getByLabel("Password", { exact: true }).waitFor();
+  // Somebody who may see little sees that, is told what is missing, and can leave.
+  await field("User name").fill(small.attributes.username);
+  await field("Password").fill(SMALL);
+  await signIn().click();
+  await page.getByText(`${small.attributes.username} · default`).waitFor();
+  await page.locator(".fleet").getByText("agents.read").waitFor();
+  await page.locator(".feed").getByText("events.read").waitFor();
+  await page.locator("[data-column=pending]").getByText(own).waitFor();
+  if (folder) await page.screenshot({ path: join(folder, "small.png") });
+  await page.getByRole("button", { name: "Sign out" }).click();
+  await page.getByText("You are signed out.").waitFor();
   console.log("console: all steps passed");
 } finally {
   await browser.close();

@@ -4,19 +4,36 @@ import * as oauth from "./oauth";
 import { SseParser, type Sse } from "./sse";
 
 const API = "/api/v1";
-const REFRESH = "keiko.refresh";
-const IDENTITY = "keiko.identity";
+const KEPT = "keiko.session";
 const RENEW_EARLY_MS = 30_000;
+
+/** What is needed to go on after a reload. */
+interface Kept {
+  refresh: string;
+  identity: string;
+}
 
 export class Api {
   #access = "";
   #renewAt = 0;
   #renewing: Promise<void> | null = null;
-  /** Called when the session is over. */
-  onSignedOut: () => void = () => {};
+  /** In the tab's storage only while no page is open: a copy of the tab gets no share in it, but a session of its own. */
+  #kept: Kept | null = null;
+  /** Called when the session is over, and why if not by the person's own will. */
+  onSignedOut: (problem: ApiError | null) => void = () => {};
+
+  constructor() {
+    const take = () => {
+      this.#kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+      sessionStorage.removeItem(KEPT);
+    };
+    take();
+    addEventListener("pagehide", () => this.#kept && sessionStorage.setItem(KEPT, JSON.stringify(this.#kept)));
+    addEventListener("pageshow", (event) => event.persisted && take());
+  }
 
   get hasSession(): boolean {
-    return sessionStorage.getItem(REFRESH) !== null;
+    return this.#kept !== null;
   }
 
   /** Takes what the browser came back with from signing in or out, if it did. */
@@ -32,10 +49,12 @@ export class Api {
     return oauth.begin();
   }
 
-  /** Leaves the page: the session ends here and at the server, with the login at this browser. */
-  signOut(): void {
-    const identity = sessionStorage.getItem(IDENTITY) ?? "";
-    this.#forget();
+  /** Ends the session at the server and here, then leaves the page to end the login at this browser. */
+  async signOut(): Promise<void> {
+    if (!this.#kept) return;
+    const { refresh, identity } = this.#kept;
+    await oauth.revoke(refresh);
+    this.#forget(null);
     oauth.end(identity);
   }
 
@@ -51,7 +70,10 @@ export class Api {
   async follow(path: string, after: number, onEvent: (event: Sse) => void, signal: AbortSignal): Promise<void> {
     await this.#renew();
     const headers = { Authorization: `Bearer ${this.#access}`, "Last-Event-ID": String(after), Accept: "text/event-stream" };
-    const answer = await ask(API + path, { headers, signal });
+    const answer = await ask(API + path, { headers, signal }).catch((error: unknown) => {
+      if (error instanceof ApiError && error.status === 401) this.#renewAt = 0;
+      throw error;
+    });
     if (!answer.body) return;
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     const parser = new SseParser();
@@ -82,31 +104,31 @@ export class Api {
   }
 
   async #refresh(): Promise<void> {
-    const refresh = sessionStorage.getItem(REFRESH);
-    if (!refresh) throw new ApiError(401, "NO_SESSION", "You are signed out.", "Sign in again.");
+    const used = this.#kept;
+    if (!used) throw new ApiError(401, "NO_SESSION", "You are signed out.", "Sign in again.");
     try {
-      this.#take(await oauth.renew(refresh));
+      const tokens = await oauth.renew(used.refresh);
+      if (this.#kept === used) this.#take(tokens);
     } catch (error) {
       // What the server does not know any more is over; what did not reach it is not.
       if (!(error instanceof ApiError) || error.code !== "invalid_grant") throw error;
-      this.#forget();
-      throw new ApiError(401, "SESSION_OVER", "Your session is over.", "Sign in again.");
+      const over = new ApiError(401, "SESSION_OVER", "Your session is over.", "Sign in again.");
+      if (this.#kept === used) this.#forget(over);
+      throw over;
     }
   }
 
   #take(tokens: oauth.Tokens): void {
     this.#access = tokens.access_token;
     this.#renewAt = Date.now() + tokens.expires_in * 1000 - RENEW_EARLY_MS;
-    sessionStorage.setItem(REFRESH, tokens.refresh_token);
-    sessionStorage.setItem(IDENTITY, tokens.id_token);
+    this.#kept = { refresh: tokens.refresh_token, identity: tokens.id_token };
   }
 
-  #forget(): void {
+  #forget(problem: ApiError | null): void {
     this.#access = "";
     this.#renewAt = 0;
-    sessionStorage.removeItem(REFRESH);
-    sessionStorage.removeItem(IDENTITY);
-    this.onSignedOut();
+    this.#kept = null;
+    this.onSignedOut(problem);
   }
 
   async #send<T>(method: string, path: string, body?: unknown): Promise<T> {

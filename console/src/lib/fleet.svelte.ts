@@ -2,6 +2,7 @@
 import type { Api } from "./api";
 import { column } from "./format";
 import { ApiError } from "./http";
+import type { Sse } from "./sse";
 import type { Agent, Call, FeedEvent, Server, Task } from "./types";
 
 const TASKS_MAX = 400;
@@ -9,6 +10,7 @@ const EVENTS_MAX = 500;
 const CALLS_MAX = 100;
 const SETTLE_MS = 60;
 const CALLS_EVERY_MS = 2_000;
+const LOOK_EVERY_MS = 5_000;
 
 export class Fleet {
   agents = $state<Record<string, Agent>>({});
@@ -16,9 +18,9 @@ export class Fleet {
   servers = $state<Server[]>([]);
   calls = $state<Call[]>([]);
   events = $state.raw<FeedEvent[]>([]);
-  connection = $state<"connecting" | "live" | "reconnecting">("connecting");
-  /** Why calls of tools are not shown. */
-  callsHidden = $state("");
+  connection = $state<"connecting" | "live" | "reconnecting" | "every 5 s">("connecting");
+  /** Why something is not shown. */
+  hidden = $state<Partial<Record<"tasks" | "agents" | "events" | "calls", string>>>({});
 
   #api: Api;
   #stop = new AbortController();
@@ -61,12 +63,24 @@ export class Fleet {
   }
 
   async #load(): Promise<void> {
-    const tasks = await this.#api.get<{ data: Task[]; meta: { position: number } }>("/tasks?limit=200");
-    const agents = await this.#api.get<{ data: Agent[] }>("/agents?limit=500");
-    this.tasks = Object.fromEntries(tasks.data.map((task) => [task.id, task]));
-    this.agents = Object.fromEntries(agents.data.map((agent) => [agent.id, agent]));
+    const tasks = await this.#unlessDenied("tasks", () => this.#api.get<{ data: Task[]; meta: { position: number } }>("/tasks?limit=200"));
+    const agents = await this.#unlessDenied("agents", () => this.#api.get<{ data: Agent[] }>("/agents?limit=500"));
+    this.tasks = Object.fromEntries((tasks?.data ?? []).map((task) => [task.id, task]));
+    this.agents = Object.fromEntries((agents?.data ?? []).map((agent) => [agent.id, agent]));
     // A few events from before, so that the feed is not empty.
-    this.#after = Math.max(0, tasks.meta.position - 40);
+    this.#after = Math.max(0, (tasks?.meta.position ?? 0) - 40);
+  }
+
+  /** What the person may not see is said, and not asked for again. */
+  async #unlessDenied<T>(what: keyof Fleet["hidden"], ask: () => Promise<T>): Promise<T | null> {
+    if (this.hidden[what]) return null;
+    try {
+      return await ask();
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.code !== "PERMISSION_DENIED") throw error;
+      this.hidden[what] = `You may not see this: it needs ${error.details["permission"]}. ${error.hint}`;
+      return null;
+    }
   }
 
   async #follow(): Promise<void> {
@@ -74,7 +88,8 @@ export class Fleet {
       try {
         const live = setTimeout(() => (this.connection = "live"), 100);
         try {
-          await this.#api.follow("/events/stream", this.#after, (sse) => ((attempt = 0), this.#take(sse.data)), this.#stop.signal);
+          const onEvent = (sse: Sse) => ((attempt = 0), this.#take(sse.data));
+          await this.#unlessDenied("events", () => this.#api.follow("/events/stream", this.#after, onEvent, this.#stop.signal));
         } finally {
           clearTimeout(live);
         }
@@ -82,8 +97,18 @@ export class Fleet {
         // Told by `connection`; the loop tries again.
       }
       if (this.#stop.signal.aborted) return;
+      if (this.hidden.events) return this.#look();
       this.connection = "reconnecting";
       await pause(Math.min(5_000, 200 * 2 ** attempt), this.#stop.signal);
+    }
+  }
+
+  /** Instead of following events: looks again now and then. */
+  async #look(): Promise<void> {
+    while (!this.#stop.signal.aborted) {
+      this.connection = "every 5 s";
+      await pause(LOOK_EVERY_MS, this.#stop.signal);
+      if (!document.hidden) await this.#load().catch(() => (this.connection = "reconnecting"));
     }
   }
 
@@ -131,20 +156,19 @@ export class Fleet {
   }
 
   async #watchCalls(): Promise<void> {
-    while (!this.#stop.signal.aborted) {
+    while (!this.#stop.signal.aborted && !this.hidden.calls) {
       if (!document.hidden) {
-        try {
-          this.servers = (await this.#api.get<{ data: Server[] }>("/mcp-servers?limit=100")).data;
-          const found = await this.#api.get<{ data: Call[] }>(`/journal?class=tool_call&limit=500&after=${this.#callsAfter}`);
-          this.#callsAfter = found.data.at(-1)?.attributes.position ?? this.#callsAfter;
-          this.calls = [...found.data.reverse(), ...this.calls].slice(0, CALLS_MAX);
-          this.callsHidden = "";
-        } catch (error) {
-          if (error instanceof ApiError && error.status === 403) this.callsHidden = "You may not see calls of tools: they need audit.read and mcp-servers.read.";
-        }
+        await this.#unlessDenied("calls", () => this.#readCalls()).catch(() => {});
       }
       await pause(CALLS_EVERY_MS, this.#stop.signal);
     }
+  }
+
+  async #readCalls(): Promise<void> {
+    this.servers = (await this.#api.get<{ data: Server[] }>("/mcp-servers?limit=100")).data;
+    const found = await this.#api.get<{ data: Call[] }>(`/journal?class=tool_call&limit=500&after=${this.#callsAfter}`);
+    this.#callsAfter = found.data.at(-1)?.attributes.position ?? this.#callsAfter;
+    this.calls = [...found.data.reverse(), ...this.calls].slice(0, CALLS_MAX);
   }
 }
 

@@ -5,6 +5,7 @@ export class ApiError extends Error {
     readonly code: string,
     message: string,
     readonly hint: string,
+    readonly details: Record<string, unknown> = {},
   ) {
     super(message);
   }
@@ -27,5 +28,5 @@ export async function ask(path: string, init: RequestInit): Promise<Response> {
 async function refusal(answer: Response): Promise<ApiError> {
   const body = await answer.json().catch(() => null);
   const said = typeof body?.error === "string" ? { code: body.error, message: body.error_description } : (body?.error ?? {});
-  return new ApiError(answer.status, said.code ?? "", said.message ?? `The server answered ${answer.status}.`, said.hint ?? "");
+  return new ApiError(answer.status, said.code ?? "", said.message ?? `The server answered ${answer.status}.`, said.hint ?? "", said.details);
 }

@@ -14,12 +14,17 @@ export interface Tokens {
   expires_in: number;
 }
 
-/** What this tab remembers while the person signs in. */
+/** What this tab remembers while the person is away to sign in, or out. */
 interface Begun {
   state: string;
-  verifier: string;
-  issuer: string;
-  hash: string;
+  /** Where to go on; of signing in only, like the next two. */
+  hash?: string;
+  verifier?: string;
+  issuer?: string;
+}
+
+function remember(begun: Begun): void {
+  sessionStorage.setItem(BEGUN, JSON.stringify(begun));
 }
 
 function base64url(bytes: Uint8Array): string {
@@ -38,7 +43,7 @@ export async function challenge(verifier: string): Promise<string> {
 /** The address to be at for signing in to a server of this name; `null` when it is the one this page is at. */
 export function elsewhere(issuer: string, page: URL): string | null {
   const home = new URL(issuer);
-  const isNear = home.hostname === "127.0.0.1" && page.hostname === "127.0.0.1" && page.protocol === home.protocol;
+  const isNear = [home, page].every((at) => at.hostname === "127.0.0.1" && at.protocol === "http:");
   return home.origin === page.origin || isNear ? null : `${home.origin}/${page.hash}`;
 }
 
@@ -59,14 +64,14 @@ export async function begin(): Promise<void> {
     throw new ApiError(0, "ELSEWHERE", `This server calls itself ${issuer}.`, `Go there; or have its setting server.public_url say ${page.origin}.`);
   }
   if (!crypto.subtle) throw new ApiError(0, "INSECURE", "Signing in needs HTTPS.", "Ask for https:// in the address of this page.");
-  const begun: Begun = { state: secret(), verifier: secret(), issuer, hash: location.hash };
-  sessionStorage.setItem(BEGUN, JSON.stringify(begun));
+  const [state, verifier] = [secret(), secret()];
+  remember({ state, verifier, issuer, hash: location.hash });
   const query = new URLSearchParams({
     response_type: "code",
     client_id: CLIENT,
     redirect_uri: home(),
-    state: begun.state,
-    code_challenge: await challenge(begun.verifier),
+    state,
+    code_challenge: await challenge(verifier),
     code_challenge_method: "S256",
   });
   location.replace(`/oauth/authorize?${query}`);
@@ -78,13 +83,13 @@ export async function finish(): Promise<Tokens | "signed out" | null> {
   const state = query.get("state");
   if (state === null) return null;
   const begun: Begun | null = JSON.parse(sessionStorage.getItem(BEGUN) ?? "null");
-  sessionStorage.removeItem(BEGUN);
   history.replaceState(null, "", location.pathname + location.hash);
-  if (state === "signed-out") return "signed out";
-  if (begun?.state !== state || begun.issuer !== query.get("iss")) {
-    throw new ApiError(400, "NOT_BEGUN", "This is not the answer to a login of this tab.", AGAIN);
-  }
-  location.hash = begun.hash;
+  // An answer to another one changes nothing: that of this tab may still come.
+  if (begun?.state !== state) throw new ApiError(400, "NOT_BEGUN", "This is not the answer to a login of this tab.", AGAIN);
+  sessionStorage.removeItem(BEGUN);
+  if (begun.verifier === undefined) return "signed out";
+  if (begun.issuer !== query.get("iss")) throw new ApiError(400, "NOT_BEGUN", "Another server answers than the one asked.", AGAIN);
+  if (begun.hash) location.hash = begun.hash;
   const code = query.get("code");
   if (!code) throw new ApiError(400, query.get("error") ?? "", query.get("error_description") ?? "You were not signed in.", AGAIN);
   return tokens({ grant_type: "authorization_code", code, redirect_uri: home(), code_verifier: begun.verifier });
@@ -100,12 +105,19 @@ async function tokens(form: Record<string, string>): Promise<Tokens> {
   return answer.json();
 }
 
+/** Ends what a refresh token is good for. */
+export async function revoke(token: string): Promise<void> {
+  await ask("/oauth/revoke", { method: "POST", body: new URLSearchParams({ token, client_id: CLIENT }) });
+}
+
 /** Leaves to end the login at this browser. The token goes in a form, so that it stands in no address. */
 export function end(id_token_hint: string): void {
+  const state = secret();
+  remember({ state });
   const form = document.createElement("form");
   form.method = "post";
   form.action = "/oauth/logout";
-  const fields = { client_id: CLIENT, id_token_hint, post_logout_redirect_uri: home(), state: "signed-out" };
+  const fields = { client_id: CLIENT, id_token_hint, post_logout_redirect_uri: home(), state };
   for (const [name, value] of Object.entries(fields)) {
     form.append(Object.assign(document.createElement("input"), { type: "hidden", name, value }));
   }
