@@ -97,6 +97,28 @@ def test_should_serve_others_while_slow_clients_dribble(keiko):
     stop.set()
 
 
+@pytest.mark.timeout(60)
+def test_should_not_keep_connections_that_ask_for_nothing(keiko):
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    held = [(said, socket.create_connection(("127.0.0.1", keiko.port))) for said in (b"", b"P", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r", request[:20], request)]
+    for said, peer in held:
+        peer.sendall(said)
+    began, asks = time.monotonic(), held.pop()[1]
+    assert b"200 OK" in asks.recv(4096)
+    time.sleep(20)
+    asks.sendall(request)
+    assert b"200 OK" in asks.recv(4096)
+    for said, peer in held:
+        peer.settimeout(40)
+        while peer.recv(4096):
+            pass
+        assert 25 < time.monotonic() - began < 40, said
+        peer.close()
+    asks.sendall(request)
+    assert b"200 OK" in asks.recv(4096), "who asks for something may come back"
+    asks.close()
+
+
 @pytest.mark.parametrize("path", [
     "/api/v1/../v1/users", "/api/v1/users/../users", "/api/v1/%2e%2e/users", "/api/v1/users/%2e%2e", "/api/v1//users", "//api/v1/users", "/api/v1/users/..%2f..%2fetc%2fpasswd",
     "/api/v1/users/%00", "/API/V1/USERS", "/api/v1/users;x=1", "/api/v1/users/.", "/assets/../../../etc/passwd", "/assets/%2e%2e/%2e%2e/etc/passwd", "/api/v1/users/%c0%ae%c0%ae",

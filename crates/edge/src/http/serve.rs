@@ -12,6 +12,7 @@ use hyper_util::server::conn::auto::Builder;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,8 +24,8 @@ use tower::Service;
 
 /// Connections at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 16_384;
-/// How long a new connection may be silent.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a new connection may take until its first request is there.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to agree on keys.
@@ -120,10 +121,6 @@ async fn welcome(stream: TcpStream, peer: SocketAddr, acceptor: Option<TlsAccept
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    // A connection that says nothing is not kept.
-    if tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.readable()).await.is_err() {
-        return;
-    }
     let Some(acceptor) = acceptor else { return serve(stream, peer, router, closing).await };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => serve(stream, peer, router, closing).await,
@@ -136,7 +133,10 @@ async fn serve<S>(stream: S, peer: SocketAddr, router: Router, closing: Cancella
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let begun = Arc::new(AtomicBool::new(false));
+    let first = begun.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        first.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(ConnectInfo(peer));
         router.clone().call(request)
     });
@@ -150,9 +150,17 @@ where
         .max_header_list_size(HEADER_BYTES_MAX as u32);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    // The library waits for as long as it takes to learn which version of HTTP is spoken.
+    let silent = async {
+        tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
+        if begun.load(Ordering::Relaxed) {
+            std::future::pending().await
+        }
+    };
     let outcome = tokio::select! {
         biased;
         outcome = connection.as_mut() => outcome,
+        () = silent => return,
         () = closing.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
