@@ -240,6 +240,15 @@ def test_should_keep_the_chain_of_those_who_act_and_never_widen(keiko, admin):
             break
         token = answer.json()["access_token"]
     error(answer, "invalid_request")
+    # Calling a token back ends what was made of it, and nothing else.
+    other = exchange(first, person.tokens(scope="tasks.read")["access_token"]).json()["access_token"]
+    made = exchange(second, other).json()["access_token"]
+    assert keiko.client(token=made).get("/tasks").status_code == 200
+    assert first.post("revoke", token=other).status_code == 200
+    for ended in (other, made):
+        refused(keiko.client(token=ended).get("/tasks"), 401)
+    error(exchange(second, made), "invalid_request")
+    assert keiko.client(token=grandchild).get("/tasks").status_code == 200
     # Suspending one of those who act ends what is done through it.
     done(admin.post(f"/agents/{agent.id}/actions/suspend", {"reason": "x"}))
     for stopped in (child["access_token"], grandchild):
@@ -636,6 +645,27 @@ def test_should_record_what_was_seen_of_identities(keiko, admin):
         person.get("/users")
     until(lambda: len([e for e in seen("identity.permission.denied")]) >= 20, "refusals are kept one by one up to a rate")
     assert len(seen("identity.permission.denied")) <= 25, "and counted beyond it: nobody buys disk writes by failing"
+
+
+def test_should_record_tokens_where_the_person_belongs(keiko, admin):
+    boss, verifier, home = keiko.tenant(admin), "v" * 43, f"{keiko.url}/"
+    asked = {"response_type": "code", "client_id": "keiko-console", "redirect_uri": home, "code_challenge": s256(verifier), "code_challenge_method": "S256"}
+    _, left = Browser(keiko).sign_in("/oauth/authorize?" + urlencode(asked), "boss", "another long password", boss.slug)
+    form = {"client_id": "keiko-console", "grant_type": "authorization_code", "code": query(left)["code"], "code_verifier": verifier}
+    http = keiko.client()._http
+    tokens = http.post("/oauth/token", data=form).json()
+    assert http.post("/oauth/token", data=form).json()["error"] == "invalid_grant", "used before"
+    me = done(boss.get("/auth/me"))["id"]
+
+    def seen(who, kind):
+        found = [e["attributes"] for e in done(who.get("/security/events", kind=kind, limit=500))]
+        return [e for e in found if e["data"].get("client") == "keiko-console"]
+
+    [issued] = until(lambda: seen(boss, "identity.token.issued"), "the tenant sees what its people got")
+    assert (issued["actor"]["id"], issued["data"]["how"]) == (me, "authorization_code") and tokens["access_token"]
+    [late] = until(lambda: seen(boss, "identity.token.refused"), "and what was refused to them")
+    assert late["data"]["how"] == "invalid_grant"
+    assert not [e for e in seen(admin, "identity.token.issued") if e["actor"]["id"] == me], "others do not"
 
 
 # The command line

@@ -23,13 +23,11 @@ export class Api {
   onSignedOut: (problem: ApiError | null) => void = () => {};
 
   constructor() {
-    const take = () => {
-      this.#kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
-      sessionStorage.removeItem(KEPT);
-    };
-    take();
+    this.#kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+    sessionStorage.removeItem(KEPT);
     addEventListener("pagehide", () => this.#kept && sessionStorage.setItem(KEPT, JSON.stringify(this.#kept)));
-    addEventListener("pageshow", (event) => event.persisted && take());
+    // What was true when the page was left may not be now.
+    addEventListener("pageshow", (event) => event.persisted && location.reload());
   }
 
   get hasSession(): boolean {

@@ -12,6 +12,11 @@ const SETTLE_MS = 60;
 const CALLS_EVERY_MS = 2_000;
 const LOOK_EVERY_MS = 5_000;
 
+/** How far the log had come. */
+interface Position {
+  meta: { position: number };
+}
+
 export class Fleet {
   agents = $state<Record<string, Agent>>({});
   tasks = $state<Record<string, Task>>({});
@@ -63,12 +68,13 @@ export class Fleet {
   }
 
   async #load(): Promise<void> {
-    const tasks = await this.#unlessDenied("tasks", () => this.#api.get<{ data: Task[]; meta: { position: number } }>("/tasks?limit=200"));
-    const agents = await this.#unlessDenied("agents", () => this.#api.get<{ data: Agent[] }>("/agents?limit=500"));
+    const tasks = await this.#unlessDenied("tasks", () => this.#api.get<Position & { data: Task[] }>("/tasks?limit=200"));
+    const agents = await this.#unlessDenied("agents", () => this.#api.get<Position & { data: Agent[] }>("/agents?limit=500"));
     this.tasks = Object.fromEntries((tasks?.data ?? []).map((task) => [task.id, task]));
     this.agents = Object.fromEntries((agents?.data ?? []).map((agent) => [agent.id, agent]));
     // A few events from before, so that the feed is not empty.
-    this.#after = Math.max(0, (tasks?.meta.position ?? 0) - 40);
+    const end = tasks ?? agents ?? (await this.#unlessDenied("events", () => this.#api.get<Position>(`/events?limit=1&after=${2 ** 53}`)));
+    this.#after = Math.max(0, (end?.meta.position ?? 0) - 40);
   }
 
   /** What the person may not see is said, and not asked for again. */
@@ -105,10 +111,11 @@ export class Fleet {
 
   /** Instead of following events: looks again now and then. */
   async #look(): Promise<void> {
+    this.connection = "every 5 s";
     while (!this.#stop.signal.aborted) {
-      this.connection = "every 5 s";
       await pause(LOOK_EVERY_MS, this.#stop.signal);
-      if (!document.hidden) await this.#load().catch(() => (this.connection = "reconnecting"));
+      if (document.hidden || this.#stop.signal.aborted) continue;
+      this.connection = await this.#load().then(() => "every 5 s" as const, () => "reconnecting" as const);
     }
   }
 
@@ -132,6 +139,7 @@ export class Fleet {
   }
 
   async #read(id: string): Promise<void> {
+    if (this.hidden[id.startsWith("task_") ? "tasks" : "agents"]) return;
     try {
       if (id.startsWith("task_")) {
         this.tasks[id] = (await this.#api.get<{ data: Task }>(`/tasks/${id}`)).data;

@@ -10,7 +10,7 @@ use crate::{Answer, Caller, passwords};
 use domain::identity::session::{OTP, Opened, PASSWORD, Session, SessionCommand, ended};
 use domain::identity::user::{User, UserCommand, UserKind, invalid_credentials, name_key, password_secret};
 use engine::{Context, Extras, Handled, Step};
-use kernel::id::{SessionId, TenantId, UserId};
+use kernel::id::{SessionId, TenantId, TokenId, UserId};
 use kernel::{Act, ActorKind, ActorRef, Claims, Kind, Origin, Rejection, Timestamp, text};
 use std::collections::BTreeMap;
 
@@ -44,6 +44,8 @@ pub(crate) struct NewToken {
     pub session: Option<(SessionId, std::sync::Arc<Session>)>,
     /// Who acts for the subject.
     pub act: Option<Box<Act>>,
+    /// The tokens that it is made of.
+    pub made_of: Vec<TokenId>,
     /// When it ends at the latest.
     pub until: Option<Timestamp>,
 }
@@ -98,6 +100,7 @@ impl App {
         }
     }
 
+    /// Opens a session that comes of a login, if that one still holds.
     pub(crate) async fn open_session(
         &self,
         log: TenantId,
@@ -105,8 +108,16 @@ impl App {
         opened: Opened,
         context: &Context,
     ) -> Answer<Handled<Session>> {
-        let step = Step::new::<Session>(session, SessionCommand::Open(Box::new(opened)));
-        self.0.engine.handle::<Session>(log, step, context, Extras::default()).await.map_err(of_handle)
+        let login = opened.parent.map(|login| Step::on::<Session>(login, SessionCommand::Continue));
+        let open = Step::new::<Session>(session, SessionCommand::Open(Box::new(opened)));
+        let steps: Vec<Step> = [open].into_iter().chain(login).collect();
+        self.opened(log, session, &steps, context).await
+    }
+
+    async fn opened(&self, log: TenantId, session: SessionId, steps: &[Step], context: &Context) -> Answer<Handled<Session>> {
+        self.0.engine.transact(log, steps, context, Extras::default()).await.map_err(of_handle)?;
+        let opened = self.entity::<Session>(log, &session.to_string()).await?;
+        opened.ok_or_else(|| internal("a session without a record".into()))
     }
 
     /// Opens a session by a password, if it is still the password, and still enough: that may have changed meanwhile.
@@ -120,9 +131,7 @@ impl App {
         let is_multi_factor = opened.amr.iter().any(|how| how == OTP);
         let sign_in = UserCommand::SignIn { password_version: who.password_version, is_multi_factor };
         let steps = [Step::new::<Session>(session, SessionCommand::Open(Box::new(opened))), Step::on::<User>(who.user, sign_in)];
-        self.0.engine.transact(who.log, &steps, context, Extras::default()).await.map_err(of_handle)?;
-        let opened = self.entity::<Session>(who.log, &session.to_string()).await?;
-        opened.ok_or_else(|| internal("a session without a record".into()))
+        self.opened(who.log, session, &steps, context).await
     }
 
     /// Who has this name and password, with the context of whatever they do next.
@@ -136,10 +145,9 @@ impl App {
         let slug = tenant.unwrap_or(DEFAULT_TENANT);
         let known = self.tenant(slug);
         let log = known.as_ref().map_or(self.0.root, |t| t.id);
-        // Hashed, so that its length is bounded whatever is sent.
         let from = network(context.origin.address.as_deref().unwrap_or_default());
-        let throttle_key = sha256_hex(&format!("{slug}/{username}/{from}"));
-        let anywhere_key = sha256_hex(&format!("{slug}/{username}"));
+        let throttle_key = format!("{slug}/{username}/{from}");
+        let anywhere_key = format!("{slug}/{username}");
         let here = self.not_throttled(&throttle_key, "Too many failed logins for this account from this address.");
         let anywhere =
             || self.not_throttled_anywhere(&anywhere_key, "Too many failed logins for this account from many addresses.");
@@ -195,6 +203,7 @@ impl App {
             scopes: state.scopes.clone(),
             session: Some((id, state.clone())),
             act: None,
+            made_of: vec![],
             until: Some(state.expires_at),
         })
     }
@@ -218,6 +227,7 @@ impl App {
             acr: new.session.as_ref().map(|(_, session)| acr(session).to_owned()),
             auth_time: new.session.as_ref().map(|(_, session)| session.authenticated_at.0.div_euclid(1000)),
             act: new.act,
+            made_of: new.made_of,
         };
         self.sign(ACCESS_TOKEN, &claims)
     }
@@ -342,13 +352,16 @@ impl App {
     }
 }
 
+/// What refresh tokens begin with.
+pub(crate) const REFRESH: &str = "kr_";
+
 /// `kr_<tenant>_<session>.<secret>`
 pub(crate) fn refresh_token(slug: &str, session: SessionId, secret: &str) -> String {
-    format!("kr_{slug}_{session}.{secret}")
+    format!("{REFRESH}{slug}_{session}.{secret}")
 }
 
 fn parse_refresh(token: &str) -> Option<(&str, SessionId)> {
-    parse_handle("kr_", token)
+    parse_handle(REFRESH, token)
 }
 
 /// A secret of a session.

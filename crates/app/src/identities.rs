@@ -70,13 +70,13 @@ impl App {
         problems.refuse()?;
         self.check_roles(caller, &new.roles).await?;
         let tenant = caller.actor.tenant;
-        let _room = self.room::<User>(tenant, "users", |limits| limits.users_max).await?;
         let id: UserId = self.env().id();
         let mut extras = Extras::default();
         if let Some(password) = new.password {
             self.check_password(&password, &new.username).await?;
             extras.secrets.push(self.sealed_password(tenant, id, password).await?);
         }
+        let _room = self.room::<User>(tenant, "users", |limits| limits.users_max).await?;
         let registered = Registered {
             kind: new.kind,
             username_index: self.0.crypto.sealer.blind(tenant, "username", &new.username),
@@ -254,6 +254,7 @@ impl App {
         let steps = sessions_of(&self.0.engine, caller.actor.tenant, id, None, "revoked").await?;
         if !steps.is_empty() {
             self.transact(&Caller { if_match: None, ..caller.clone() }, &steps, Extras::default()).await?;
+            self.end_logins_under_way(caller.actor.tenant, id, None, "revoked", &caller.context()).await?;
         }
         Ok(user)
     }

@@ -99,14 +99,19 @@ impl Inner {
         self.tenants.get(&tenant).copied().or(usual)
     }
 
-    fn take(&mut self, whose: Whose, rate: Rate, now: Timestamp, tells: bool) -> Standing {
+    /// The bucket, as it was left; a full one for somebody new.
+    fn bucket(&mut self, whose: Whose, rate: Rate, now: Timestamp) -> &mut Bucket {
         if self.buckets.len() >= BUCKETS_MAX && !self.buckets.contains_key(&whose) {
             self.buckets.retain(|_, bucket| !bucket.is_full(rate, now));
             if self.buckets.len() >= BUCKETS_MAX {
                 self.buckets.pop_first();
             }
         }
-        let standing = self.buckets.entry(whose.clone()).or_insert_with(|| Bucket::full(rate, now)).take(rate, now);
+        self.buckets.entry(whose).or_insert_with(|| Bucket::full(rate, now))
+    }
+
+    fn take(&mut self, whose: Whose, rate: Rate, now: Timestamp, tells: bool) -> Standing {
+        let standing = self.bucket(whose.clone(), rate, now).take(rate, now);
         if tells && standing.wait_ms.is_none() {
             *self.untold.entry(whose).or_default() += 1;
         }
@@ -179,12 +184,34 @@ impl App {
 
     /// Lets a request of somebody known pass, or says how long to wait. Answers the tightest standing, for the headers.
     pub fn admit(&self, actor: &Actor, class: RouteClass) -> Result<Option<Standing>, Rejection> {
+        self.taken_of_both(actor, class).map_err(|(standing, what)| refused(standing, what))
+    }
+
+    /// The same for somebody who had better wait than be refused.
+    pub async fn admit_in_time(&self, actor: &Actor, class: RouteClass) {
+        while let Err((standing, _)) = self.taken_of_both(actor, class) {
+            self.env().sleep_ms(standing.wait_ms.unwrap_or(1)).await;
+        }
+    }
+
+    /// Takes one of the caller's and one of the tenant's, or none at all.
+    fn taken_of_both(&self, actor: &Actor, class: RouteClass) -> Result<Option<Standing>, (Standing, &'static str)> {
         let who = actor.key.map_or_else(|| actor.who.id.clone(), |key| key.to_string());
-        let rate = self.rate(|limits| limits.of_callers(class), actor.is_emergency);
-        let own = passed(self.take(Whose::Caller(who, class), rate), "by this caller")?;
+        let own = self.rate(|limits| limits.of_callers(class), actor.is_emergency);
         // The tenant's own limit does not shrink: an emergency is about single callers.
-        let all = passed(self.take(Whose::Tenant(actor.tenant), self.tenant_rate(actor.tenant)), "in this tenant")?;
-        Ok(own.into_iter().chain(all).min_by_key(|standing| standing.remaining))
+        let all = self.tenant_rate(actor.tenant);
+        let wanted = [(Whose::Caller(who, class), own, "by this caller"), (Whose::Tenant(actor.tenant), all, "in this tenant")];
+        let wanted: Vec<_> = wanted.into_iter().filter_map(|(whose, rate, what)| Some((whose, rate?, what))).collect();
+        let (now, tells) = (self.env().now(), self.tells());
+        let mut inner = self.0.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (whose, rate, what) in &wanted {
+            let standing = inner.bucket(whose.clone(), *rate, now).look(*rate, now);
+            if standing.wait_ms.is_some() {
+                return Err((standing, what));
+            }
+        }
+        let taken = wanted.into_iter().map(|(whose, rate, _)| inner.take(whose, rate, now, tells));
+        Ok(taken.min_by_key(|standing| standing.remaining))
     }
 
     /// Lets somebody known have a mail sent, or says how long to wait.

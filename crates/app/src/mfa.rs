@@ -263,7 +263,10 @@ impl App {
         // Whoever is signed in elsewhere has not shown the second factor.
         steps.extend(sessions_of(&self.0.engine, log, id, Some(session), MFA_ENROLLED).await?);
         self.0.engine.transact(log, &steps, &caller.context(), extras).await.map_err(of_handle)?;
-        self.end_logins_under_way(log, id, Some(session), MFA_ENROLLED, &caller.context()).await?;
+        // The codes are shown now or never.
+        if let Err(error) = self.end_logins_under_way(log, id, Some(session), MFA_ENROLLED, &caller.context()).await {
+            tracing::warn!(%error, user = %id, "logins that were under way when a second factor was set up may go on");
+        }
         Ok(codes)
     }
 

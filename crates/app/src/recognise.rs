@@ -96,7 +96,8 @@ impl App {
         if self.env().now() >= end || self.slug_of(log).is_none() || self.is_suspended(log).await? {
             return Err(token_refused());
         }
-        let mut rests_on = vec![claims.sub.clone(), claims.jti.to_string()];
+        let tokens = claims.made_of.iter().chain([&claims.jti]).map(ToString::to_string);
+        let mut rests_on: Vec<String> = tokens.chain([claims.sub.clone()]).collect();
         if let Some(client) = ClientName::parse(&claims.client_id) {
             rests_on.push(client.id.to_string());
             let tenant = self.tenant(client.slug).ok_or_else(token_refused)?.id;
@@ -151,8 +152,15 @@ impl App {
         let log = claims.tid;
         let guard = self.guard_of(log).await?;
         let is_before = guard.revoked_until.is_some_and(|until| begun <= until);
-        let is_revoked = self.entity::<Token>(log, &claims.jti.to_string()).await?.is_some();
-        if is_before || is_revoked { Err(token_refused()) } else { Ok(guard.emergency.is_some()) }
+        if is_before {
+            return Err(token_refused());
+        }
+        for token in claims.made_of.iter().chain([&claims.jti]) {
+            if self.entity::<Token>(log, &token.to_string()).await?.is_some() {
+                return Err(token_refused());
+            }
+        }
+        Ok(guard.emergency.is_some())
     }
 
     /// An identity of a tenant with everything that it may do; `None` when it is gone.

@@ -77,7 +77,7 @@ impl Throttle {
     }
 
     /// How long this account has to wait at this address; 0 when it may try.
-    pub fn wait_ms(&self, key: &str, now: Timestamp) -> u64 {
+    fn wait_ms(&self, key: &str, now: Timestamp) -> u64 {
         self.inner().failures.get(key).map_or(0, |f| f.wait_ms().saturating_sub(now.since_ms(f.last)))
     }
 
@@ -128,24 +128,34 @@ impl Throttle {
 }
 
 impl App {
+    /// What is kept and told of a key, which may hold whatever somebody typed.
+    fn throttle_key(&self, key: &str) -> String {
+        self.0.crypto.sealer.derived("throttle", key)
+    }
+
+    /// How long something that failed too often lately has to wait.
+    pub(crate) fn try_wait_ms(&self, key: &str) -> u64 {
+        self.0.throttle.wait_ms(&self.throttle_key(key), self.env().now())
+    }
+
     /// Refuses what failed too often lately.
     pub(crate) fn not_throttled(&self, key: &str, message: &str) -> Answer<()> {
-        waits(self.0.throttle.wait_ms(key, self.env().now()), message)
+        waits(self.try_wait_ms(key), message)
     }
 
     /// The same for failures from everywhere together.
     pub(crate) fn not_throttled_anywhere(&self, key: &str, message: &str) -> Answer<()> {
-        waits(self.0.throttle.wait_anywhere_ms(key, self.env().now()), message)
+        waits(self.0.throttle.wait_anywhere_ms(&self.throttle_key(key), self.env().now()), message)
     }
 
     /// Counts a try as failed before it is known how it ends, so that guesses at the same time count too.
     pub(crate) fn count_try(&self, key: &str) {
-        self.0.throttle.failed(key.to_owned(), self.env().now(), self.tells());
+        self.0.throttle.failed(self.throttle_key(key), self.env().now(), self.tells());
     }
 
     /// Takes it back, with those before it.
     pub(crate) fn try_succeeded(&self, key: &str) {
-        self.0.throttle.succeeded(key, self.tells());
+        self.0.throttle.succeeded(&self.throttle_key(key), self.tells());
     }
 }
 

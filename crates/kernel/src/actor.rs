@@ -141,6 +141,9 @@ pub struct Claims {
     /// Who acts for the subject (RFC 8693).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub act: Option<Box<Act>>,
+    /// The tokens that it was made of, one after the other: it ends when one of them is called back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made_of: Vec<TokenId>,
 }
 
 /// Somebody who acts for another, and through whom.

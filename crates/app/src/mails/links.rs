@@ -88,8 +88,8 @@ impl App {
         problems.name("/username", &username);
         problems.check()?;
         self.check_password(&password, &username).await?;
-        let _room = self.room::<User>(shown.log, "users", |limits| limits.users_max).await?;
         let password = self.sealed_password(shown.log, user, password).await?;
+        let _room = self.room::<User>(shown.log, "users", |limits| limits.users_max).await?;
         let email = self.proven(&shown, user).await?;
         let registered = Registered {
             kind: UserKind::User,

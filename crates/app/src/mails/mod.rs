@@ -228,9 +228,8 @@ impl App {
             refused.with("retry_after_s", wait_s)
         };
         admitted.map_err(|refused| throttled(refused.details.get("retry_after_s").and_then(|s| s.as_u64()).unwrap_or(1)))?;
-        let now = self.env().now();
-        let key = crate::crypto::sha256_hex(&format!("{place}/{}", mailbox(to)));
-        match self.0.throttle.wait_ms(&key, now) {
+        let key = format!("{place}/{}", mailbox(to));
+        match self.try_wait_ms(&key) {
             0 => self.count_try(&key),
             wait_ms => return Err(throttled(wait_ms.div_ceil(1_000))),
         }

@@ -138,6 +138,7 @@ pub struct Hint {
     pub sub: String,
     /// For which client.
     pub aud: String,
+    exp: i64,
     sid: Option<SessionId>,
     tenant: Option<String>,
 }
@@ -393,9 +394,12 @@ impl App {
         self.end_login(browser.tenant, browser.id, browser.context(context)).await
     }
 
-    /// The same for the login that led to an ID token, at whatever browser it is.
+    /// The same for the login that led to an ID token, at whatever browser it is. An old token may have got into many hands:
+    /// it ends nothing by itself.
     pub async fn sign_out_hinted(&self, hint: &Hint, mut context: Context) -> Answer<()> {
-        let (Some(runtime), Some(id)) = (hint.tenant.as_deref().and_then(|slug| self.tenant(slug)), hint.sid) else {
+        let is_over = hint.exp <= self.env().now().0.div_euclid(1_000);
+        let (Some(runtime), Some(id), false) = (hint.tenant.as_deref().and_then(|slug| self.tenant(slug)), hint.sid, is_over)
+        else {
             return Ok(());
         };
         let session = self.entity_even_ended::<Session>(runtime.id, &id.to_string()).await?;
@@ -405,7 +409,15 @@ impl App {
         self.end_login(runtime.id, session.state.parent.unwrap_or(id), context).await
     }
 
+    /// Ends a login and what came of it, and once more what came of it meanwhile: of one that has ended nothing comes.
     async fn end_login(&self, tenant: TenantId, login: SessionId, context: Context) -> Answer<()> {
+        for _ in 0..2 {
+            self.end_what_is_open(tenant, login, &context).await?;
+        }
+        Ok(())
+    }
+
+    async fn end_what_is_open(&self, tenant: TenantId, login: SessionId, context: &Context) -> Answer<()> {
         let fields = [kernel::IndexField::new("parent", login.to_string())];
         let of_it = crate::workers::each::<Session>(&self.0.engine, tenant, &fields).await.map_err(crate::errors::of_store)?;
         let itself = self.entity::<Session>(tenant, &login.to_string()).await?;
@@ -416,7 +428,7 @@ impl App {
         if steps.is_empty() {
             return Ok(());
         }
-        let done = self.0.engine.transact(tenant, &steps, &context, Extras::default()).await;
+        let done = self.0.engine.transact(tenant, &steps, context, Extras::default()).await;
         done.map(|_| ()).map_err(crate::errors::of_handle)
     }
 
@@ -477,7 +489,7 @@ pub(crate) fn requested(client: &KnownClient, scope: Option<&str>) -> Granted<Op
 }
 
 /// Whether what a client got goes on when the person signs out at the browser.
-pub(super) fn outlives_login(session: &Session) -> bool {
+fn outlives_login(session: &Session) -> bool {
     session.scopes.as_ref().is_some_and(|scopes| scopes.iter().any(|scope| scope == "offline_access"))
 }
 

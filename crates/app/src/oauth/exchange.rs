@@ -49,12 +49,14 @@ impl App {
             scopes: granted.clone(),
             session,
             act: Some(Box::new(Act { sub: actor, act: claims.act.clone() })),
+            made_of: claims.made_of.iter().copied().chain([claims.jti]).collect(),
             until: Some(Timestamp(claims.exp.saturating_mul(1_000))),
         })?;
         let left_s = claims.exp.saturating_sub(self.env().now().0.div_euclid(1_000)).max(0);
         let answer = self.answer(access_token, granted);
         let expires_in = answer.expires_in.min(u64::try_from(left_s).unwrap_or(0));
-        Ok(TokenAnswer { issued_token_type: Some(ACCESS_TOKEN), expires_in, ..answer })
+        let whose = Some((claims.tid, subject.who.clone()));
+        Ok(TokenAnswer { issued_token_type: Some(ACCESS_TOKEN), expires_in, whose, ..answer })
     }
 
     /// Whom a token is about that a client shows: of the client's own tenant.

@@ -4,7 +4,7 @@ use super::clients::KnownClient;
 use super::{Granted, OauthError};
 use crate::Answer;
 use crate::app::App;
-use crate::auth::parse_handle;
+use crate::auth::{REFRESH, parse_handle};
 use crate::crypto::sha256_hex;
 use crate::recognise::ACCESS_TOKEN;
 use domain::identity::client::AuthMethod;
@@ -81,7 +81,7 @@ impl App {
     }
 
     async fn session_of_refresh(&self, token: &str) -> Answer<Option<(TenantId, SessionId, Handled<Session>)>> {
-        let Some((slug, id)) = parse_handle("kr_", token) else { return Ok(None) };
+        let Some((slug, id)) = parse_handle(REFRESH, token) else { return Ok(None) };
         let Some(runtime) = self.tenant(slug) else { return Ok(None) };
         let session = self.entity::<Session>(runtime.id, &id.to_string()).await?;
         Ok(session.map(|session| (runtime.id, id, session)))

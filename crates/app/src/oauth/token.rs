@@ -1,10 +1,9 @@
 //! The token endpoint: what each grant type gives.
 
-use super::authorize::outlives_login;
 use super::clients::KnownClient;
 use super::{Granted, OauthError, invalid_grant, invalid_request, invalid_scope};
 use crate::app::App;
-use crate::auth::{NewToken, acr, parse_handle, refresh_token};
+use crate::auth::{NewToken, REFRESH, acr, parse_handle, refresh_token};
 use crate::crypto::{fresh_secret, sha256_hex};
 use crate::jose::b64;
 use crate::watch::Seen;
@@ -66,6 +65,9 @@ pub struct TokenAnswer {
     /// What was made of another token (RFC 8693).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub issued_token_type: Option<&'static str>,
+    /// Who may do what it allows.
+    #[serde(skip)]
+    pub(super) whose: Option<(TenantId, ActorRef)>,
 }
 
 /// An ID token. Times are seconds since 1970.
@@ -94,10 +96,17 @@ pub(crate) fn code(slug: &str, session: SessionId, secret: &str) -> String {
     format!("{CODE}{slug}_{session}.{secret}")
 }
 
+/// The tenant that a code or a refresh token names; whether it is good is another question.
+fn tenant_in(presented: &str) -> Option<&str> {
+    parse_handle(CODE, presented).or_else(|| parse_handle(REFRESH, presented)).map(|(slug, _)| slug)
+}
+
 impl App {
     /// Tokens for a client that has proved who it is.
     pub async fn grant(&self, client: &KnownClient, request: TokenRequest, context: Context) -> Granted<TokenAnswer> {
         let grant_type = request.grant_type.clone();
+        let presented = request.code.as_deref().or(request.refresh_token.as_deref()).and_then(tenant_in);
+        let named = presented.and_then(|slug| self.tenant(slug)).map(|runtime| runtime.id);
         let (origin, correlation) = (context.origin.clone(), context.correlation.clone());
         let granted = self.granted(client, request, context).await;
         let (kind, how) = match &granted {
@@ -107,8 +116,10 @@ impl App {
             Err(error) => ("identity.token.refused", error.code.to_owned()),
         };
         let facts = BTreeMap::from([("client", client.name.clone()), ("how", how)]);
-        let tenant = client.tenant.unwrap_or(self.0.root);
-        let who = client.profile.subject.as_ref();
+        // The record is that of whoever it is about, not of the client: many serve every tenant.
+        let whose = granted.as_ref().ok().and_then(|answer| answer.whose.clone());
+        let tenant = whose.as_ref().map(|(tenant, _)| *tenant).or(client.tenant).or(named).unwrap_or(self.0.root);
+        let who = whose.as_ref().map(|(_, who)| who).or(client.profile.subject.as_ref());
         let seen = Seen { tenant, kind, who, origin: &origin, correlation: &correlation, facts };
         if granted.is_ok() {
             self.saw_counted(seen)
@@ -149,12 +160,6 @@ impl App {
         }
         let narrower = self.narrower(&known, &request.resources)?;
         self.check_session_holds(log, &known).await.map_err(|_| refused())?;
-        // The person may have signed out since.
-        if let Some(login) = known.state.parent.filter(|_| !outlives_login(&known.state))
-            && self.entity::<Session>(log, &login.to_string()).await?.is_none()
-        {
-            return Err(refused());
-        }
         context.actor = ActorRef { kind: ActorKind::User, id: known.state.user.to_string() };
         context.user = Some(known.state.user);
         let refresh = client.may_refresh().then(|| refresh_token(slug, id, &fresh_secret(self.env())));
@@ -177,7 +182,7 @@ impl App {
         // Checked before the token is spent.
         let asked = request.scope.as_deref().map(|text| scopes(text).ok_or_else(invalid_scope)).transpose()?;
         let mut narrower = None;
-        let known = parse_handle("kr_", &presented).and_then(|(slug, id)| Some((self.tenant(slug)?.id, id)));
+        let known = parse_handle(REFRESH, &presented).and_then(|(slug, id)| Some((self.tenant(slug)?.id, id)));
         if let Some((log, id)) = known
             && let Some(session) = self.entity::<Session>(log, &id.to_string()).await?
         {
@@ -227,9 +232,10 @@ impl App {
             scopes: granted.clone(),
             session: None,
             act: None,
+            made_of: vec![],
             until: None,
         })?;
-        Ok(self.answer(access_token, granted))
+        Ok(TokenAnswer { whose: Some((tenant, subject.clone())), ..self.answer(access_token, granted) })
     }
 
     /// What a client gets for itself: what it asks for, else what it is registered for, else all that its identity may do.
@@ -252,6 +258,7 @@ impl App {
             id_token: None,
             scope: scopes.map(|scopes| scopes.join(" ")),
             issued_token_type: None,
+            whose: None,
         }
     }
 
@@ -273,7 +280,8 @@ impl App {
             false => None,
         };
         let scopes = session.state.scopes.clone();
-        Ok(TokenAnswer { refresh_token, id_token, ..self.answer(access_token, scopes) })
+        let whose = Some((log, ActorRef { kind: ActorKind::User, id: session.state.user.to_string() }));
+        Ok(TokenAnswer { refresh_token, id_token, whose, ..self.answer(access_token, scopes) })
     }
 
     fn id_token(

@@ -33,6 +33,8 @@ pub enum SessionCommand {
         /// How long the token before counts as a repetition.
         grace_ms: u64,
     },
+    /// Another session comes of it. Changes nothing; refused when it has ended.
+    Continue,
     /// The person was authenticated once more, and better.
     StepUp {
         /// How, in the words of RFC 8176.
@@ -138,7 +140,8 @@ pub struct SteppedUp {
 /// `identity.session.closed`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Closed {
-    /// `logout`, `revoked`, `refresh_reused`, `code_reused`, `password_changed`, `user_deleted`, `user_suspended`.
+    /// `logout`, `revoked`, `refresh_reused`, `code_reused`, `password_changed`, `mfa_enrolled`, `user_deleted`,
+    /// `user_suspended`.
     pub reason: String,
 }
 
@@ -285,7 +288,7 @@ impl Decider for Session {
                 session.refresh(presented_sha256, next_sha256, *grace_ms, facts.now)
             }
             SessionCommand::StepUp { amr } => Ok(vec![SessionEvent::SteppedUp(SteppedUp { amr: amr.clone() })]),
-            SessionCommand::Open(_) | SessionCommand::Close { .. } => Ok(vec![]),
+            SessionCommand::Continue | SessionCommand::Open(_) | SessionCommand::Close { .. } => Ok(vec![]),
         }
     }
 

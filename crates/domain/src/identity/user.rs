@@ -422,6 +422,11 @@ mod tests {
         assert_eq!(sign_in(&user(None), 0), Ok(vec![]));
         assert_eq!(sign_in(&changed, 7), Ok(vec![]));
         assert_eq!(sign_in(&changed, 0).unwrap_err().code, "INVALID_CREDENTIALS");
+        let with_code = |user: &User, is_multi_factor| {
+            decided(user, &UserCommand::SignIn { password_version: 0, is_multi_factor }).map_err(|refused| refused.code)
+        };
+        assert_eq!(with_code(&enrolled(), true), Ok(vec![]));
+        assert_eq!(with_code(&enrolled(), false), Err("INVALID_CREDENTIALS"), "set up while the password was looked at");
         let suspended = User { suspended: Some("left".into()), ..changed };
         assert_eq!(sign_in(&suspended, 7).unwrap_err().code, "INVALID_CREDENTIALS");
     }

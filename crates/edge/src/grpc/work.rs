@@ -28,8 +28,6 @@ const REPORTS_MAX: usize = 256;
 const KNOWN_FOR: Duration = Duration::from_millis(500);
 /// Pause after a refusal that says "not now".
 const PAUSE: Duration = Duration::from_millis(500);
-/// Pause of a stream whose agent has used up its rate.
-const PACE: Duration = Duration::from_millis(10);
 
 /// A stream, shared by its parts.
 pub(super) struct Session(Arc<Inner>);
@@ -129,8 +127,12 @@ impl Inner {
     /// requests are refused, and its sender with it.
     async fn pace(&self) {
         let actor = self.known.lock().unwrap_or_else(PoisonError::into_inner).1.actor.clone();
-        while !self.out.is_closed() && self.app.admit(&actor, RouteClass::Write).is_err() {
-            tokio::time::sleep(PACE).await;
+        tokio::select! {
+            biased;
+            () = self.app.admit_in_time(&actor, RouteClass::Write) => {}
+            // What was said before the end is still heard.
+            () = self.app.draining().cancelled() => {}
+            () = self.out.closed() => {}
         }
     }
 

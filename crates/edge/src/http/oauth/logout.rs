@@ -78,6 +78,8 @@ async fn signed_out(state: &EdgeState, parts: &Parts, fields: &Fields, cookies: 
         Some(token) => app.id_token_hint(&token).await?,
         None => None,
     };
+    // A hint that was given to another client than the one that shows it is none.
+    let hint = hint.filter(|hint| fields.get("client_id").is_none_or(|named| named == hint.aud));
     let back = checked_address(state, fields, hint.as_ref()).await?;
     // Also when this browser knows nothing of that login any more.
     if let Some(hint) = &hint {
@@ -103,9 +105,7 @@ async fn signed_out(state: &EdgeState, parts: &Parts, fields: &Fields, cookies: 
 /// Where the browser goes afterwards, if the client is registered for it.
 async fn checked_address(state: &EdgeState, fields: &Fields, hint: Option<&Hint>) -> Result<Option<String>, Refused> {
     let Some(back) = fields.get("post_logout_redirect_uri") else { return Ok(None) };
-    let named = fields.get("client_id").or(hint.map(|hint| hint.aud.clone()));
-    let is_other = hint.is_some_and(|hint| named.as_ref() != Some(&hint.aud));
-    let client = match named.filter(|_| !is_other) {
+    let client = match fields.get("client_id").or(hint.map(|hint| hint.aud.clone())) {
         Some(name) => state.app.client_by_name(&name).await.ok().flatten(),
         None => None,
     };
