@@ -244,6 +244,8 @@ fn unb64(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use aws_lc_rs::hmac;
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
 
     const TYPES: [Option<&str>; 1] = [Some("at+jwt")];
 
@@ -274,6 +276,46 @@ mod tests {
             assert_eq!(verify::<Value>(&token, &[Some("jwt")], &keys(&ours)), None, "a token of another type");
             assert_eq!(open(&format!("{token}A"), &keys(&ours)), None);
             assert_eq!(open(&token.replacen('.', "=.", 1), &keys(&ours)), None);
+        }
+    }
+
+    /// A key of each algorithm with a token of it.
+    static SIGNED: LazyLock<Vec<(Vec<PublicKey>, String)>> = LazyLock::new(|| {
+        let signed = |algorithm| {
+            let ours = key(algorithm);
+            (keys(&ours), ours.sign("at+jwt", &json!({ "sub": "x", "scope": "tasks.read" })).unwrap())
+        };
+        vec![signed(Algorithm::Es256), signed(Algorithm::Ed25519)]
+    });
+
+    proptest! {
+        #[test]
+        fn a_token_with_anything_changed_is_none(at in any::<prop::sample::Index>(), new in "[A-Za-z0-9_=. \\PC-]", which in 0..2_usize) {
+            let (keys, token) = &SIGNED[which];
+            let at = at.index(token.len());
+            for forged in [
+                format!("{}{new}{}", &token[..at], &token[at + 1..]),
+                format!("{}{new}{}", &token[..at], &token[at..]),
+                format!("{}{}", &token[..at], &token[at + 1..]),
+            ] {
+                prop_assert!(forged == *token || open(&forged, keys).is_none(), "{}", forged);
+            }
+        }
+
+        #[test]
+        fn whatever_is_shown_is_answered(
+            text in "\\PC{0,80}", parts in prop::collection::vec("[A-Za-z0-9_-]{0,60}", 0..6), bytes in any::<Vec<u8>>()
+        ) {
+            for shown in [text.clone(), parts.join("."), format!("{}.{}.", b64(&bytes), b64(text.as_bytes()))] {
+                prop_assert!(open(&shown, &SIGNED[0].0).is_none());
+                let _ = unverified::<Value>(&shown);
+            }
+            let jwk = json!({ "kty": "EC", "crv": "P-256", "x": b64(&bytes), "y": b64(&bytes), "n": b64(&bytes), "e": "AQAB", "kid": text });
+            for kty in ["EC", "OKP", "RSA", "oct", ""] {
+                let jwk = merged(jwk.clone(), json!({ "kty": kty }));
+                let _ = PublicKey::of_jwk(&jwk);
+                let _ = PublicKey::of_set(&json!({ "keys": [jwk, text, bytes] }));
+            }
         }
     }
 
