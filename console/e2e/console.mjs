@@ -151,6 +151,7 @@ try {
   await page.locator(".feed").getByText("events.read").waitFor();
   await page.locator("[data-column=pending]").getByText(own).waitFor();
   if (folder) await page.screenshot({ path: join(folder, "small.png") });
+  assert.deepEqual(complaints, [], "nothing is asked for that is refused");
   await page.getByRole("button", { name: "Sign out" }).click();
   await page.getByText("You are signed out.").waitFor();
   console.log("console: all steps passed");

@@ -1,6 +1,6 @@
 // What the page knows: loaded once, then kept true by the events of the log. Touched entities are read again, many at a time.
 import type { Api } from "./api";
-import { column } from "./format";
+import { column, may } from "./format";
 import { ApiError } from "./http";
 import type { Sse } from "./sse";
 import type { Agent, Call, FeedEvent, Server, Task } from "./types";
@@ -11,6 +11,8 @@ const CALLS_MAX = 100;
 const SETTLE_MS = 60;
 const CALLS_EVERY_MS = 2_000;
 const LOOK_EVERY_MS = 5_000;
+/** What each part of the page needs. */
+const NEEDS = { tasks: ["tasks.read"], agents: ["agents.read"], events: ["events.read"], calls: ["audit.read", "mcp-servers.read"] };
 
 /** How far the log had come. */
 interface Position {
@@ -25,17 +27,19 @@ export class Fleet {
   events = $state.raw<FeedEvent[]>([]);
   connection = $state<"connecting" | "live" | "reconnecting" | "every 5 s">("connecting");
   /** Why something is not shown. */
-  hidden = $state<Partial<Record<"tasks" | "agents" | "events" | "calls", string>>>({});
+  hidden = $state<Partial<Record<keyof typeof NEEDS, string>>>({});
 
   #api: Api;
+  #permissions: string[];
   #stop = new AbortController();
   #after = 0;
   #callsAfter = 0;
   #touched = new Set<string>();
   #settling: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(api: Api) {
+  constructor(api: Api, permissions: string[]) {
     this.#api = api;
+    this.#permissions = permissions;
   }
 
   board = $derived.by(() => {
@@ -77,16 +81,14 @@ export class Fleet {
     this.#after = Math.max(0, (end?.meta.position ?? 0) - 40);
   }
 
-  /** What the person may not see is said, and not asked for again. */
-  async #unlessDenied<T>(what: keyof Fleet["hidden"], ask: () => Promise<T>): Promise<T | null> {
-    if (this.hidden[what]) return null;
-    try {
-      return await ask();
-    } catch (error) {
-      if (!(error instanceof ApiError) || error.code !== "PERMISSION_DENIED") throw error;
-      this.hidden[what] = `You may not see this: it needs ${error.details["permission"]}. ${error.hint}`;
+  /** What the person may not see is said, and not asked for. */
+  async #unlessDenied<T>(what: keyof typeof NEEDS, ask: () => Promise<T>): Promise<T | null> {
+    const missing = NEEDS[what].filter((permission) => !may(this.#permissions, permission));
+    if (missing.length > 0) {
+      this.hidden[what] = `You may not see this: it needs ${missing.join(" and ")}. Ask an administrator for a role that holds it.`;
       return null;
     }
+    return await ask();
   }
 
   async #follow(): Promise<void> {

@@ -21,3 +21,11 @@ export function column(status: string): "pending" | "working" | "done" | "failed
   if (status === "claimed") return "working";
   return status === "completed" ? "done" : "failed";
 }
+
+/** Whether these permissions hold one: all, all of an area, itself, or itself for what is the person's own. */
+export function may(permissions: string[], wanted: string): boolean {
+  return permissions.some((held) => {
+    const name = held.replace(/:own$/, "");
+    return name === wanted || (name.endsWith("*") && wanted.startsWith(name.slice(0, -1)));
+  });
+}

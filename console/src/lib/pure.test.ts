@@ -1,6 +1,6 @@
 // The parts that need no browser.
 import { expect, test } from "vitest";
-import { age, column } from "./format";
+import { age, column, may } from "./format";
 import { challenge, elsewhere, isSameMachine } from "./oauth";
 import { SseParser } from "./sse";
 
@@ -18,6 +18,11 @@ test("ages have one unit", () => {
   expect(age("2026-01-01T23:59:55Z", now)).toBe("5 s");
   expect(age("2026-01-01T23:00:00Z", now)).toBe("1 h");
   expect(age("2026-01-02T00:00:09Z", now)).toBe("0 s");
+});
+
+test("permissions hold others", () => {
+  expect(["tasks.read", "tasks.*", "*", "tasks.read:own"].map((held) => may([held], "tasks.read"))).toEqual([true, true, true, true]);
+  expect(["tasks.create", "tasks", "agents.*", "tasks.rea"].some((held) => may([held], "tasks.read"))).toBe(false);
 });
 
 test("every status has a column", () => {

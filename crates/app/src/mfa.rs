@@ -67,7 +67,7 @@ fn enrol_first() -> Rejection {
         Kind::Forbidden,
         "MFA_ENROLMENT_REQUIRED",
         "Administrators need a second factor here before they do anything else.",
-        "Set one up with 'keiko mfa enrol', or POST /api/v1/auth/mfa/actions/begin and confirm.",
+        "Set one up with 'keiko login' and 'keiko mfa enrol', or POST /api/v1/auth/mfa/actions/begin and confirm; then sign in again.",
     )
 }
 

@@ -163,9 +163,9 @@ fn waits(wait_ms: u64, message: &str) -> Answer<()> {
     match wait_ms {
         0 => Ok(()),
         wait_ms => {
-            let hint = "Wait for the time in Retry-After.";
-            let refused = Rejection::new(Kind::Limited, "LOGIN_THROTTLED", message, hint);
-            Err(refused.with("retry_after_s", wait_ms.div_ceil(1000)))
+            let wait_s = wait_ms.div_ceil(1_000);
+            let hint = format!("Try again in {wait_s} s.");
+            Err(Rejection::new(Kind::Limited, "LOGIN_THROTTLED", message, hint).with("retry_after_s", wait_s))
         }
     }
 }

@@ -70,6 +70,8 @@ pub struct DeviceAnswer {
     pub client: String,
     /// What it gets; none for parts of Keiko, which get everything.
     pub scopes: Option<Vec<String>>,
+    /// The code as the device shows it.
+    pub user_code: String,
     id: DeviceId,
 }
 
@@ -140,7 +142,8 @@ impl App {
                 Some(within(&who.map(|who| who.permissions).unwrap_or_default(), &device.state.requested.scopes))
             }
         };
-        Ok(DeviceAnswer { client: client.profile.name, scopes, id })
+        let user_code = format!("{}-{}", &plain[..plain.len() / 2], &plain[plain.len() / 2..]);
+        Ok(DeviceAnswer { client: client.profile.name, scopes, user_code, id })
     }
 
     /// The person answers for a device.

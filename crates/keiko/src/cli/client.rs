@@ -239,10 +239,14 @@ impl Client {
             return unreachable(format!("{base} did not answer in time."), hint);
         }
         if error.is_connect() {
-            let hint = "check --server, the network and the server's certificate";
+            let hint = "check --server and the network; SSL_CERT_FILE names a certificate that the system does not know";
             return unreachable(format!("Cannot connect to {base}: {reason}."), hint);
         }
-        unreachable(format!("The connection to {base} broke: {reason}."), "try again; what was acknowledged is kept")
+        let hint = match base.starts_with("http:") && reason.contains("invalid HTTP version") {
+            true => "perhaps the server speaks HTTPS: name it with https://",
+            false => "try again; what was acknowledged is kept",
+        };
+        unreachable(format!("The connection to {base} broke: {reason}."), hint)
     }
 }
 

@@ -41,6 +41,11 @@ fn status(rejection: &Rejection) -> StatusCode {
     }
 }
 
+/// The end of the way, which is where people sign in.
+fn done(title: &str, text: &str) -> Response {
+    Page::new(title, "").text(text).link("/", "Sign in").answer(StatusCode::OK)
+}
+
 /// A refusal that ends the way.
 fn over(rejection: &Rejection) -> Response {
     message(status(rejection), "This did not work", &format!("{} {}", rejection.message, rejection.hint))
@@ -82,9 +87,10 @@ fn join_page(token: &str, address: Option<&str>, username: &str) -> Page {
         .button("go", "join", "Make the account")
 }
 
-fn password_page(token: &str) -> Page {
-    Page::new("Another password", "")
-        .text("You will be signed out everywhere else.")
+fn password_page(token: &str, account: Option<&str>) -> Page {
+    let page = Page::new("Another password", "");
+    let page = if let Some(account) = account { page.text(&format!("For the account '{account}'.")) } else { page };
+    page.text("You will be signed out everywhere else.")
         .hidden("token", token)
         .field("password", "New password", "password", "new-password", "")
         .button("go", "set", "Set the password")
@@ -139,7 +145,7 @@ async fn join_by_post(State(state): State<Arc<EdgeState>>, OwnForm { form, cooki
     match state.app.join(&token, username.clone(), get("password"), anonymous(&form.parts)).await {
         Ok(user) => {
             let text = format!("You can sign in as {}, here or in whatever application sent you.", user.state.name());
-            message(StatusCode::OK, "Your account is there", &text)
+            done("Your account is there", &text)
         }
         Err(rejection) => again(&state, cookies, join_page(&token, None, &username), &rejection),
     }
@@ -180,7 +186,7 @@ async fn password(State(state): State<Arc<EdgeState>>, request: Request) -> Resp
     let (parts, fields) = parsed(request);
     let token = fields.get("token").unwrap_or_default();
     match state.app.look_at_link(&token, PurposeKind::Reset, &anonymous(&parts)).await {
-        Ok(_) => Cookies::of(&state, &parts).page(&state, StatusCode::OK, password_page(&token)),
+        Ok((_, account)) => Cookies::of(&state, &parts).page(&state, StatusCode::OK, password_page(&token, account.as_deref())),
         Err(rejection) => over(&rejection),
     }
 }
@@ -193,8 +199,8 @@ async fn password_by_post(State(state): State<Arc<EdgeState>>, OwnForm { form, c
     let get = |name| form.fields.get(name).unwrap_or_default();
     let token = get("token");
     match state.app.reset_password(&token, get("password"), anonymous(&form.parts)).await {
-        Ok(()) => message(StatusCode::OK, "Your password is set", "Sign in with it from now on."),
-        Err(rejection) => again(&state, cookies, password_page(&token), &rejection),
+        Ok(()) => done("Your password is set", "Sign in with it from now on."),
+        Err(rejection) => again(&state, cookies, password_page(&token, None), &rejection),
     }
 }
 
@@ -224,7 +230,7 @@ async fn verify(State(state): State<Arc<EdgeState>>, request: Request) -> Respon
     responses((status = 200, body = String, content_type = "text/html"), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
 async fn verify_by_post(State(state): State<Arc<EdgeState>>, OwnForm { form, .. }: OwnForm) -> Response {
     match state.app.confirm_email(&form.fields.get("token").unwrap_or_default(), anonymous(&form.parts)).await {
-        Ok(()) => message(StatusCode::OK, "This address is yours", "It belongs to your account from now on."),
+        Ok(()) => done("This address is yours", "It belongs to your account from now on."),
         Err(rejection) => over(&rejection),
     }
 }

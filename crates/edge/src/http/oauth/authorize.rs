@@ -216,11 +216,8 @@ async fn allowed(state: &EdgeState, parts: &Parts, request: &AuthRequest, browse
 }
 
 fn old_form() -> Response {
-    message(
-        StatusCode::BAD_REQUEST,
-        "This form is not good any more",
-        "It was open for too long, or cookies are blocked. Go back and start again.",
-    )
+    let text = "It was open for too long, or cookies are blocked. Go back and start again.";
+    Page::new("This form is not good any more", "").text(text).link("/", "Sign in").answer(StatusCode::BAD_REQUEST)
 }
 
 /// A form that was written by us for the browser that sends it; any other is answered with a page.
@@ -243,7 +240,7 @@ impl FromRequest<Arc<EdgeState>> for OwnForm {
 fn login_failed(rejection: &Rejection) -> (StatusCode, String) {
     match rejection.kind {
         Kind::Unauthenticated => (StatusCode::BAD_REQUEST, rejection.message.clone()),
-        Kind::Limited => (StatusCode::TOO_MANY_REQUESTS, format!("{} {}", rejection.message, "Wait a moment, then try again.")),
+        Kind::Limited => (StatusCode::TOO_MANY_REQUESTS, format!("{} {}", rejection.message, rejection.hint)),
         _ => (StatusCode::SERVICE_UNAVAILABLE, rejection.message.clone()),
     }
 }
@@ -356,20 +353,20 @@ fn code_page(code: &str) -> Page {
 
 async fn device_shown(state: &EdgeState, cookies: Cookies, browser: &Browser, code: &str) -> Response {
     match state.app.device_by_code(browser, code).await {
-        Ok(device) => cookies.page(state, StatusCode::OK, device_page(browser, &device, code)),
+        Ok(device) => cookies.page(state, StatusCode::OK, device_page(browser, &device)),
         Err(rejection) => cookies.page(state, StatusCode::BAD_REQUEST, code_page(code).warning(&rejection.message)),
     }
 }
 
-fn device_page(browser: &Browser, device: &DeviceAnswer, code: &str) -> Page {
+fn device_page(browser: &Browser, device: &DeviceAnswer) -> Page {
     let items: Vec<(String, String)> = device.scopes.iter().flatten().map(|scope| (scope_text(scope), scope.clone())).collect();
     let mut page = Page::new(&format!("Connect {}?", device.client), "")
         .text(&format!("You are signed in as {} ({}). The device will be able to:", browser.name, browser.slug));
     page = if device.scopes.is_none() { page.text("Do everything that you may do.") } else { page.list(&items) };
     page.warning("Go on only if you have the device before you and it shows this code. Nobody from support will ever ask for it.")
-        .text(code)
+        .code(&device.user_code)
         .hidden("step", "consent")
-        .hidden("user_code", code)
+        .hidden("user_code", &device.user_code)
         .button("decision", "deny", "Deny")
         .button("decision", "allow", "Connect")
 }

@@ -54,6 +54,12 @@ impl Page {
         self
     }
 
+    /// A code that people compare.
+    pub fn code(mut self, code: &str) -> Self {
+        self.above += &format!("<p class=\"code\">{}</p>", escaped(code));
+        self
+    }
+
     /// A paragraph that must not be overlooked.
     pub fn warning(mut self, text: &str) -> Self {
         self.above += &format!("<p class=\"warning\" role=\"alert\">{}</p>", escaped(text));

@@ -133,7 +133,16 @@ pub async fn logout(client: &mut Client, output: Output) -> anyhow::Result<()> {
     let locked = store.lock()?;
     let mut stored = locked.load()?;
     stored.logins.remove(client.base());
-    stored.current = stored.current.filter(|current| current != client.base());
+    if stored.current.as_deref() == Some(client.base()) {
+        // With one login left, that is the one that is meant from now on.
+        stored.current = stored.logins.keys().next().filter(|_| stored.logins.len() == 1).cloned();
+    }
     locked.save(&stored)?;
+    if let Some(other) = &stored.current {
+        print::note(&format!("Commands go to {other} now."));
+    } else if !stored.logins.is_empty() {
+        let others: Vec<&str> = stored.logins.keys().map(String::as_str).collect();
+        print::note(&format!("Logins are left at {}; name one with --server.", others.join(", ")));
+    }
     output.done(&format!("Logged out at {}.", client.base()))
 }

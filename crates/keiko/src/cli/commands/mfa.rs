@@ -2,8 +2,10 @@
 //!
 //! Owns the command's arguments. Never takes a code as an argument, where others could read it in time.
 
+use crate::cli::answer::Answer;
 use crate::cli::call::Call;
 use crate::cli::client::Client;
+use crate::cli::error::is_code;
 use crate::cli::{Output, input, print, table};
 use clap::Subcommand;
 use serde_json::json;
@@ -29,10 +31,14 @@ pub enum MfaCommand {
 
 /// A code: of the environment, else asked for.
 pub fn code() -> anyhow::Result<String> {
-    match std::env::var("KEIKO_CODE") {
-        Ok(code) if !code.is_empty() => Ok(code),
-        _ => input::line("Code of your app (or a recovery code):", "set KEIKO_CODE"),
+    match given() {
+        Some(code) => Ok(code),
+        None => input::line("Code of your app (or a recovery code):", "set KEIKO_CODE"),
     }
+}
+
+fn given() -> Option<String> {
+    std::env::var("KEIKO_CODE").ok().filter(|code| !code.is_empty())
 }
 
 /// Runs `keiko mfa`.
@@ -53,11 +59,11 @@ pub async fn run(command: MfaCommand, client: &mut Client, output: Output) -> an
 async fn enrol(client: &mut Client, output: Output) -> anyhow::Result<()> {
     let begun = client.send(Call::post("auth/mfa/actions/begin", json!({}))).await?;
     print::note(&format!(
-        "Add this to your app, by hand or as a QR code of the second line:\n\n  {}\n  {}\n",
+        "Add this to your app, by hand or with a QR code that you make of the second line:\n\n  {}\n  {}\n",
         begun.text("secret")?,
         begun.text("uri")?
     ));
-    let confirmed = client.send(Call::post("auth/mfa/actions/confirm", json!({ "code": code()? }))).await?;
+    let confirmed = confirm(client).await?;
     match output {
         Output::Json => output.one(confirmed.data())?,
         Output::Table => {
@@ -68,4 +74,20 @@ async fn enrol(client: &mut Client, output: Output) -> anyhow::Result<()> {
     }
     print::note("These recovery codes stand in for a lost app, each once. This is the only time they are shown.");
     Ok(())
+}
+
+/// Shows that the app works. The secret stays the same until a code is right, or nobody goes on.
+async fn confirm(client: &mut Client) -> anyhow::Result<Answer> {
+    loop {
+        let typed = match given() {
+            Some(code) => code,
+            None => input::line("Code that the app shows now:", "run it on a terminal; programs use /api/v1/auth/mfa")?,
+        };
+        match client.send(Call::post("auth/mfa/actions/confirm", json!({ "code": typed }))).await {
+            Err(error) if is_code(&error, "MFA_CODE_INVALID") && given().is_none() && !typed.is_empty() => {
+                print::note("That is not the code of this secret and this moment. Try the one that the app shows now.");
+            }
+            answered => return answered,
+        }
+    }
 }
