@@ -687,6 +687,30 @@ def logged_in(keiko, home, *flags):
     raise AssertionError(f"no address to open: {login.communicate()}")
 
 
+def test_should_ask_again_for_the_code_of_the_same_secret(keiko, admin, tmp_path):
+    import os
+    import pty
+    import re
+    import subprocess
+
+    from harness import binary, clean_env
+
+    person = keiko.user(admin, ["user"])
+    env = clean_env(tmp_path, {"KEIKO_SERVER": keiko.url, "KEIKO_PASSWORD": person.password})
+    subprocess.run([str(binary()), "login", person.name], env=env, check=True, capture_output=True)
+    typing, terminal = pty.openpty()
+    enrol = subprocess.Popen([str(binary()), "mfa", "enrol"], env=env, stdin=terminal, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    secret = next(found[1] for line in enrol.stderr if (found := re.search(r"^  ([A-Z2-7]{32})$", line)))
+    os.write(typing, b"000000\n")
+    assert next(line for line in enrol.stderr if "Try the one" in line)
+    os.write(typing, f"{totp(secret)}\n".encode())
+    codes, _ = enrol.communicate(timeout=20)
+    os.close(typing)
+    os.close(terminal)
+    assert enrol.returncode == 0 and len(codes.split()) == 10
+    refused(keiko.client().post("/auth/login", {"username": person.name, "password": person.password}), 401, "MFA_REQUIRED")
+
+
 @pytest.mark.parametrize("flag", ["--browser", "--device"])
 def test_should_log_the_command_line_in_with_a_browser(keiko, admin, tmp_path, flag):
     from harness import command
