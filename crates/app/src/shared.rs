@@ -44,7 +44,7 @@ impl App {
     fn untold(&self) -> Option<Told> {
         let mut shown = self.0.assertions.untold();
         shown.truncate(TOLD_MAX);
-        let told = Told { taken: self.taken(), tried: self.0.throttle.untold(), shown };
+        let told = Told { taken: self.taken(), tried: self.0.throttle.untold(self.env().now()), shown };
         (!told.taken.is_empty() || !told.tried.is_empty() || !told.shown.is_empty()).then_some(told)
     }
 }

@@ -19,6 +19,8 @@ const WAIT_MS_MAX: u64 = 15 * 60_000;
 const FREE_FAILURES_ANYWHERE: u32 = 100;
 /// The longest wait because of them: it slows guessing from many addresses, and shuts nobody out.
 const WAIT_ANYWHERE_MS_MAX: u64 = 30_000;
+/// How long a try may be under way: it counts as failed here, and is told to others only when it did not succeed by then.
+const UNDER_WAY_MS: u64 = 1_000;
 /// Accounts that are remembered.
 const ENTRIES_MAX: usize = 10_000;
 
@@ -39,6 +41,9 @@ pub(crate) struct Tries {
     succeeded: bool,
     /// Failures after that.
     failed: u32,
+    /// When the last of them happened.
+    #[serde(skip)]
+    at: Timestamp,
 }
 
 struct Failures {
@@ -94,23 +99,29 @@ impl Throttle {
     fn failed(&self, key: String, now: Timestamp, tells: bool) {
         let mut inner = self.inner();
         if tells {
-            inner.untold.entry(key.clone()).or_default().failed += 1;
+            let tries = inner.untold.entry(key.clone()).or_default();
+            (tries.failed, tries.at) = (tries.failed + 1, now);
         }
         inner.failed(key, now);
     }
 
-    /// A try succeeded.
-    fn succeeded(&self, key: &str, tells: bool) {
+    /// A try succeeded. Others need to know only if there were failures before it.
+    fn succeeded(&self, key: &str, now: Timestamp, tells: bool) {
         let mut inner = self.inner();
-        if tells {
-            inner.untold.insert(key.to_owned(), Tries { succeeded: true, failed: 0 });
+        let had_failed = inner.failures.remove(key).is_some_and(|failures| failures.count > 1);
+        inner.untold.remove(key);
+        if tells && had_failed {
+            inner.untold.insert(key.to_owned(), Tries { succeeded: true, failed: 0, at: now });
         }
-        inner.failures.remove(key);
     }
 
-    /// What happened here and is not told yet.
-    pub fn untold(&self) -> Vec<(String, Tries)> {
-        gathered(&mut self.inner().untold)
+    /// What happened here, is not under way any more and not told yet.
+    pub fn untold(&self, now: Timestamp) -> Vec<(String, Tries)> {
+        let mut inner = self.inner();
+        let is_settled = |tries: &Tries| tries.failed == 0 || now.since_ms(tries.at) >= UNDER_WAY_MS;
+        let (mut settled, under_way) = std::mem::take(&mut inner.untold).into_iter().partition(|(_, tries)| is_settled(tries));
+        inner.untold = under_way;
+        gathered(&mut settled)
     }
 
     /// What happened at another replica.
@@ -155,7 +166,7 @@ impl App {
 
     /// Takes it back, with those before it.
     pub(crate) fn try_succeeded(&self, key: &str) {
-        self.0.throttle.succeeded(&self.throttle_key(key), self.tells());
+        self.0.throttle.succeeded(&self.throttle_key(key), self.env().now(), self.tells());
     }
 }
 
@@ -186,7 +197,7 @@ mod tests {
         throttle.failed("a".into(), Timestamp(0), false);
         assert_eq!(throttle.wait_ms("a", Timestamp(500)), 1_500);
         assert_eq!(throttle.wait_ms("b", Timestamp(0)), 0, "others are not slowed down");
-        throttle.succeeded("a", false);
+        throttle.succeeded("a", Timestamp(0), false);
         assert_eq!(throttle.wait_ms("a", Timestamp(0)), 0);
     }
 
@@ -207,22 +218,32 @@ mod tests {
     #[test]
     fn what_happened_at_one_counts_at_another() {
         let (here, there) = (Throttle::default(), Throttle::default());
-        let tell = || there.hear(here.untold(), Timestamp(0));
+        let tell = |now| there.hear(here.untold(Timestamp(now)), Timestamp(now));
+        let wait_ms = |now| there.wait_ms("a", Timestamp(now));
         for _ in 0..5 {
             here.failed("a".into(), Timestamp(0), true);
         }
-        tell();
-        assert_eq!(there.wait_ms("a", Timestamp(0)), 1_000);
-        tell();
-        assert_eq!(there.wait_ms("a", Timestamp(0)), 1_000, "told once");
-        here.succeeded("a", true);
-        here.failed("a".into(), Timestamp(0), true);
-        tell();
-        assert_eq!(there.wait_ms("a", Timestamp(0)), 0);
-        for _ in 0..4 {
-            there.failed("a".into(), Timestamp(0), true);
+        tell(900);
+        assert_eq!(wait_ms(900), 0, "they may be under way");
+        tell(1_000);
+        assert_eq!(wait_ms(1_000), 1_000);
+        tell(1_100);
+        assert_eq!(wait_ms(1_100), 900, "told once");
+        here.succeeded("a", Timestamp(1_200), true);
+        tell(1_200);
+        assert_eq!(wait_ms(1_200), 0);
+    }
+
+    #[test]
+    fn logins_that_succeed_count_nowhere() {
+        let (here, there) = (Throttle::default(), Throttle::default());
+        for now in (0..20).map(|n| Timestamp(n * 300)) {
+            here.failed("a".into(), now, true);
+            there.hear(here.untold(now), now);
+            here.succeeded("a", now, true);
+            there.hear(here.untold(now), now);
         }
-        assert_eq!(there.wait_ms("a", Timestamp(0)), 1_000, "the one after the success counts");
+        assert!(there.inner().failures.is_empty() && here.inner().untold.is_empty());
     }
 
     #[test]
