@@ -7,7 +7,7 @@ use crate::limits::network;
 use crate::recognise::ACCESS_TOKEN;
 use crate::watch::Seen;
 use crate::{Answer, Caller, passwords};
-use domain::identity::session::{OTP, Opened, PASSWORD, Session, SessionCommand, ended};
+use domain::identity::session::{Opened, PASSWORD, Session, SessionCommand, ended, is_multi_factor};
 use domain::identity::user::{User, UserCommand, UserKind, invalid_credentials, name_key, password_secret};
 use engine::{Context, Extras, Handled, Step};
 use kernel::id::{SessionId, TenantId, TokenId, UserId};
@@ -128,7 +128,7 @@ impl App {
         opened: Opened,
         context: &Context,
     ) -> Answer<Handled<Session>> {
-        let is_multi_factor = opened.amr.iter().any(|how| how == OTP);
+        let is_multi_factor = is_multi_factor(&opened.amr);
         let sign_in = UserCommand::SignIn { password_version: who.password_version, is_multi_factor };
         let steps = [Step::new::<Session>(session, SessionCommand::Open(Box::new(opened))), Step::on::<User>(who.user, sign_in)];
         self.opened(who.log, session, &steps, context).await

@@ -37,9 +37,9 @@ impl App {
                 .with("searched_id", id)
         })?;
         let fields = [IndexField::new("user", user.to_string()), IndexField::new("client", &consent.state.client)];
-        let ending = closing(&self.0.engine, caller.actor.tenant, &fields, "revoked").await?;
+        let ending = closing(&self.0.engine, caller.actor.tenant, &fields, "revoked", |_| true).await?;
         let mut steps = vec![Step::on::<Consent>(consent.stream, ConsentCommand::Revoke)];
-        steps.extend(ending.into_iter().map(|(_, step)| step));
+        steps.extend(ending);
         let done = self.0.engine.transact(caller.actor.tenant, &steps, &caller.context(), Extras::default()).await;
         done.map(|_| ()).map_err(of_handle)
     }

@@ -371,16 +371,21 @@ pub(crate) async fn sessions_of(
     kept: Option<SessionId>,
     reason: &str,
 ) -> Answer<Vec<Step>> {
-    let mut sessions = closing(engine, log, &[IndexField::new("user", user.to_string())], reason).await?;
-    sessions.retain(|(stream, _)| kept.is_none_or(|kept| *stream != kept.to_string()));
-    Ok(sessions.into_iter().map(|(_, step)| step).collect())
+    let is_other = |session: &Handled<Session>| kept.is_none_or(|kept| session.stream != kept.to_string());
+    closing(engine, log, &[IndexField::new("user", user.to_string())], reason, is_other).await
 }
 
-/// What closes the sessions with these fields, by stream.
-pub(crate) async fn closing(engine: &Engine, log: TenantId, fields: &[IndexField], reason: &str) -> Answer<Vec<(String, Step)>> {
+/// What closes the sessions with these fields that are meant.
+pub(crate) async fn closing(
+    engine: &Engine,
+    log: TenantId,
+    fields: &[IndexField],
+    reason: &str,
+    is_meant: impl Fn(&Handled<Session>) -> bool,
+) -> Answer<Vec<Step>> {
     let sessions = each::<Session>(engine, log, fields).await.map_err(crate::errors::of_store)?;
     let close = || SessionCommand::Close { reason: reason.to_owned() };
-    Ok(sessions.into_iter().map(|session| (session.stream.clone(), Step::on::<Session>(session.stream, close()))).collect())
+    Ok(sessions.into_iter().filter(is_meant).map(|session| Step::on::<Session>(session.stream, close())).collect())
 }
 
 /// The removal of everything that is sealed for a user.

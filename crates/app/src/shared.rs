@@ -60,7 +60,9 @@ pub(crate) async fn keep_shared(app: App) {
             looked_at = position;
             app.0.emergency.store(guard.emergency.is_some(), std::sync::atomic::Ordering::Relaxed);
         }
-        if let (Some(replicas), Some(told)) = (&app.0.replicas, app.untold()) {
+        if let Some(replicas) = &app.0.replicas
+            && let Some(told) = app.untold()
+        {
             replicas.tell_others(&told);
         }
         tokio::select! {

@@ -7,6 +7,7 @@ use crate::Answer;
 use crate::app::App;
 use crate::auth::{Authenticated, parse_handle};
 use crate::crypto::{fresh_secret, sha256_hex};
+use crate::identities::closing;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use domain::identity::client::{AuthMethod, GrantType};
 use domain::identity::consent::{Consent, ConsentCommand, Granted as ConsentGranted, consent_id};
@@ -18,6 +19,8 @@ use kernel::id::{SessionId, TenantId, UserId};
 use kernel::{ActorKind, ActorRef};
 use serde::Deserialize;
 
+/// Why sessions end.
+const LOGOUT: &str = "logout";
 /// How long a code is good.
 const CODE_TTL_MS: u64 = 60_000;
 /// How long a browser stays signed in.
@@ -419,12 +422,10 @@ impl App {
 
     async fn end_what_is_open(&self, tenant: TenantId, login: SessionId, context: &Context) -> Answer<()> {
         let fields = [kernel::IndexField::new("parent", login.to_string())];
-        let of_it = crate::workers::each::<Session>(&self.0.engine, tenant, &fields).await.map_err(crate::errors::of_store)?;
-        let itself = self.entity::<Session>(tenant, &login.to_string()).await?;
-        let ending = of_it.into_iter().chain(itself).filter(|session| !outlives_login(&session.state));
-        let close =
-            |session: Handled<Session>| Step::on::<Session>(session.stream, SessionCommand::Close { reason: "logout".into() });
-        let steps: Vec<Step> = ending.map(close).collect();
+        let ends = |session: &Handled<Session>| !outlives_login(&session.state);
+        let mut steps = closing(&self.0.engine, tenant, &fields, LOGOUT, ends).await?;
+        let itself = self.entity::<Session>(tenant, &login.to_string()).await?.filter(ends);
+        steps.extend(itself.map(|login| Step::on::<Session>(login.stream, SessionCommand::Close { reason: LOGOUT.into() })));
         if steps.is_empty() {
             return Ok(());
         }

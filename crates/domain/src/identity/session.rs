@@ -145,6 +145,11 @@ pub struct Closed {
     pub reason: String,
 }
 
+/// Whether somebody who was authenticated like this showed a second factor.
+pub fn is_multi_factor(amr: &[String]) -> bool {
+    amr.iter().any(|method| method == OTP)
+}
+
 kernel::events! {
     /// What happened to a session.
     SessionEvent {
@@ -218,7 +223,7 @@ impl Session {
 
     /// Whether the person showed a second factor.
     pub fn is_multi_factor(&self) -> bool {
-        self.amr.iter().any(|method| method == OTP)
+        is_multi_factor(&self.amr)
     }
 
     fn redeem(&self, presented_sha256: &str, refresh_sha256: Option<&String>, now: Timestamp) -> Result<SessionEvent, Rejection> {
