@@ -111,9 +111,7 @@ def test_should_lift_an_emergency_that_nobody_declared(new_keiko):
 
 
 def test_should_share_limits_between_replicas(tmp_path):
-    fleet = Fleet(tmp_path, 2, KEIKO_LIMIT_READ="200/m")
-    try:
-        fleet.start()
+    with Fleet(tmp_path, 2, KEIKO_LIMIT_READ="200/m") as fleet:
         first, second = fleet.replicas
         admin = first.login()
         key = done(admin.post("/api-keys", {"name": "k", "permissions": ["tasks.read"]}), 201)["attributes"]["key"]
@@ -122,14 +120,10 @@ def test_should_share_limits_between_replicas(tmp_path):
         left = until(lambda: (n := int(there.get("/tasks").headers["ratelimit-remaining"])) < 60 and n + 1, "the other replica knows", timeout=5)
         found = spent(there, "/tasks", 150)
         assert found[200] <= left + 12 and found[429] >= 80, found
-    finally:
-        fleet.close()
 
 
 def test_should_count_guesses_and_shown_assertions_on_every_replica(tmp_path):
-    fleet = Fleet(tmp_path, 2)
-    try:
-        fleet.start()
+    with Fleet(tmp_path, 2) as fleet:
         first, second = fleet.replicas
         admin = first.login()
         key = ec.generate_private_key(ec.SECP256R1())
@@ -163,14 +157,10 @@ def test_should_count_guesses_and_shown_assertions_on_every_replica(tmp_path):
         time.sleep(1)
         for _ in range(2):
             refused(first.client().post("/auth/login", {**right, "password": "wrong again"}), 401, "INVALID_CREDENTIALS")
-    finally:
-        fleet.close()
 
 
 def test_should_refuse_what_was_called_back_on_every_replica_within_a_second(tmp_path):
-    fleet = Fleet(tmp_path, 2)
-    try:
-        fleet.start()
+    with Fleet(tmp_path, 2) as fleet:
         first, second = fleet.replicas
         admin = first.login()
         for end in ("logout", "suspend", "key"):
@@ -192,14 +182,10 @@ def test_should_refuse_what_was_called_back_on_every_replica_within_a_second(tmp
             seconds = time.monotonic() - called_back
             print(f"{end}: refused on the other replica after {seconds * 1000:.0f} ms")
             assert seconds < 1
-    finally:
-        fleet.close()
 
 
 def test_should_delete_a_tenant_on_every_replica(tmp_path):
-    fleet = Fleet(tmp_path, 2)
-    try:
-        fleet.start()
+    with Fleet(tmp_path, 2) as fleet:
         first, second = fleet.replicas
         admin, slug, secret = first.login(), unique("team"), "another long password"
         found = {"slug": slug, "name": slug, "admin": {"username": "boss", "password": secret}}
@@ -217,5 +203,3 @@ def test_should_delete_a_tenant_on_every_replica(tmp_path):
         again = until(lambda: second.client().post("/auth/login", {"username": "boss", "password": secret, "tenant": slug}).json().get("data"), "the new one is there too")
         assert second.client(token=again["attributes"]["access_token"]).everything("/agents") == []
         assert boss.get("/tasks").status_code == 401
-    finally:
-        fleet.close()

@@ -37,6 +37,16 @@ class Fleet:
             replica.wait_until_ready()
         return self
 
+    def __enter__(self):
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_):
+        self.close()
+
     def leader(self):
         """The replica that leads the default tenant's log, and the others."""
         name = until(self._holder, "somebody leads")

@@ -1,10 +1,8 @@
 """HTTPS by the server itself: a certificate of its own or one that is given, and what clients are told over it."""
 
 import re
-import shutil
 import socket
 import ssl
-import subprocess
 
 import grpc
 import httpx2
@@ -12,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from harness import ADMIN_PASSWORD, command, until
+from mailbox import certificate
 
 
 @pytest.fixture(scope="module")
@@ -78,25 +77,15 @@ def test_should_speak_nothing_older_than_tls_1_3(served):
 
 
 def test_should_take_a_replaced_certificate_over_without_a_restart(tmp_path, new_keiko, served):
-    if not shutil.which("openssl"):
-        pytest.skip("no openssl to make certificates with")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-
-    def make(days):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", str(days), "-subj", "/CN=localhost",
-             "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert], check=True, capture_output=True,
-        )
-
-    make(2)
-    keiko = new_keiko(env={"KEIKO_TLS_CERT": str(cert), "KEIKO_TLS_KEY": str(key)}).spawn()
+    (cert, key), authority = certificate(tmp_path)
+    keiko = new_keiko(env={"KEIKO_TLS_CERT": cert, "KEIKO_TLS_KEY": key}).spawn()
     until(lambda: "listening on https://" in keiko.stdout() or not keiko.alive(), "it listens")
     url = next(line.split()[-1] for line in keiko.stdout().splitlines() if line.startswith("listening on"))
     port = int(url.rsplit(":", 1)[1])
     before = ssl.get_server_certificate(("127.0.0.1", port))
-    make(3)
+    certificate(tmp_path)
     until(lambda: ssl.get_server_certificate(("127.0.0.1", port)) != before, "the new certificate is served", timeout=15, every=0.2)
-    with client(cert) as http:
+    with client(authority) as http:
         assert http.get(f"{url}/ready").status_code == 200
 
 
