@@ -23,8 +23,9 @@ def test_should_say_how_much_is_left_and_when_to_come_back(new_keiko):
     admin = keiko.login()
     first = admin.get("/tasks")
     assert (first.headers["ratelimit-limit"], first.headers["ratelimit-remaining"]) == ("20", "19")
-    assert spent(admin, "/tasks", 25) == {200: 19, 429: 6}
-    answer = admin.get("/tasks")
+    # One more comes in each 3 s that the machine may take.
+    assert 19 <= spent(admin, "/tasks", 30)[200] <= 24
+    answer = until(lambda: (answer := admin.get("/tasks")).status_code == 429 and answer, "all are spent")
     refused(answer, 429, "RATE_LIMITED")
     assert answer.headers["ratelimit-remaining"] == "0" and 1 <= int(answer.headers["retry-after"]) <= 3
     assert int(answer.headers["ratelimit-reset"]) >= 50
@@ -80,7 +81,7 @@ def test_should_give_a_tenant_limits_of_its_own(new_keiko):
 
 
 def test_should_look_at_no_more_credentials_of_an_address_that_guesses(new_keiko):
-    keiko = new_keiko(env={"KEIKO_LIMIT_ADDRESS": "15/m", "KEIKO_LIMIT_AUTH": "8/m"}).start()
+    keiko = new_keiko(env={"KEIKO_LIMIT_ADDRESS": "15/h", "KEIKO_LIMIT_AUTH": "8/h"}).start()
     admin = keiko.login()
     guesses = collections.Counter(keiko.client(api_key=f"kk_default_{n}").get("/tasks").status_code for n in range(30))
     assert guesses == {401: 15, 429: 15}
@@ -98,7 +99,7 @@ def test_should_become_strict_in_one_call_and_normal_in_another(new_keiko):
     done(admin.post("/security/actions/declare-emergency", {"reason": "stolen laptop"}))
     assert done(admin.get("/security/guard"))["attributes"]["emergency"] == "stolen laptop"
     strict = keiko.user(keiko.login(), ["developer"])
-    assert spent(strict, "/tasks", 150)[429] >= 40, "a tenth"
+    assert spent(strict, "/tasks", 300)[429] >= 40, "a tenth"
     done(admin.post("/security/actions/lift-emergency", {}))
     free = keiko.user(admin, ["developer"])
     assert spent(free, "/tasks", 150) == {200: 150}
@@ -111,7 +112,7 @@ def test_should_lift_an_emergency_that_nobody_declared(new_keiko):
 
 
 def test_should_share_limits_between_replicas(tmp_path):
-    with Fleet(tmp_path, 2, KEIKO_LIMIT_READ="200/m") as fleet:
+    with Fleet(tmp_path, 2, KEIKO_LIMIT_READ="200/h") as fleet:
         first, second = fleet.replicas
         admin = first.login()
         key = done(admin.post("/api-keys", {"name": "k", "permissions": ["tasks.read"]}), 201)["attributes"]["key"]
@@ -119,7 +120,7 @@ def test_should_share_limits_between_replicas(tmp_path):
         assert spent(here, "/tasks", 150) == {200: 150}
         left = until(lambda: (n := int(there.get("/tasks").headers["ratelimit-remaining"])) < 60 and n + 1, "the other replica knows", timeout=5)
         found = spent(there, "/tasks", 150)
-        assert found[200] <= left + 12 and found[429] >= 80, found
+        assert found[200] <= left and found[429] >= 90, found
 
 
 def test_should_count_guesses_and_shown_assertions_on_every_replica(tmp_path):
