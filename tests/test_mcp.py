@@ -132,7 +132,7 @@ def test_should_refuse_what_is_no_message(admin):
     def status(content):
         return admin._http.post("/mcp", content=content, headers={**admin.headers, "Content-Type": "application/json"}).status_code
 
-    assert [status(c) for c in ("{", "[]", "7", '{"id": 1}', '{"id": null, "method": "ping"}', "[" * 500)] == [400, 400, 400, 202, 400, 400]
+    assert [status(c) for c in ("{", "[]", "7", '{"id": 1}', '{"id": null, "method": "ping"}', "[" * 500)] == [400] * 6
     assert status('{"jsonrpc": "2.0", "method": "notifications/initialized"}') == 202
     assert ask(admin, "no/such").json()["error"]["code"] == -32601
     assert call(admin, "nobody__nothing")["error"]["code"] == -32602

@@ -76,6 +76,8 @@ def main():
             answer(asked, {})
         elif asked.get("method") == "tools/call":
             call(asked)
+        elif "id" in asked:
+            say({"jsonrpc": "2.0", "id": asked["id"], "error": {"code": -32601, "message": "Method not found"}})
 
 
 main()

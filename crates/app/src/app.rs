@@ -169,6 +169,8 @@ pub(crate) struct Inner {
     pub gateway: Gateway,
     /// Where mails go, if any do.
     pub postbox: Option<Postbox>,
+    /// The name of this process: never the same twice.
+    pub process: String,
     /// The other processes on the same store, if there may be any.
     pub replicas: Option<Arc<Replicas>>,
     /// Held by whoever starts a tenant's workers.
@@ -213,6 +215,7 @@ impl App {
         let Ground { engine, journal, gateway, reports, postbox, membership } = ground;
         let crypto = Crypto::new(keys).map_err(internal)?;
         let replicas = membership.map(|membership| Arc::new(Replicas::join(engine.env(), membership)));
+        let process = replicas.as_ref().map_or_else(|| kernel::text::hex(&engine.env().bytes::<8>()), |all| all.name.clone());
         let (root, bootstrap) = root(&engine, keys, &crypto, replicas.as_deref(), admin_password).await?;
         check_keys(&engine, root, keys).await?;
         let app = App(Arc::new(Inner {
@@ -238,6 +241,7 @@ impl App {
             journal,
             gateway,
             postbox,
+            process,
             replicas,
             starting: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),

@@ -29,6 +29,7 @@ pub(crate) fn kinds() -> Kinds {
         .and::<domain::queue::Queue>()
         .and::<domain::mcp_server::McpServer>()
         .and::<domain::tool::Tool>()
+        .and::<domain::virtual_server::VirtualServer>()
         .and::<domain::erasure::Erasure>()
         .and::<domain::rebuild::Rebuild>()
         .and::<domain::consumer_group::ConsumerGroup>()

@@ -35,6 +35,7 @@ mod kinds;
 mod known;
 mod limits;
 mod mails;
+pub mod mcp;
 mod mcp_servers;
 mod mfa;
 pub mod oauth;
@@ -84,7 +85,7 @@ pub use replicas::Membership;
 pub use tasks::{HistoryEntry, NewTask, TaskView};
 pub use tenants::NewTenant;
 pub use timeline::{Change, Changes};
-pub use tools::{ListedTool, ToolCall, ToolStatus};
+pub use tools::{ListedTool, ToolCall, ToolResult, ToolStatus};
 
 pub use views::ViewStatus;
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use domain::mcp_server::{Introduced, McpServer, McpServerCommand, ServerProfile, Transport, name_key, not_found};
 use domain::tool::{Manifest, Tool, ToolCommand, tool_id};
 use engine::{Context, Executor, Extras, HandleError, Handled, Step};
-use gateway::{Happening, Introduction, Report, Spec, ToolListing};
+use gateway::{Happening, Introduction, Offers, Report, Spec, ToolListing};
 use kernel::id::{McpServerId, TenantId};
 use kernel::{ActorRef, IndexField, Kind, Process, Recorded, Rejection, Timestamp, limits};
 use serde_json::json;
@@ -434,9 +434,10 @@ async fn write_down(app: &App, report: &Report) -> Result<(), HandleError> {
     let mut steps = vec![];
     let command = match &report.what {
         Happening::Failed(reason) => McpServerCommand::MarkFailed { reason: reason.clone() },
-        Happening::Ready(introduction, listed) => {
-            steps = changes(app, tenant, id, &server.state, listed).await?;
-            McpServerCommand::MarkReady(introduced(introduction, listed.len()))
+        Happening::Ready(introduction, offers) => {
+            let Offers { tools, .. } = &**offers;
+            steps = changes(app, tenant, id, &server.state, tools).await?;
+            McpServerCommand::MarkReady(introduced(introduction, tools.len()))
         }
     };
     steps.push(Step::on::<McpServer>(id, command));
@@ -460,7 +461,7 @@ async fn changes(
     for listing in listed {
         let stream = tool_id(id, &listing.name).to_string();
         let is_as_known =
-            |tool: &Handled<Tool>| tool.stream == stream && tool.state.is_listed && tool.state.manifest.hash == listing.hash;
+            |tool: &Handled<Tool>| tool.stream == stream && tool.state.is_listed && tool.state.manifest == manifest(listing);
         if !known.iter().any(is_as_known) {
             let command = ToolCommand::Observe {
                 server_id: id,
@@ -482,6 +483,7 @@ fn manifest(listing: &ToolListing) -> Manifest {
         description: listing.description.clone(),
         input_schema: listing.input_schema.clone(),
         output_schema: listing.output_schema.clone(),
+        more: listing.more.clone(),
         hash: listing.hash.clone(),
     }
 }

@@ -88,6 +88,11 @@ impl Replicas {
         Replicas { cluster, name: replica, held, live, outbox, seen: Mutex::default() }
     }
 
+    /// Whether a process is there.
+    pub fn is_live(&self, name: &str) -> bool {
+        self.live.borrow().iter().any(|live| live == name)
+    }
+
     /// Hands claims to the replica whose request they answer.
     pub fn deliver(&self, replica: &str, delivery: &Delivery) {
         self.send(to_replica(replica), delivery);

@@ -1,21 +1,19 @@
 //! Tools: list, find, approve, call. Every call is authorised, checked against the tool's schema, bounded, and recorded.
 
 use crate::app::App;
-use crate::errors::of_store;
 use crate::journal::Values;
-use crate::workers::each;
+use crate::schema::Schemas;
 use crate::{Answer, Caller};
 use domain::mcp_server::{McpServer, ServerStatus};
 use domain::task::Task;
 use domain::tool::{Tool, ToolCommand, name_key, not_found};
 use engine::{Extras, Handled, Step};
-use gateway::{CallError, ToolResult};
+use gateway::{Ask, CallError, Client, Method, Outcome};
 use kernel::id::{AgentId, CallId, TaskId, ToolId};
 use kernel::journal::Class;
 use kernel::{ActorKind, Json, Kind, Rejection};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Whether a tool can be called.
@@ -32,6 +30,16 @@ pub enum ToolStatus {
 }
 
 impl ToolStatus {
+    /// Of a tool whose server is so.
+    pub(crate) fn of(tool: &Tool, server: Option<ServerStatus>) -> Self {
+        match server {
+            _ if !tool.is_listed => ToolStatus::Withdrawn,
+            _ if !tool.is_approved() => ToolStatus::NeedsApproval,
+            Some(ServerStatus::Ready) => ToolStatus::Ready,
+            _ => ToolStatus::Unavailable,
+        }
+    }
+
     /// The word shown.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -49,6 +57,40 @@ pub struct ListedTool {
     pub tool: Handled<Tool>,
     /// Whether it can be called.
     pub status: ToolStatus,
+}
+
+/// What a tool answered.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ToolResult {
+    /// Whether the tool says that it failed.
+    #[serde(default)]
+    pub is_error: bool,
+    /// Content blocks, as they came.
+    #[serde(default = "nothing")]
+    pub content: Json,
+    /// Structured result, as it came.
+    pub structured_content: Option<Json>,
+}
+
+impl ToolResult {
+    /// What a server's answer says.
+    pub(crate) fn read(answer: &Json) -> Result<Self, String> {
+        let result: ToolResult = serde_json::from_str(answer.text()).map_err(|e| e.to_string())?;
+        if !result.content.text().starts_with('[') {
+            return Err("its content is no list".into());
+        }
+        Ok(result)
+    }
+
+    /// An answer that is no result of a tool: handed on and recorded as it is.
+    pub(crate) fn unread(answer: &Json) -> Self {
+        ToolResult { is_error: false, content: answer.clone(), structured_content: None }
+    }
+}
+
+fn nothing() -> Json {
+    Json::of(&json!([])).unwrap_or_default()
 }
 
 /// A call that was answered.
@@ -97,7 +139,7 @@ impl App {
     pub async fn tool(&self, caller: &Caller, id_or_name: &str) -> Answer<ListedTool> {
         let tool = self.tool_record(caller, id_or_name).await?;
         let server = self.read::<McpServer>(caller, &tool.state.server_id.to_string()).await?;
-        let status = status(&tool.state, server.as_ref().map(|server| server.state.status));
+        let status = ToolStatus::of(&tool.state, server.as_ref().map(|server| server.state.status));
         Ok(ListedTool { tool, status })
     }
 
@@ -115,16 +157,17 @@ impl App {
 
     /// Tools by name; with a query those that have all its words, best first. Answers them and the position.
     pub async fn tools(&self, caller: &Caller, query: &str) -> Answer<(Vec<ListedTool>, u64)> {
-        let tenant = caller.actor.tenant;
-        let position = self.position(tenant);
-        let servers = each::<McpServer>(self.engine(), tenant, &[]).await.map_err(of_store)?;
-        let servers: BTreeMap<String, ServerStatus> = servers.into_iter().map(|s| (s.stream, s.state.status)).collect();
+        let position = self.position(caller.actor.tenant);
+        let runtime = self.runtime(caller)?;
+        runtime.catalogued.reaches(position).await;
         let words: Vec<String> = query.split_whitespace().map(str::to_lowercase).collect();
         let mut found = vec![];
-        for tool in each::<Tool>(self.engine(), tenant, &[]).await.map_err(of_store)? {
+        let known = runtime.catalogue.known();
+        for tool in known.tools.values() {
             let Some(fit) = fit(&tool.state, &words) else { continue };
-            let status = status(&tool.state, servers.get(&tool.state.server_id.to_string()).copied());
-            found.push((std::cmp::Reverse(fit), tool.state.name(), ListedTool { tool, status }));
+            let server = known.servers.get(&tool.state.server_id);
+            let status = ToolStatus::of(&tool.state, server.map(|server| server.state.status));
+            found.push((std::cmp::Reverse(fit), tool.state.name(), ListedTool { tool: (**tool).clone(), status }));
         }
         found.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         Ok((found.into_iter().map(|(_, _, tool)| tool).collect(), position))
@@ -138,7 +181,10 @@ impl App {
         // What was looked at is approved, and nothing that came in between.
         let caller = Caller { if_match: Some(caller.if_match.unwrap_or(tool.version)), ..caller.clone() };
         let step = Step::on::<Tool>(&tool.stream, ToolCommand::Approve);
-        self.execute::<Tool>(&caller, step, Extras::default()).await?;
+        let approved = self.execute::<Tool>(&caller, step, Extras::default()).await?;
+        if let Ok(id) = approved.stream.parse() {
+            self.runtime(&caller)?.catalogue.put_tool(id, approved);
+        }
         self.tool(&caller, &tool.stream).await
     }
 
@@ -159,6 +205,22 @@ impl App {
         let begun = self.env().now();
         let outcome = self.checked_call(caller, &tool, &arguments, timeout_ms).await;
         let duration_ms = self.env().now().since_ms(begun);
+        self.record_call(caller, id, &tool, task_id, &arguments, outcome.as_ref(), duration_ms);
+        Ok(ToolCall { id, result: outcome.map_err(|e| e.with("call_id", id))?, tool, task_id, duration_ms })
+    }
+
+    /// Writes a call down, whichever way it came.
+    #[expect(clippy::too_many_arguments, reason = "an entry has that many parts")]
+    pub(crate) fn record_call(
+        &self,
+        caller: &Caller,
+        id: CallId,
+        tool: &Handled<Tool>,
+        task_id: Option<TaskId>,
+        arguments: &Json,
+        outcome: Result<&ToolResult, &Rejection>,
+        duration_ms: u64,
+    ) {
         let mut values = Values::default();
         let entry = CallEntry {
             call_id: id,
@@ -166,18 +228,17 @@ impl App {
             tool_id: &tool.stream,
             server: &tool.state.server,
             task_id,
-            arguments: values.put(&arguments),
-            result: outcome.as_ref().ok().map(|result| ResultEntry {
+            arguments: values.put(arguments),
+            result: outcome.ok().map(|result| ResultEntry {
                 is_error: result.is_error,
                 content: values.put(&result.content),
                 structured_content: result.structured_content.as_ref().map(|value| values.put(value)),
             }),
-            error: outcome.as_ref().err().map(|e| ErrorEntry { code: e.code, message: &e.message }),
+            error: outcome.err().map(|e| ErrorEntry { code: e.code, message: &e.message }),
             duration_ms,
         };
         let kind = if outcome.is_ok() { "tools.call.finished" } else { "tools.call.failed" };
         self.observe(caller, Class::ToolCall, kind, &entry, values);
-        Ok(ToolCall { id, result: outcome.map_err(|e| e.with("call_id", id))?, tool, task_id, duration_ms })
     }
 
     /// An agent names only tasks that it holds.
@@ -204,26 +265,47 @@ impl App {
         timeout_ms: Option<u64>,
     ) -> Answer<ToolResult> {
         let (state, name) = (&tool.state, tool.state.name());
-        if !state.is_listed {
-            return Err(unavailable(&name, "its server does not list it any more"));
-        }
-        if !state.is_approved() {
-            return Err(not_approved(&name));
-        }
-        let problems = self.0.schemas.problems(&state.manifest.input_schema, &arguments.value(), "/arguments");
-        if !problems.is_empty() {
-            let message = format!("The arguments do not meet the input schema of the tool '{name}'.");
-            let hint = "Correct what details.errors names; GET /api/v1/tools/{id} shows the schema.";
-            return Err(Rejection::new(Kind::Refused, "ARGUMENTS_INVALID", message, hint).with("errors", problems));
-        }
+        check_callable(state, &name)?;
+        problems_of_arguments(&self.0.schemas, state, &name, arguments)?;
         let timeout = timeout_ms.map_or(self.0.gateway.settings().call_timeout, Duration::from_millis);
         let key = gateway::Key { tenant: caller.actor.tenant, server: state.server_id };
-        let called = self.0.gateway.call(key, &state.manifest.tool, &state.manifest.hash, arguments, timeout).await;
-        called.map_err(|error| of_call(&name, error))
+        let params = vec![("arguments", arguments.clone())];
+        let ask =
+            Ask { method: Method::CallTool, name: state.manifest.tool.clone(), params, meta: Default::default(), answers: None };
+        // Whoever calls over this interface cannot be asked back.
+        let asked = self.0.gateway.ask(key, ask, Some(&state.manifest.hash), Client::default(), None, timeout).await;
+        let outcome = asked.map_err(|error| of_call(&name, error))?;
+        let Outcome::Complete(result) = outcome else {
+            return Err(of_call(&name, CallError::Unusable("it asks for more input".into())));
+        };
+        ToolResult::read(&result).map_err(|problem| of_call(&name, CallError::Unusable(problem)))
     }
 }
 
-fn of_call(name: &str, error: CallError) -> Rejection {
+/// A tool that is listed, as it was approved.
+pub(crate) fn check_callable(tool: &Tool, name: &str) -> Answer<()> {
+    if !tool.is_listed {
+        return Err(unavailable(name, "its server does not list it any more"));
+    }
+    if !tool.is_approved() {
+        return Err(not_approved(name));
+    }
+    Ok(())
+}
+
+/// Arguments that meet a tool's schema.
+pub(crate) fn problems_of_arguments(schemas: &Schemas, tool: &Tool, name: &str, arguments: &Json) -> Answer<()> {
+    let problems = schemas.problems(&tool.manifest.input_schema, &arguments.value(), "/arguments");
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let message = format!("The arguments do not meet the input schema of the tool '{name}'.");
+    let hint = "Correct what details.errors names; GET /api/v1/tools/{id} shows the schema.";
+    Err(Rejection::new(Kind::Refused, "ARGUMENTS_INVALID", message, hint).with("errors", problems))
+}
+
+/// What a failed call means to whoever called.
+pub(crate) fn of_call(name: &str, error: CallError) -> Rejection {
     let upstream = |code, hint: &str| Rejection::new(Kind::Upstream, code, format!("The tool '{name}' failed: {error}."), hint);
     match &error {
         CallError::NotReady(reason) => unavailable(name, reason),
@@ -235,6 +317,7 @@ fn of_call(name: &str, error: CallError) -> Rejection {
         CallError::Lost(_) => upstream("TOOL_LOST", "It may have done its work: look before calling again."),
         CallError::Refused(..) => upstream("TOOL_REFUSED", "Correct the arguments; the message is the server's own."),
         CallError::Unusable(_) => upstream("TOOL_ANSWER_UNUSABLE", "Ask for less, for example in pages."),
+        CallError::Gone => upstream("TOOL_LOST", "Call it again."),
     }
 }
 
@@ -247,15 +330,6 @@ fn not_approved(name: &str) -> Rejection {
     let message = format!("The tool '{name}' is not what was approved; it cannot be called until somebody approves it.");
     let hint = "Compare it with what you expect, then POST /api/v1/tools/{id}/actions/approve.";
     Rejection::new(Kind::Conflict, "TOOL_NOT_APPROVED", message, hint)
-}
-
-fn status(tool: &Tool, server: Option<ServerStatus>) -> ToolStatus {
-    match server {
-        _ if !tool.is_listed => ToolStatus::Withdrawn,
-        _ if !tool.is_approved() => ToolStatus::NeedsApproval,
-        Some(ServerStatus::Ready) => ToolStatus::Ready,
-        _ => ToolStatus::Unavailable,
-    }
 }
 
 /// How well a tool fits words: `None` when one is missing; a word in the name counts more than one in the description.

@@ -7,6 +7,7 @@ use crate::erasures::EraseWorker;
 use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
 use crate::groups::{self, GroupFollower, Groups};
 use crate::mails::{MailWorker, end_old};
+use crate::mcp::catalogue::{Catalogue, CatalogueFollower, CatalogueReader};
 use crate::removal::RemovalWorker;
 use crate::tenants::ProvisionWorker;
 use crate::views::RebuildWorker;
@@ -17,13 +18,16 @@ use domain::consumer_group::ConsumerGroup;
 use domain::erasure::Erasure;
 use domain::identity::mail::{Mail, Status as MailStatus};
 use domain::identity::tenant::Tenant;
+use domain::mcp_server::McpServer;
 use domain::process::dispatch::{Dispatch, DispatchSettings, LoadedTask};
 use domain::process::liveness::{Liveness, LivenessCommand};
 use domain::process::outstanding::{Erase, Outstanding, Provision, RebuildView, RemoveTenant, SendMail};
 use domain::queue::Queue;
 use domain::rebuild::Rebuild;
 use domain::task::{Status, Task};
+use domain::tool::Tool;
 use domain::view::stats::{AgentStats, AgentStatsView};
+use domain::virtual_server::VirtualServer;
 use engine::{Context, Engine, Executor, Extras, Handle, Handled, Projection, Step, drive, project};
 use gateway::Report;
 use kernel::id::{AgentId, TenantId};
@@ -43,6 +47,10 @@ pub(crate) struct TenantRuntime {
     pub waiters: Arc<Waiters>,
     /// Consumer groups.
     pub groups: Arc<Groups>,
+    /// What MCP servers offer.
+    pub catalogue: Arc<Catalogue>,
+    /// How far the catalogue has come.
+    pub catalogued: Handle<CatalogueFollower>,
     /// How far the fleet has come.
     pub follower: Handle<FleetFollower>,
     lead: RwLock<Option<Arc<Lead>>>,
@@ -153,6 +161,8 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
     for group in each::<ConsumerGroup>(engine, id, &[]).await? {
         groups.put(&group);
     }
+    let catalogue = catalogue(app, engine, id).await?;
+    let catalogue_reader = Arc::new(CatalogueReader { engine: engine.clone(), log: id, catalogue: catalogue.clone() });
     let follower = FleetFollower { fleet: fleet.clone(), commands: vec![] };
     let reader = Arc::new(FleetReader { engine: engine.clone(), log: id, fleet: fleet.clone() });
     let runtime = Arc::new(TenantRuntime {
@@ -160,6 +170,8 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
         fleet,
         waiters: Arc::default(),
         groups: groups.clone(),
+        catalogue,
+        catalogued: drive(engine, id, CatalogueFollower::default(), tail, catalogue_reader),
         follower: drive(engine, id, follower, tail.min(stats_position), reader),
         lead: RwLock::default(),
         turn: tokio::sync::Mutex::default(),
@@ -173,6 +185,21 @@ pub(crate) async fn start_tenant(app: &App, id: TenantId, slug: &str) -> Result<
     app.0.tenants.write().unwrap_or_else(PoisonError::into_inner).insert(slug.to_owned(), runtime);
     engine.env().spawn(mcp_servers::start_all(app.clone(), id));
     Ok(())
+}
+
+/// What is known of MCP servers.
+async fn catalogue(app: &App, engine: &Engine, id: TenantId) -> Result<Arc<Catalogue>, StoreError> {
+    let catalogue = Arc::new(Catalogue::new(id, app.0.gateway.clone()));
+    for server in each::<McpServer>(engine, id, &[]).await? {
+        server.stream.parse().into_iter().for_each(|id| catalogue.put_server(id, server.clone()));
+    }
+    for tool in each::<Tool>(engine, id, &[]).await? {
+        tool.stream.parse().into_iter().for_each(|id| catalogue.put_tool(id, tool.clone()));
+    }
+    for server in each::<VirtualServer>(engine, id, &[]).await? {
+        server.stream.parse().into_iter().for_each(|id| catalogue.put_virtual(id, server.clone()));
+    }
+    Ok(catalogue)
 }
 
 /// Ends what runs here for a tenant, if anything does.

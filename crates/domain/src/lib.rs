@@ -18,6 +18,7 @@ pub mod rebuild;
 pub mod task;
 pub mod tool;
 pub mod view;
+pub mod virtual_server;
 
 /// Reads an event of any context back and writes it again: the check that every stored shape stays readable.
 #[cfg(test)]

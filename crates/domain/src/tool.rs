@@ -17,7 +17,10 @@ pub struct Manifest {
     pub input_schema: Json,
     /// JSON Schema of its structured result.
     pub output_schema: Option<Json>,
-    /// SHA-256 of its whole listing entry in RFC 8785 form: also what is not shown here is pinned.
+    /// What else it says of itself: title, annotations, icons, and whatever is not known here.
+    #[serde(default)]
+    pub more: Json,
+    /// SHA-256 of its whole listing entry in RFC 8785 form.
     pub hash: String,
 }
 
@@ -73,8 +76,9 @@ pub struct Approved {
 kernel::events! {
     /// What happened to a tool.
     ToolEvent {
-        Discovered(Discovered) = "registry.tool.discovered" @ 1,
-        Changed(Changed) = "registry.tool.changed" @ 1,
+        // The first shape had no `more`.
+        Discovered(Discovered) = "registry.tool.discovered" @ 2 [1: Discovered],
+        Changed(Changed) = "registry.tool.changed" @ 2 [1: Changed],
         Withdrawn(Nothing) = "registry.tool.withdrawn" @ 1,
         Returned(Nothing) = "registry.tool.returned" @ 1,
         Approved(Approved) = "registry.tool.approved" @ 1,
@@ -224,6 +228,7 @@ mod tests {
             description: String::new(),
             input_schema: Json::empty_object(),
             output_schema: None,
+            more: Json::empty_object(),
             hash: hash.into(),
         };
         Observe { server_id: McpServerId::from_bytes([1; 16]), server: "files".into(), manifest, is_first_listing }

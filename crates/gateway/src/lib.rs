@@ -5,22 +5,24 @@
 //! down and never touches the store.
 
 mod document;
-mod mcp;
+mod lanes;
+pub mod mcp;
 mod postbox;
 mod process;
 mod target;
 mod upstream;
 
 pub use document::{Document, fetch};
-pub use mcp::{CallError, ToolListing, ToolResult};
+pub use mcp::{Answers, Ask, CallError, Client, Method, Note, Offer, Offers, Outcome, Resume, ToolListing};
 pub use postbox::{Letter, MailSettings, PostError, Postbox, Way, is_address, smtp_problem};
 pub use target::check as check_target;
 
 use kernel::id::{McpServerId, TenantId};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use upstream::Upstream;
 
 /// What can be set.
@@ -104,6 +106,8 @@ pub struct Introduction {
     pub version: String,
     /// The version of the protocol that was agreed on.
     pub protocol_version: String,
+    /// How it wants to be used.
+    pub instructions: Option<String>,
 }
 
 /// What happened to a server.
@@ -118,10 +122,28 @@ pub struct Report {
 /// See [`Report`].
 #[derive(Debug)]
 pub enum Happening {
-    /// It answered, or lists other tools than before.
-    Ready(Introduction, Vec<ToolListing>),
+    /// It answered, or offers something else than before.
+    Ready(Introduction, Arc<Offers>),
     /// It could not be reached, or ended.
     Failed(String),
+}
+
+/// Something that a server told, for whoever follows it.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Which server.
+    pub key: Key,
+    /// What changed.
+    pub what: What,
+}
+
+/// See [`Change`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// One of its lists.
+    List(mcp::ListKind),
+    /// The resource with this URI.
+    Resource(String),
 }
 
 /// Every upstream. Cheap to clone.
@@ -131,19 +153,47 @@ pub struct Gateway(Arc<Inner>);
 struct Inner {
     settings: GatewaySettings,
     reports: mpsc::Sender<Report>,
+    changes: Arc<Changes>,
+    conversations: Arc<mcp::Conversations>,
     upstreams: Mutex<BTreeMap<Key, Arc<Upstream>>>,
     /// Who changes a server now; one at a time.
     turns: Mutex<BTreeMap<Key, Arc<tokio::sync::Mutex<()>>>>,
 }
 
+/// What servers tell, and how often that was something new about their lists.
+struct Changes {
+    sender: broadcast::Sender<Change>,
+    generation: AtomicU64,
+}
+
+impl Changes {
+    fn tell(&self, change: Change) {
+        if let What::List(_) = change.what {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        // Nobody may be listening.
+        let _ = self.sender.send(change);
+    }
+}
+
 /// Reports that wait to be written down; a server waits when there are more.
 const REPORTS_MAX: usize = 64;
+/// Changes that a slow follower may be behind; it misses what is older.
+const CHANGES_MAX: usize = 1_024;
 
 impl Gateway {
     /// No upstreams yet, and where they report to.
     pub fn new(settings: GatewaySettings) -> (Gateway, mpsc::Receiver<Report>) {
         let (reports, receiver) = mpsc::channel(REPORTS_MAX);
-        (Gateway(Arc::new(Inner { settings, reports, upstreams: Mutex::default(), turns: Mutex::default() })), receiver)
+        let inner = Inner {
+            settings,
+            reports,
+            changes: Arc::new(Changes { sender: broadcast::Sender::new(CHANGES_MAX), generation: AtomicU64::new(0) }),
+            conversations: Arc::default(),
+            upstreams: Mutex::default(),
+            turns: Mutex::default(),
+        };
+        (Gateway(Arc::new(inner)), receiver)
     }
 
     /// The settings.
@@ -161,8 +211,10 @@ impl Gateway {
     /// Starts a server, after ending what ran under the same key. Call it within a [`Gateway::turn`].
     pub async fn put(&self, key: Key, spec: Spec) {
         self.remove(key).await;
-        let upstream = Upstream::start(key, spec, self.0.settings.clone(), self.0.reports.clone());
+        let Inner { settings, reports, changes, conversations, .. } = &*self.0;
+        let upstream = Upstream::start(key, spec, settings.clone(), reports.clone(), changes.clone(), conversations.clone());
         self.upstreams().insert(key, Arc::new(upstream));
+        self.0.changes.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Starts a server again at once.
@@ -175,6 +227,7 @@ impl Gateway {
     /// Ends a server and waits until its process is gone.
     pub async fn remove(&self, key: Key) {
         let removed = self.upstreams().remove(&key);
+        self.0.changes.generation.fetch_add(1, Ordering::AcqRel);
         if let Some(upstream) = removed {
             upstream.stop().await;
         }
@@ -191,19 +244,49 @@ impl Gateway {
         self.0.turns.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| key.tenant != tenant);
     }
 
-    /// Calls a tool, if its server lists it as it was approved. Dropping the future cancels the call.
-    pub async fn call(
+    /// Hands a request on to a server. A tool must be listed as it was approved. Dropping the future cancels the request.
+    pub async fn ask(
         &self,
         key: Key,
-        tool: &str,
-        hash: &str,
-        arguments: &kernel::Json,
+        ask: Ask,
+        approved: Option<&str>,
+        client: Client,
+        notes: Option<mpsc::Sender<Note>>,
         timeout: Duration,
-    ) -> Result<ToolResult, CallError> {
+    ) -> Result<Outcome, CallError> {
         let Some(upstream) = self.upstream(key) else {
             return Err(CallError::NotReady("it is not running".into()));
         };
-        upstream.call(tool, hash, arguments, timeout.min(self.0.settings.call_timeout)).await
+        upstream.ask(ask, approved, client, notes, timeout.min(self.0.settings.call_timeout)).await
+    }
+
+    /// What a server listed last, also while it is not there.
+    pub fn offers(&self, key: Key) -> Arc<Offers> {
+        self.upstream(key).map(|upstream| upstream.offers()).unwrap_or_default()
+    }
+
+    /// Everything that servers tell from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.0.changes.sender.subscribe()
+    }
+
+    /// Raised whenever a server offers something else than before.
+    pub fn generation(&self) -> u64 {
+        self.0.changes.generation.load(Ordering::Acquire)
+    }
+
+    /// Wants to be told of changes of a resource, until what is returned is dropped.
+    pub fn watch_resource(&self, key: Key, uri: &str) -> Watched {
+        if let Some(upstream) = self.upstream(key) {
+            upstream.watch_resource(uri, true);
+        }
+        Watched { gateway: self.clone(), key, uri: uri.to_owned() }
+    }
+
+    /// Ends every connection that belongs to a party alone.
+    pub async fn forget_party(&self, tenant: TenantId, party: [u8; 32]) {
+        let own: Vec<_> = self.upstreams().iter().filter(|(key, _)| key.tenant == tenant).map(|(_, u)| u.clone()).collect();
+        futures_util::future::join_all(own.iter().map(|upstream| upstream.forget_party(party))).await;
     }
 
     /// Ends every server.
@@ -218,6 +301,21 @@ impl Gateway {
 
     fn upstreams(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Arc<Upstream>>> {
         self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A wish to be told of changes of a resource; see [`Gateway::watch_resource`].
+pub struct Watched {
+    gateway: Gateway,
+    key: Key,
+    uri: String,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(upstream) = self.gateway.upstream(self.key) {
+            upstream.watch_resource(&self.uri, false);
+        }
     }
 }
 

@@ -1,8 +1,15 @@
 //! One server under supervision: connect, list, serve, and again after it ended.
 
-use crate::mcp::{CallError, Client, HttpWire, Over, StdioWire, ToolListing, ToolResult};
-use crate::{GatewaySettings, Happening, Key, Report, Spec};
+use crate::lanes::Lanes;
+use crate::mcp::{self, ASIDE_MAX, Answers, Aside, Ask, CallError, Client, Connection, Conversations, ListKind, Method, Note};
+use crate::mcp::{Offers, Outcome, Over, Resume, WireError, mirror};
+use crate::{Change, Changes, GatewaySettings, Happening, Key, Report, Spec, What};
 use kernel::Json;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, Semaphore, mpsc, watch};
@@ -16,74 +23,189 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// After this long without trouble the pause is short again.
 const STEADY: Duration = Duration::from_secs(60);
-/// How often an idle server is asked whether it is there, and over HTTP for its tools.
+/// How often an idle server is asked whether it is there, and over HTTP for what it lists.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Changes of the list of tools within this time are one.
+/// Changes of lists within this time are one.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Between two looks at a list that the server says has changed: each change is written down.
-const RELIST_EVERY: Duration = Duration::from_secs(5);
+/// Between two looks at lists that the server says have changed: each change is written down.
+const RELIST_EVERY: Duration = Duration::from_secs(1);
 const REASON_CHARS_MAX: usize = 1_000;
+/// URIs of resources that changed and wait to be told; a flood is thinned out.
+const UPDATES_MAX: usize = 256;
 
 /// What a caller finds.
 #[derive(Clone)]
 enum Condition {
     Starting,
-    Ready(Arc<Client>, Arc<Vec<ToolListing>>),
+    Ready(Arc<Connection>),
     Failed(String),
+}
+
+/// What all parts of an upstream share.
+struct Shared {
+    key: Key,
+    spec: Arc<Spec>,
+    settings: GatewaySettings,
+    changes: Arc<Changes>,
+    condition: watch::Sender<Condition>,
+    /// What it listed last, also while it is not there.
+    offers: watch::Sender<Arc<Offers>>,
+    /// Resources that somebody wants to be told about, and how many do.
+    watched: watch::Sender<BTreeMap<String, usize>>,
+    lanes: Lanes,
+    again: Notify,
+    /// Told when a call had trouble: is the server still there?
+    look: Notify,
+    stop: CancellationToken,
 }
 
 /// A server and its supervisor.
 pub(crate) struct Upstream {
-    condition: watch::Receiver<Condition>,
-    spec: Arc<Spec>,
+    shared: Arc<Shared>,
+    conversations: Arc<Conversations>,
     places: Semaphore,
-    again: Arc<Notify>,
-    stop: CancellationToken,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Upstream {
     /// Starts the supervisor.
-    pub fn start(key: Key, spec: Spec, settings: GatewaySettings, reports: mpsc::Sender<Report>) -> Self {
-        let (condition, shown) = watch::channel(Condition::Starting);
-        let (again, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+    pub fn start(
+        key: Key,
+        spec: Spec,
+        settings: GatewaySettings,
+        reports: mpsc::Sender<Report>,
+        changes: Arc<Changes>,
+        conversations: Arc<Conversations>,
+    ) -> Self {
         let spec = Arc::new(spec);
-        let supervisor =
-            Supervisor { key, spec: spec.clone(), settings, reports, condition, again: again.clone(), stop: stop.clone() };
+        let shared = Arc::new(Shared {
+            key,
+            lanes: Lanes::new(spec.clone(), settings.clone()),
+            spec,
+            settings,
+            changes,
+            condition: watch::Sender::new(Condition::Starting),
+            offers: watch::Sender::new(Arc::default()),
+            watched: watch::Sender::default(),
+            again: Notify::new(),
+            look: Notify::new(),
+            stop: CancellationToken::new(),
+        });
+        let supervisor = Supervisor { shared: shared.clone(), reports, conversations: conversations.clone() };
         let running = tokio::spawn(supervisor.run());
-        Upstream { condition: shown, spec, places: Semaphore::new(CALLS_MAX), again, stop, supervisor: Mutex::new(Some(running)) }
+        Upstream { shared, conversations, places: Semaphore::new(CALLS_MAX), supervisor: Mutex::new(Some(running)) }
     }
 
-    /// Calls a tool.
+    /// What it listed last.
+    pub fn offers(&self) -> Arc<Offers> {
+        self.shared.offers.borrow().clone()
+    }
+
+    /// Hands a request on.
     ///
-    /// `hash` is the listing that was approved: what the server lists now must be the same.
-    pub async fn call(&self, tool: &str, hash: &str, arguments: &Json, timeout: Duration) -> Result<ToolResult, CallError> {
+    /// `approved` is the hash of the tool's listing that was approved: what the server lists now must be the same.
+    pub async fn ask(
+        &self,
+        ask: Ask,
+        approved: Option<&str>,
+        client: Client,
+        notes: Option<mpsc::Sender<Note>>,
+        timeout: Duration,
+    ) -> Result<Outcome, CallError> {
+        let outcome = self.asked(ask, approved, client, notes, timeout).await;
+        if let Err(CallError::Lost(_) | CallError::NotReady(_) | CallError::Timeout(_)) = &outcome {
+            self.shared.look.notify_one();
+        }
+        outcome.map_err(|error| error.redacted(&self.shared.spec))
+    }
+
+    async fn asked(
+        &self,
+        ask: Ask,
+        approved: Option<&str>,
+        client: Client,
+        notes: Option<mpsc::Sender<Note>>,
+        timeout: Duration,
+    ) -> Result<Outcome, CallError> {
         let begun = Instant::now();
         let place = tokio::time::timeout(timeout, self.places.acquire()).await;
         let Ok(Ok(_place)) = place else { return Err(CallError::Busy) };
-        let condition = self.condition.borrow().clone();
-        match condition {
-            Condition::Ready(client, listed) => match listed.iter().find(|listing| listing.name == tool) {
-                Some(listing) if listing.hash == hash => {
-                    let called = client.call(tool, arguments, timeout.saturating_sub(begun.elapsed())).await;
-                    called.map_err(|error| error.redacted(&self.spec))
+        let connection = self.connection()?;
+        let mirrored = self.mirrored(&ask, approved)?;
+        let left = || timeout.saturating_sub(begun.elapsed());
+        match &ask.answers {
+            Some(Answers { resume: Resume::Waiting(id), .. }) => {
+                let (id, answers) = (*id, ask.answers.clone().unwrap_or_default());
+                self.conversations.resume(id, client.party, answers, notes, left()).await
+            }
+            _ if !connection.is_modern() && client.is_particular() => {
+                let lane = self.shared.lanes.take(&client).await.map_err(|reason| reason.into_call_error())?;
+                mcp::converse(lane, ask, client, notes, left(), &self.conversations).await
+            }
+            _ => {
+                let asked = hand_on(&connection, &ask, &mirrored, &client, notes);
+                match tokio::time::timeout(left(), asked).await {
+                    Ok(answer) => answer.map_err(CallError::from).and_then(|answer| outcome(&answer, &connection, &client)),
+                    Err(_) => Err(CallError::Timeout(timeout.as_millis())),
                 }
-                _ => Err(CallError::Changed),
-            },
-            Condition::Starting => Err(CallError::NotReady("it is starting".into())),
-            Condition::Failed(reason) => Err(CallError::NotReady(reason)),
+            }
         }
+    }
+
+    fn connection(&self) -> Result<Arc<Connection>, CallError> {
+        match &*self.shared.condition.borrow() {
+            Condition::Ready(connection) => Ok(connection.clone()),
+            Condition::Starting => Err(CallError::NotReady("it is starting".into())),
+            Condition::Failed(reason) => Err(CallError::NotReady(reason.clone())),
+        }
+    }
+
+    /// The arguments that are said in headers, of a tool that is what was approved.
+    fn mirrored(&self, ask: &Ask, approved: Option<&str>) -> Result<Vec<(String, String)>, CallError> {
+        if ask.method != Method::CallTool {
+            return Ok(vec![]);
+        }
+        let offers = self.shared.offers.borrow();
+        let listed = offers.tools.iter().find(|tool| tool.name == ask.name);
+        match listed {
+            Some(tool) if approved.is_none_or(|hash| tool.hash == hash) && tool.mirrored.is_empty() => Ok(vec![]),
+            Some(tool) if approved.is_none_or(|hash| tool.hash == hash) => {
+                let arguments = ask.params.iter().find(|(name, _)| *name == "arguments").map(|(_, value)| value.value());
+                Ok(mirror::values(&tool.mirrored, &arguments.unwrap_or_default()))
+            }
+            _ => Err(CallError::Changed),
+        }
+    }
+
+    /// Wants to be told, or no longer, when a resource changes.
+    pub fn watch_resource(&self, uri: &str, is_wanted: bool) {
+        self.shared.watched.send_if_modified(|watched| {
+            let before = watched.get(uri).copied().unwrap_or_default();
+            let now = if is_wanted { before + 1 } else { before.saturating_sub(1) };
+            if now == 0 {
+                watched.remove(uri)
+            } else {
+                watched.insert(uri.to_owned(), now)
+            };
+            (before == 0) != (now == 0)
+        });
+    }
+
+    /// Ends the connection that belongs to a party.
+    pub async fn forget_party(&self, party: [u8; 32]) {
+        self.shared.lanes.forget(party).await;
     }
 
     /// Connects anew at once.
     pub fn restart(&self) {
-        self.again.notify_one();
+        self.shared.again.notify_one();
     }
 
     /// Ends it and waits until nothing of it is left.
     pub async fn stop(&self) {
-        self.stop.cancel();
+        self.shared.stop.cancel();
+        self.shared.lanes.finish().await;
         if let Some(supervisor) = self.supervisor.lock().await.take() {
             // A panic there was logged; nothing is left to wait for.
             let _ = supervisor.await;
@@ -91,14 +213,76 @@ impl Upstream {
     }
 }
 
+/// Hands a request on over a connection that others use too: nobody can be asked back over it, unless each request says who.
+async fn hand_on(
+    connection: &Connection,
+    ask: &Ask,
+    mirrored: &[(String, String)],
+    client: &Client,
+    notes: Option<mpsc::Sender<Note>>,
+) -> Result<Box<RawValue>, WireError> {
+    let Some(notes) = notes else { return connection.hand_on(ask, mirrored, client, None).await };
+    let (aside, mut came) = mpsc::channel(ASIDE_MAX);
+    let mut request = std::pin::pin!(connection.hand_on(ask, mirrored, client, Some(&aside)));
+    loop {
+        tokio::select! {
+            biased;
+            Some(aside) = came.recv() => match aside {
+                // A client that reads slowly misses some of it.
+                Aside::Note(note) => drop(notes.try_send(note)),
+                Aside::Question(question) => {
+                    connection.respond(&question.id, Err((-32_601, "Nobody can be asked over this connection."))).await;
+                }
+            },
+            done = &mut request => return done,
+        }
+    }
+}
+
+/// What an answer means: it is complete, or asks the client.
+fn outcome(answer: &RawValue, connection: &Connection, client: &Client) -> Result<Outcome, CallError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Peek<'a> {
+        #[serde(borrow)]
+        result_type: Option<Cow<'a, str>>,
+        #[serde(default)]
+        input_requests: Map<String, Value>,
+        request_state: Option<String>,
+    }
+    let unusable = |problem: String| CallError::Unusable(problem);
+    let whole = || Json::parse(answer.get().to_owned()).map(Outcome::Complete).map_err(|e| unusable(e.to_string()));
+    if !answer.get().starts_with('{') {
+        return Err(unusable("its result is no object".into()));
+    }
+    if !connection.is_modern() {
+        return whole();
+    }
+    let peek: Peek<'_> = serde_json::from_str(answer.get()).map_err(|e| unusable(e.to_string()))?;
+    match peek.result_type.as_deref() {
+        None | Some("complete") => whole(),
+        Some("input_required") => {
+            let method = |request: &Value| request["method"].as_str().unwrap_or_default().to_owned();
+            if let Some(asked) = peek.input_requests.values().map(method).find(|method| !mcp::can_be_asked(client, method)) {
+                let shown: String = asked.chars().take(100).collect();
+                return Err(unusable(format!("it asks for '{shown}', which this client cannot be asked")));
+            }
+            if peek.input_requests.is_empty() && peek.request_state.is_none() {
+                return Err(unusable("it wants input, and says neither which nor for what".into()));
+            }
+            Ok(Outcome::InputRequired { requests: peek.input_requests, resume: Resume::State(peek.request_state) })
+        }
+        Some(other) => Err(unusable(format!(
+            "its result is of the type '{}', which is not known",
+            other.chars().take(40).collect::<String>()
+        ))),
+    }
+}
+
 struct Supervisor {
-    key: Key,
-    spec: Arc<Spec>,
-    settings: GatewaySettings,
+    shared: Arc<Shared>,
     reports: mpsc::Sender<Report>,
-    condition: watch::Sender<Condition>,
-    again: Arc<Notify>,
-    stop: CancellationToken,
+    conversations: Arc<Conversations>,
 }
 
 /// Why serving ended.
@@ -116,7 +300,7 @@ impl Supervisor {
             match self.serve_once().await {
                 End::Stopped => return,
                 End::Restart => {
-                    self.condition.send_replace(Condition::Starting);
+                    self.shared.condition.send_replace(Condition::Starting);
                     pause = PAUSE_MIN;
                     continue;
                 }
@@ -128,101 +312,161 @@ impl Supervisor {
             // Half to one and a half, so that servers which failed together do not come back together.
             let jittered = pause.mul_f64(0.5 + rand::random::<f64>());
             tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = self.again.notified() => pause = PAUSE_MIN,
+                () = self.shared.stop.cancelled() => return,
+                () = self.shared.again.notified() => pause = PAUSE_MIN,
                 () = tokio::time::sleep(jittered) => pause = (pause * 2).min(PAUSE_MAX),
             }
         }
     }
 
     async fn fail(&self, reason: &str) {
-        let reason: String = self.spec.redact(reason).chars().take(REASON_CHARS_MAX).collect();
-        tracing::warn!(server = %self.key.server, %reason, "an MCP server failed; it is started again");
-        self.condition.send_replace(Condition::Failed(reason.clone()));
+        let reason: String = self.shared.spec.redact(reason).chars().take(REASON_CHARS_MAX).collect();
+        tracing::warn!(server = %self.shared.key.server, %reason, "an MCP server failed; it is started again");
+        self.shared.condition.send_replace(Condition::Failed(reason.clone()));
         self.report(Happening::Failed(reason)).await;
     }
 
     async fn report(&self, what: Happening) {
         // Nobody listens any more when the server stops.
-        let _ = self.reports.send(Report { key: self.key, what }).await;
+        let _ = self.reports.send(Report { key: self.shared.key, what }).await;
     }
 
     async fn serve_once(&self) -> End {
-        let over = Over::default();
-        let connecting = tokio::time::timeout(self.settings.start_timeout, self.connect(&over));
+        let (updates, updated) = mpsc::channel(UPDATES_MAX);
+        let over = Over::telling(updates);
+        let connecting = tokio::time::timeout(self.shared.settings.start_timeout, self.connect(&over));
         let connected = tokio::select! {
-            () = self.stop.cancelled() => Err(End::Stopped),
+            () = self.shared.stop.cancelled() => Err(End::Stopped),
             connected = connecting => connected.unwrap_or_else(|_| {
-                Err(format!("no answer within {} s of its start", self.settings.start_timeout.as_secs()))
+                Err(format!("no answer within {} s of its start", self.shared.settings.start_timeout.as_secs()))
             }).map_err(End::Trouble),
         };
         let end = match connected {
-            Ok((client, tools)) => self.serve(client, &over, tools).await,
+            Ok((connection, offers)) => self.serve(connection, &over, updated, offers).await,
             Err(end) => end,
         };
         over.finish("it was stopped").await;
         end
     }
 
-    async fn serve(&self, client: Client, over: &Over, tools: Vec<ToolListing>) -> End {
-        let client = Arc::new(client);
-        let end = self.watch(&client, over, tools).await;
-        self.condition.send_replace(match &end {
-            End::Trouble(reason) => Condition::Failed(self.spec.redact(reason)),
+    async fn connect(&self, over: &Over) -> Result<(Connection, Offers), String> {
+        let connection = Connection::open(&self.shared.spec, &self.shared.settings, over, &Map::new(), false).await?;
+        let offers = connection.offers().await?;
+        Ok((connection, offers))
+    }
+
+    async fn serve(&self, connection: Connection, over: &Over, updated: mpsc::Receiver<String>, offers: Offers) -> End {
+        let connection = Arc::new(connection);
+        self.list(&connection, offers).await;
+        let end = tokio::select! {
+            end = self.watch(&connection, over) => end,
+            end = self.follow(&connection, updated) => end,
+        };
+        self.shared.condition.send_replace(match &end {
+            End::Trouble(reason) => Condition::Failed(self.shared.spec.redact(reason)),
             End::Restart | End::Stopped => Condition::Starting,
         });
-        client.close().await;
+        connection.close().await;
         end
     }
 
-    /// What the server lists is what may be called, and is told.
-    async fn list(&self, client: &Arc<Client>, tools: &[ToolListing]) {
-        self.condition.send_replace(Condition::Ready(client.clone(), Arc::new(tools.to_vec())));
-        self.report(Happening::Ready(client.introduction.clone(), tools.to_vec())).await;
+    /// What the server lists is what may be asked for, and is told.
+    async fn list(&self, connection: &Arc<Connection>, offers: Offers) {
+        let offers = Arc::new(offers);
+        let before = self.shared.offers.send_replace(offers.clone());
+        self.shared.condition.send_replace(Condition::Ready(connection.clone()));
+        for (kind, is_changed) in [
+            (ListKind::Tools, before.tools != offers.tools),
+            (ListKind::Prompts, before.prompts != offers.prompts),
+            (ListKind::Resources, before.resources != offers.resources || before.templates != offers.templates),
+        ] {
+            if is_changed {
+                self.tell(What::List(kind));
+            }
+        }
+        self.report(Happening::Ready(connection.introduction.clone(), offers)).await;
     }
 
-    async fn connect(&self, over: &Over) -> Result<(Client, Vec<ToolListing>), String> {
-        let bytes_max = self.settings.message_bytes_max;
-        let client = match self.spec.as_ref() {
-            Spec::Stdio { .. } if !self.settings.allow_spawn => {
-                return Err("starting processes is switched off (gateway.allow_spawn)".into());
+    fn tell(&self, what: What) {
+        self.shared.changes.tell(Change { key: self.shared.key, what });
+    }
+
+    /// Keeps the server told which resources are watched, and tells what changed. Ends only in trouble.
+    async fn follow(&self, connection: &Connection, mut updated: mpsc::Receiver<String>) -> End {
+        let mut watched = self.shared.watched.subscribe();
+        let mut told: BTreeSet<String> = BTreeSet::new();
+        loop {
+            let wanted: BTreeSet<String> = watched.borrow_and_update().keys().cloned().collect();
+            if !connection.is_modern() {
+                for uri in wanted.symmetric_difference(&told) {
+                    connection.subscribe(uri, wanted.contains(uri)).await;
+                }
             }
-            Spec::Stdio { command, args, env } => {
-                Client::introduce(Arc::new(StdioWire::start(command, args, env, bytes_max, over.clone())?)).await?
+            told = wanted;
+            let uris: Vec<String> = told.iter().cloned().collect();
+            let following = async {
+                if connection.is_modern() { connection.follow_changes(&uris).await } else { std::future::pending().await }
+            };
+            let mut following = std::pin::pin!(following);
+            loop {
+                tokio::select! {
+                    changed = watched.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return End::Stopped,
+                    },
+                    Some(uri) = updated.recv() => self.tell(What::Resource(uri)),
+                    ended = &mut following => {
+                        if let Err(reason) = ended {
+                            tracing::debug!(server = %self.shared.key.server, %reason, "it tells no more what changed");
+                        }
+                        tokio::time::sleep(RELIST_EVERY).await;
+                        break;
+                    }
+                }
             }
-            Spec::Http { url, headers } => {
-                let wire = HttpWire::new(url, headers, self.settings.allow_private, bytes_max, over.clone())?;
-                Client::introduce(Arc::new(wire)).await?
-            }
-        };
-        let tools = client.tools().await?;
-        Ok((client, tools))
+        }
+    }
+
+    /// Whether the server is still there; why not, otherwise. One that works may have no time to answer.
+    async fn look(&self, connection: &Connection, over: &Over) -> Option<End> {
+        if connection.is_busy() || connection.ping(PING_TIMEOUT).await {
+            return None;
+        }
+        Some(End::Trouble(if over.is_over() { over.reason() } else { "it does not answer any more".into() }))
     }
 
     /// Until the connection is over, or is to be.
-    async fn watch(&self, client: &Arc<Client>, over: &Over, mut tools: Vec<ToolListing>) -> End {
-        let is_http = matches!(*self.spec, Spec::Http { .. });
-        self.list(client, &tools).await;
+    async fn watch(&self, connection: &Arc<Connection>, over: &Over) -> End {
+        let is_http = matches!(*self.shared.spec, Spec::Http { .. });
         let mut looked_at: Option<Instant> = None;
         loop {
             let relist = tokio::select! {
-                () = self.stop.cancelled() => return End::Stopped,
-                () = self.again.notified() => return End::Restart,
+                () = self.shared.stop.cancelled() => return End::Stopped,
+                () = self.shared.again.notified() => return End::Restart,
                 reason = over.ended() => return End::Trouble(reason),
-                () = over.tools_changed.notified() => {
+                () = over.lists_changed.notified() => {
                     let rest = looked_at.map_or(Duration::ZERO, |at| RELIST_EVERY.saturating_sub(at.elapsed()));
                     tokio::select! {
-                        () = self.stop.cancelled() => return End::Stopped,
+                        () = self.shared.stop.cancelled() => return End::Stopped,
                         reason = over.ended() => return End::Trouble(reason),
                         () = tokio::time::sleep(rest.max(SETTLE)) => true,
                     }
                 }
-                () = tokio::time::sleep(LOOK_EVERY) => {
-                    if !client.is_busy() && !client.ping(PING_TIMEOUT).await {
-                        let reason = if over.is_over() { over.reason() } else { "it does not answer any more".into() };
-                        return End::Trouble(reason);
+                () = self.shared.look.notified() => {
+                    if let Some(end) = self.look(connection, over).await {
+                        return end;
                     }
-                    // Over HTTP nothing tells of a change.
+                    // Troubles within this time are one.
+                    tokio::time::sleep(SETTLE).await;
+                    false
+                }
+                () = tokio::time::sleep(LOOK_EVERY) => {
+                    self.conversations.sweep();
+                    self.shared.lanes.sweep().await;
+                    if let Some(end) = self.look(connection, over).await {
+                        return end;
+                    }
+                    // Over HTTP not every server tells of a change.
                     is_http
                 }
             };
@@ -230,12 +474,9 @@ impl Supervisor {
                 continue;
             }
             looked_at = Some(Instant::now());
-            match tokio::time::timeout(self.settings.start_timeout, client.tools()).await {
-                Ok(Ok(listed)) if listed == tools => {}
-                Ok(Ok(listed)) => {
-                    tools = listed;
-                    self.list(client, &tools).await;
-                }
+            match tokio::time::timeout(self.shared.settings.start_timeout, connection.offers()).await {
+                Ok(Ok(offers)) if offers == **self.shared.offers.borrow() => {}
+                Ok(Ok(offers)) => self.list(connection, offers).await,
                 Ok(Err(reason)) => return End::Trouble(reason),
                 Err(_) => return End::Trouble("it does not list its tools any more".into()),
             }

@@ -204,6 +204,8 @@ ids! {
     GroupId = GroupTag "group";
     /// An MCP server whose tools can be called.
     McpServerId = McpServerTag "mcp";
+    /// A selection of what servers offer.
+    VirtualServerId = VirtualServerTag "vsrv";
     /// A tool of a server.
     ToolId = ToolTag "tool";
     /// One call of a tool.

@@ -129,7 +129,7 @@ fn class(route: &(String, String)) -> RouteClass {
     match method {
         _ if is_login || (is_page(path) && method == "POST") => RouteClass::Auth,
         "GET" => RouteClass::Read,
-        _ if path == "/mcp" || path.ends_with("/actions/call") => RouteClass::Call,
+        _ if is_mcp(path) || path.ends_with("/actions/call") => RouteClass::Call,
         _ => RouteClass::Write,
     }
 }
@@ -137,6 +137,11 @@ fn class(route: &(String, String)) -> RouteClass {
 /// Whether a route belongs to the authorization server, whose requests are forms.
 fn is_page(path: &str) -> bool {
     path.starts_with("/oauth/") || path.starts_with("/account/")
+}
+
+/// Whether a path is a door for MCP.
+fn is_mcp(path: &str) -> bool {
+    ["/mcp", "/sse"].iter().any(|door| path.strip_prefix(door).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
 /// Routes that must answer whatever is going on.
@@ -188,7 +193,7 @@ impl<T: Into<Failure>> From<T> for Refused {
 
 /// The `WWW-Authenticate` of a refusal, which leads clients to the authorization server.
 fn challenge(state: &EdgeState, request: &Parts, refused: &Refused) -> Option<String> {
-    let is_mcp = request.uri.path() == "/mcp";
+    let is_mcp = is_mcp(request.uri.path());
     let shows_something = [header::AUTHORIZATION.as_str(), "x-api-key"].iter().any(|name| request.headers.contains_key(*name));
     let error = match (refused.failure.status().as_u16(), &refused.lacks) {
         (401, _) if refused.failure.code() == "STEP_UP_REQUIRED" => {
@@ -266,7 +271,7 @@ pub(super) struct Recognised(pub Arc<Actor>);
 
 /// The resource that a route belongs to.
 fn resource(path: &str) -> app::Resource {
-    if path == "/mcp" { app::Resource::Mcp } else { app::Resource::Api }
+    if is_mcp(path) { app::Resource::Mcp } else { app::Resource::Api }
 }
 
 /// Who shows these credentials at a resource.

@@ -52,6 +52,12 @@ pub(crate) struct EdgeState {
     pub metrics: Metrics,
     /// Who follows which log.
     pub rooms: Rooms,
+    /// Entries of Keiko's own tools in lists of MCP.
+    pub built_in_tools: Vec<String>,
+    /// Sessions of MCP clients of older versions.
+    pub mcp_sessions: super::mcp::Sessions,
+    /// Streams of MCP clients of the oldest version.
+    pub mcp_streams: super::mcp::Streams,
     /// Events as they were lately written down for followers.
     pub frames: Arc<Frames>,
 }
@@ -69,6 +75,9 @@ impl EdgeState {
         Ok(EdgeState {
             rooms: Rooms::new(app.clone()),
             frames: Arc::default(),
+            built_in_tools: super::mcp::built_in_tools(&document),
+            mcp_sessions: Default::default(),
+            mcp_streams: Default::default(),
             app,
             readiness,
             settings,

@@ -1,11 +1,15 @@
 //! MCP over streamable HTTP: each message is a POST, answered as JSON or as a stream of server-sent events.
 
-use super::rpc::{Over, Pending, Wire, WireError, message};
+use super::events::Events;
+use super::mirror;
+use super::rpc::{AsideSender, Call, Over, Pending, Taken, Wire, WireError, message, response};
 use crate::target::{self, PublicOnly};
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,26 +19,30 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 const PROTOCOL: HeaderName = HeaderName::from_static("mcp-protocol-version");
+const METHOD: HeaderName = HeaderName::from_static("mcp-method");
+const NAME: HeaderName = HeaderName::from_static("mcp-name");
+const LAST_EVENT: HeaderName = HeaderName::from_static("last-event-id");
+/// The one request whose answer is a stream that does not end.
+const LISTEN: &str = "subscriptions/listen";
+const BOTH: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
+const STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
+/// Of the body of an error as much as is looked at.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
+/// Before a stream that broke off is asked for again, when its server says nothing; at least, and at most.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// A connection to a URL.
-pub(crate) struct HttpWire {
-    client: Client,
-    url: Url,
-    bytes_max: usize,
-    over: Over,
-    /// Session and protocol version, once they are known.
-    agreed: Mutex<HeaderMap>,
+/// What reaches a URL with its secrets.
+#[derive(Clone)]
+pub(crate) struct Reach {
+    pub client: Client,
+    pub url: Url,
+    pub bytes_max: usize,
 }
 
-impl HttpWire {
+impl Reach {
     /// Checks the target; nothing is sent yet.
-    pub fn new(
-        url: &str,
-        headers: &[(String, String)],
-        allow_private: bool,
-        bytes_max: usize,
-        over: Over,
-    ) -> Result<Self, String> {
+    pub fn new(url: &str, headers: &[(String, String)], allow_private: bool, bytes_max: usize) -> Result<Self, String> {
         let url = target::check(url, allow_private).map_err(|problem| format!("the URL {problem}"))?;
         let mut fixed = HeaderMap::new();
         for (name, value) in headers {
@@ -53,166 +61,286 @@ impl HttpWire {
             builder = builder.dns_resolver(Arc::new(PublicOnly));
         }
         let client = builder.build().map_err(|e| format!("no HTTP client could be made: {e}"))?;
-        Ok(HttpWire { client, url, bytes_max, over, agreed: Mutex::default() })
+        Ok(Reach { client, url, bytes_max })
+    }
+}
+
+/// A connection to a URL.
+#[derive(Clone)]
+pub(crate) struct HttpWire(Arc<Inner>);
+
+struct Inner {
+    reach: Reach,
+    over: Over,
+    pending: Pending,
+    agreed: Mutex<Agreed>,
+}
+
+#[derive(Clone, Default)]
+struct Agreed {
+    headers: HeaderMap,
+    is_modern: bool,
+}
+
+impl HttpWire {
+    /// Nothing is sent yet.
+    pub fn new(reach: Reach, over: Over) -> Self {
+        HttpWire(Arc::new(Inner { reach, over, pending: Pending::default(), agreed: Mutex::default() }))
+    }
+
+    fn agreed_now(&self) -> Agreed {
+        self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn post(&self, body: Vec<u8>) -> RequestBuilder {
-        self.client
-            .post(self.url.clone())
-            .header(CONTENT_TYPE, "application/json")
-            .header(ACCEPT, "application/json, text/event-stream")
-            .headers(self.agreed.lock().unwrap_or_else(PoisonError::into_inner).clone())
-            .body(body)
+        let request = self.0.reach.client.post(self.0.reach.url.clone()).header(CONTENT_TYPE, "application/json");
+        request.header(ACCEPT, BOTH).headers(self.agreed_now().headers).body(body)
     }
 
-    async fn answer(&self, response: Response, id: u64) -> Result<Box<RawValue>, WireError> {
-        let status = response.status();
-        if let Some(session) = response.headers().get(SESSION) {
-            self.agreed.lock().unwrap_or_else(PoisonError::into_inner).insert(SESSION, session.clone());
+    /// What is asked, in headers too.
+    fn described(&self, request: RequestBuilder, call: &Call<'_>) -> RequestBuilder {
+        if !self.agreed_now().is_modern {
+            return request;
         }
+        let mut headers = HeaderMap::new();
+        headers.extend(HeaderValue::from_str(call.method).ok().map(|method| (METHOD, method)));
+        headers.extend(call.name.and_then(encoded).map(|name| (NAME, name)));
+        for (name, value) in call.mirrored {
+            if let (Ok(name), Some(value)) = (format!("mcp-param-{name}").parse::<HeaderName>(), encoded(value)) {
+                headers.insert(name, value);
+            }
+        }
+        request.headers(headers)
+    }
+
+    /// Reads what was answered to a request until its stream ends.
+    async fn read(&self, answered: Response, id: u64, is_bounded: bool) -> Result<(), WireError> {
+        let status = answered.status();
         if status.is_redirection() {
             return Err(self.ended("it redirects, which is not followed"));
         }
-        let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-        if !status.is_success() && !kind.starts_with("application/json") {
-            return Err(self.failed(status));
+        let session = answered.headers().get(SESSION).cloned();
+        let had_session = self.agreed_now().headers.contains_key(SESSION);
+        if status == StatusCode::NOT_FOUND && had_session {
+            return Err(WireError::SessionGone);
         }
-        let pending = Pending::default();
-        let (mut waiting, _forget) = pending.wait(id);
-        let mut messages = Messages::new(kind.starts_with("text/event-stream"));
-        let mut stream = response.bytes_stream();
+        if !status.is_success() {
+            return Err(refusal(answered).await);
+        }
+        if let Some(session) = session {
+            self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner).headers.insert(SESSION, session);
+        }
+        if !is_stream(&answered) {
+            let body = whole(answered, self.0.reach.bytes_max).await?;
+            self.take(&body, id).await;
+            return Ok(());
+        }
+        let mut place = self.follow(answered, Some(id), is_bounded).await?;
+        // A server of an older version may end the stream early and go on in another one.
+        while let (Some(last), false) = (&place.last, self.agreed_now().is_modern) {
+            tokio::time::sleep(place.retry.unwrap_or(RETRY)).await;
+            let request = self.get().header(LAST_EVENT, last);
+            let answered = request.send().await.map_err(|error| self.unsent(&error))?;
+            if !answered.status().is_success() || !is_stream(&answered) {
+                return Err(WireError::Status(answered.status().as_u16()));
+            }
+            let next = self.follow(answered, Some(id), is_bounded).await?;
+            place = Place { last: next.last.or(place.last), retry: next.retry.or(place.retry) };
+        }
+        Ok(())
+    }
+
+    fn get(&self) -> RequestBuilder {
+        let request = self.0.reach.client.get(self.0.reach.url.clone());
+        request.header(ACCEPT, STREAM).headers(self.agreed_now().headers)
+    }
+
+    /// Reads a stream to its end, and says where it ended. A stream of one request is bounded as a whole.
+    async fn follow(&self, answered: Response, origin: Option<u64>, is_bounded: bool) -> Result<Place, WireError> {
+        let bytes_max = self.0.reach.bytes_max;
+        let mut events = Events::new(bytes_max);
+        let mut stream = answered.bytes_stream();
+        let mut place = Place::default();
         let mut bytes = 0;
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|e| self.ended(&format!("its answer broke off: {}", causes(&e))))?;
+            // What it sent before it broke off counts: an older version lets one go on from there.
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(_) if place.last.is_some() => break,
+                Err(error) => return Err(WireError::Broken(format!("its answer broke off: {}", causes(&error)))),
+            };
             bytes += chunk.len();
-            if bytes > self.bytes_max {
-                return Err(WireError::Unusable(format!("it has more than {} bytes", self.bytes_max)));
+            if is_bounded && bytes > bytes_max {
+                return Err(WireError::Unusable(format!("it has more than {bytes_max} bytes")));
             }
-            for message in messages.push(&chunk) {
-                pending.take(&message, &self.over);
-            }
-            if let Ok(answer) = waiting.try_recv() {
-                return answer;
+            for event in events.push(&chunk).map_err(WireError::Unusable)? {
+                place.last = event.id.or(place.last);
+                place.retry = event.retry_ms.map(|ms| Duration::from_millis(ms).min(RETRY_MAX)).or(place.retry);
+                if let Some(id) = origin {
+                    self.take(&event.data, id).await;
+                } else {
+                    self.reply(self.0.pending.take(&event.data, None, &self.0.over)).await;
+                }
             }
         }
-        pending.take(&messages.rest(), &self.over);
-        match waiting.try_recv() {
-            Ok(answer) => answer,
-            Err(_) if !status.is_success() => Err(self.failed(status)),
-            Err(_) => Err(WireError::Unusable("it holds no answer to the request".into())),
+        Ok(place)
+    }
+
+    async fn take(&self, message: &[u8], id: u64) {
+        let taken = self.0.pending.take(message, Some(id), &self.0.over);
+        self.reply(taken).await;
+    }
+
+    async fn reply(&self, taken: Vec<Taken>) {
+        for one in taken {
+            if let Taken::Reply(reply) = one {
+                // What cannot be told now is not worth a second try.
+                let _ = self.post(reply).timeout(CLOSE_TIMEOUT).send().await;
+            }
         }
     }
 
-    /// A status that is no answer. A session that the server forgot needs a new connection.
-    fn failed(&self, status: StatusCode) -> WireError {
-        self.ended(&format!("it answered {status}"))
+    /// A server that cannot be connected to is gone; one that drops a connection may answer others.
+    fn unsent(&self, error: &reqwest::Error) -> WireError {
+        let reason = format!("it cannot be reached: {}", causes(error));
+        if error.is_connect() { self.ended(&reason) } else { WireError::Broken(reason) }
     }
 
     fn ended(&self, reason: &str) -> WireError {
-        self.over.end(reason);
+        self.0.over.end(reason);
         WireError::Over(reason.to_owned())
     }
+
+    /// What a server of an older version says without being asked, until the connection is over.
+    async fn listen(self) {
+        let mut place = Place::default();
+        loop {
+            let mut request = self.get();
+            if let Some(last) = &place.last {
+                request = request.header(LAST_EVENT, last);
+            }
+            match request.send().await {
+                Ok(answered) if answered.status().is_success() && is_stream(&answered) => {
+                    if let Ok(next) = self.follow(answered, None, false).await {
+                        place = Place { last: next.last.or(place.last), retry: next.retry.or(place.retry) };
+                    }
+                }
+                // It has nothing to say that way.
+                Ok(answered) if answered.status().is_client_error() => return,
+                Ok(_) | Err(_) => {}
+            }
+            tokio::time::sleep(place.retry.unwrap_or(RETRY).max(Duration::from_millis(10))).await;
+        }
+    }
+}
+
+/// Where a stream ended.
+#[derive(Default)]
+struct Place {
+    last: Option<String>,
+    retry: Option<Duration>,
 }
 
 #[async_trait]
 impl Wire for HttpWire {
-    async fn request(&self, id: u64, method: &str, params: &RawValue) -> Result<Box<RawValue>, WireError> {
-        let sent = self.post(message(Some(id), method, params)).send().await;
-        let response = sent.map_err(|e| self.ended(&format!("it cannot be reached: {}", causes(&e))))?;
-        self.answer(response, id).await
+    async fn request(&self, call: Call<'_>, aside: Option<&AsideSender>) -> Result<Box<RawValue>, WireError> {
+        let request = self.described(self.post(message(Some(call.id), call.method, call.params)), &call);
+        let sent = request.send().await;
+        let answered = sent.map_err(|error| self.unsent(&error))?;
+        let (mut answer, _forget) = self.0.pending.wait(call.id, aside);
+        let read = tokio::select! {
+            biased;
+            answer = &mut answer => return answer.unwrap_or_else(|_| Err(WireError::Over(self.0.over.reason()))),
+            read = self.read(answered, call.id, call.method != LISTEN) => read,
+        };
+        match (answer.try_recv(), read) {
+            (Ok(answer), _) => answer,
+            (Err(_), Err(error)) => Err(error),
+            (Err(_), Ok(())) => Err(WireError::Broken("its answer ended without a result".into())),
+        }
     }
 
     async fn notify(&self, method: &str, params: &RawValue) {
         // What cannot be told now is not worth a second try.
         let _ = self.post(message(None, method, params)).timeout(CLOSE_TIMEOUT).send().await;
-    }
-
-    fn agreed(&self, version: &str) {
-        if let Ok(version) = version.parse() {
-            self.agreed.lock().unwrap_or_else(PoisonError::into_inner).insert(PROTOCOL, version);
+        if method == "notifications/initialized" && !self.0.over.is_over() {
+            let (wire, over) = (self.clone(), self.0.over.clone());
+            self.0.over.tasks.spawn(async move {
+                tokio::select! {
+                    _ = over.ended() => {}
+                    () = wire.listen() => {}
+                }
+            });
         }
     }
 
+    async fn respond(&self, id: &RawValue, answer: Result<&Value, (i64, &str)>) {
+        let _ = self.post(response(id, answer)).timeout(CONNECT_TIMEOUT).send().await;
+    }
+
+    fn agreed(&self, version: &str, is_modern: bool) {
+        if let Ok(version) = version.parse() {
+            let mut agreed = self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner);
+            agreed.headers.insert(PROTOCOL, version);
+            agreed.is_modern = is_modern;
+        }
+    }
+
+    fn forget_session(&self) {
+        *self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner) = Agreed::default();
+    }
+
     async fn close(&self) {
-        let agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if agreed.contains_key(SESSION) {
-            let _ = self.client.delete(self.url.clone()).headers(agreed).timeout(CLOSE_TIMEOUT).send().await;
+        let headers = self.agreed_now().headers;
+        if headers.contains_key(SESSION) {
+            let request = self.0.reach.client.delete(self.0.reach.url.clone()).headers(headers);
+            let _ = request.timeout(CLOSE_TIMEOUT).send().await;
         }
     }
 }
 
+fn encoded(value: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(&mirror::written(value)).ok()
+}
+
+pub(crate) fn is_stream(answered: &Response) -> bool {
+    let kind = answered.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    kind.to_ascii_lowercase().starts_with("text/event-stream")
+}
+
+/// All of a body within its bound.
+async fn whole(answered: Response, bytes_max: usize) -> Result<Vec<u8>, WireError> {
+    let mut stream = answered.bytes_stream();
+    let mut body = vec![];
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|e| WireError::Broken(format!("its answer broke off: {}", causes(&e))))?;
+        if body.len() + chunk.len() > bytes_max {
+            return Err(WireError::Unusable(format!("it has more than {bytes_max} bytes")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// A status that is no success: a JSON-RPC error where the body holds one, whatever its id.
+pub(crate) async fn refusal(answered: Response) -> WireError {
+    #[derive(Deserialize)]
+    struct Body {
+        error: super::rpc::RpcError,
+    }
+    let status = answered.status().as_u16();
+    let body = whole(answered, ERROR_BYTES_MAX).await.unwrap_or_default();
+    match serde_json::from_slice::<Body>(&body) {
+        Ok(body) if body.error.code != 0 => WireError::Rpc(body.error),
+        _ => WireError::Status(status),
+    }
+}
+
 /// The innermost cause says what happened; the outer ones repeat the URL.
-fn causes(error: &reqwest::Error) -> String {
+pub(crate) fn causes(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
     cause.to_string()
-}
-
-/// Cuts a body into messages: all of it, or one per server-sent event.
-struct Messages {
-    is_stream: bool,
-    buffer: Vec<u8>,
-    data: Vec<u8>,
-}
-
-impl Messages {
-    fn new(is_stream: bool) -> Self {
-        Messages { is_stream, buffer: vec![], data: vec![] }
-    }
-
-    /// The messages that are whole.
-    fn push(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
-        self.buffer.extend_from_slice(chunk);
-        if !self.is_stream {
-            return vec![];
-        }
-        let mut whole = vec![];
-        let mut from = 0;
-        while let Some(end) = self.buffer[from..].iter().position(|b| *b == b'\n') {
-            let line = &self.buffer[from..from + end];
-            from += end + 1;
-            let line = line.strip_suffix(b"\r").unwrap_or(line);
-            if line.is_empty() {
-                whole.extend((!self.data.is_empty()).then(|| std::mem::take(&mut self.data)));
-            } else if let Some(data) = line.strip_prefix(b"data:") {
-                if !self.data.is_empty() {
-                    self.data.push(b'\n');
-                }
-                self.data.extend_from_slice(data.strip_prefix(b" ").unwrap_or(data));
-            }
-        }
-        self.buffer.drain(..from);
-        whole
-    }
-
-    /// What is left at the end of the body.
-    fn rest(&mut self) -> Vec<u8> {
-        if self.is_stream { std::mem::take(&mut self.data) } else { std::mem::take(&mut self.buffer) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_are_found_across_chunks() {
-        let mut messages = Messages::new(true);
-        assert!(messages.push(b"event: message\r\nda").is_empty());
-        assert_eq!(
-            messages.push(b"ta: {\"a\":\r\ndata: 1}\r\n\r\n: comment\n\ndata:x\n\nda"),
-            [b"{\"a\":\n1}".to_vec(), b"x".to_vec()]
-        );
-        assert!(messages.push(b"ta: rest\n").is_empty());
-        assert_eq!(messages.rest(), b"rest");
-    }
-
-    #[test]
-    fn a_body_that_is_no_stream_is_one_message() {
-        let mut messages = Messages::new(false);
-        assert!(messages.push(b"{\n\n").is_empty() && messages.push(b"}").is_empty());
-        assert_eq!(messages.rest(), b"{\n\n}");
-    }
 }

@@ -1,42 +1,153 @@
-//! MCP as a client: JSON-RPC 2.0 as raw text, so that fields unknown here pass through.
+//! MCP as a client, in every version: JSON-RPC 2.0 as raw text, so that fields unknown here pass through.
+//!
+//! Whoever asks speaks as the newest version has it, whatever the server speaks: an answer is complete, or names what is
+//! to be asked of the client first ([`Outcome::InputRequired`]). A server of an older version asks in the middle of its work;
+//! that work is kept waiting ([`conversation`]).
 
-mod client;
+mod connection;
+mod conversation;
+pub mod events;
 mod http;
+mod legacy_sse;
+mod listing;
+pub mod mirror;
 mod rpc;
 mod stdio;
 
-pub(crate) use client::Client;
-pub(crate) use http::HttpWire;
-pub(crate) use rpc::Over;
-pub(crate) use stdio::StdioWire;
+pub(crate) use connection::Connection;
+pub(crate) use conversation::{Conversations, can_be_asked, converse};
+pub use listing::{ListKind, Offer, Offers, ToolListing};
+pub(crate) use rpc::{ASIDE_MAX, Aside, Over, WireError};
 
 use kernel::Json;
-use rpc::{RpcError, WireError};
+use rpc::RpcError;
+use serde_json::{Map, Value};
 
-/// A tool as its server lists it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ToolListing {
-    /// Its name at the server.
-    pub name: String,
-    /// For people and models.
-    pub description: String,
-    /// JSON Schema of its arguments.
-    pub input_schema: Json,
-    /// JSON Schema of its structured result.
-    pub output_schema: Option<Json>,
-    /// SHA-256 of the whole entry in RFC 8785 form, hexadecimal.
-    pub hash: String,
+/// The version without sessions.
+pub const MODERN: &str = "2026-07-28";
+/// Versions that begin with `initialize`, newest first.
+pub const LEGACY: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
+
+/// What may be asked of a client in the middle of a request, and the capability that allows it.
+pub const QUESTIONS: [(&str, &str); 3] =
+    [("elicitation/create", "elicitation"), ("sampling/createMessage", "sampling"), ("roots/list", "roots")];
+
+/// Requests that are handed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// `tools/call`
+    CallTool,
+    /// `resources/read`
+    ReadResource,
+    /// `prompts/get`
+    GetPrompt,
+    /// `completion/complete`
+    Complete,
 }
 
-/// What a tool answered.
+impl Method {
+    /// The protocol's name of it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::CallTool => "tools/call",
+            Method::ReadResource => "resources/read",
+            Method::GetPrompt => "prompts/get",
+            Method::Complete => "completion/complete",
+        }
+    }
+
+    /// The parameter that says what it is about.
+    fn name_field(self) -> Option<&'static str> {
+        match self {
+            Method::CallTool | Method::GetPrompt => Some("name"),
+            Method::ReadResource => Some("uri"),
+            Method::Complete => None,
+        }
+    }
+}
+
+/// A request as a client made it, in the server's own names.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// What.
+    pub method: Method,
+    /// Of which tool, prompt or resource; empty for a completion.
+    pub name: String,
+    /// The other parameters.
+    pub params: Vec<(&'static str, Json)>,
+    /// The client's `_meta`, without what belongs to the protocol.
+    pub meta: Map<String, Value>,
+    /// What the client says to what it was asked.
+    pub answers: Option<Answers>,
+}
+
+/// Answers of a client, and what they belong to.
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    /// By the names under which it was asked.
+    pub responses: Map<String, Value>,
+    /// The names of what it refused to answer.
+    pub refused: Vec<String>,
+    /// What to go on with.
+    pub resume: Resume,
+}
+
+/// What a request that waits for answers goes on with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ToolResult {
-    /// Whether the tool says that it failed.
-    pub is_error: bool,
-    /// Content blocks, as they came.
-    pub content: Json,
-    /// Structured result, as it came.
-    pub structured_content: Option<Json>,
+pub enum Resume {
+    /// Work that is kept waiting here.
+    Waiting(u128),
+    /// What the server wants to be told again.
+    State(Option<String>),
+}
+
+impl Default for Resume {
+    fn default() -> Self {
+        Resume::State(None)
+    }
+}
+
+/// The client behind a request.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    /// Whose connection it is, where the server gets one of its own for it: 32 bytes that nobody else has.
+    pub party: [u8; 32],
+    /// Whether all requests of this party share one connection: it has a session.
+    pub is_session: bool,
+    /// What it can be asked.
+    pub capabilities: Map<String, Value>,
+    /// From which level on it wants to see what the server logs.
+    pub log_level: Option<String>,
+}
+
+impl Client {
+    /// Whether a server that knows its clients by their connections needs one of its own for it.
+    pub(crate) fn is_particular(&self) -> bool {
+        !self.capabilities.is_empty() || self.log_level.is_some()
+    }
+}
+
+/// Something that a server tells about a request while it works on it: `notifications/progress` or `notifications/message`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Note {
+    /// Which.
+    pub method: String,
+    /// As it came; the token of progress is Keiko's.
+    pub params: Value,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The result, as it came.
+    Complete(Json),
+    /// The client must be asked first.
+    InputRequired {
+        /// What to ask, by names that the answers repeat.
+        requests: Map<String, Value>,
+        /// What the answers belong to.
+        resume: Resume,
+    },
 }
 
 /// Why a call has no answer.
@@ -59,10 +170,13 @@ pub enum CallError {
     Lost(String),
     /// The server refused.
     #[error("the server answered error {0}: {1}")]
-    Refused(i64, String),
+    Refused(i64, String, Box<Value>),
     /// The answer cannot be used.
     #[error("the answer cannot be used: {0}")]
     Unusable(String),
+    /// What waited for the client's answers is gone.
+    #[error("what waited for these answers is gone")]
+    Gone,
 }
 
 impl CallError {
@@ -70,7 +184,14 @@ impl CallError {
     pub(crate) fn redacted(self, spec: &crate::Spec) -> Self {
         match self {
             CallError::Lost(reason) => CallError::Lost(spec.redact(&reason)),
-            CallError::Refused(code, message) => CallError::Refused(code, spec.redact(&message)),
+            CallError::Refused(code, message, data) => {
+                let data = if data.is_null() {
+                    *data
+                } else {
+                    serde_json::from_str(&spec.redact(&data.to_string())).unwrap_or_default()
+                };
+                CallError::Refused(code, spec.redact(&message), Box::new(data))
+            }
             CallError::Unusable(reason) => CallError::Unusable(spec.redact(&reason)),
             other => other,
         }
@@ -80,9 +201,13 @@ impl CallError {
 impl From<WireError> for CallError {
     fn from(error: WireError) -> Self {
         match error {
-            WireError::Over(reason) => CallError::Lost(reason),
+            WireError::Over(reason) | WireError::Broken(reason) => CallError::Lost(reason),
             WireError::Unusable(reason) => CallError::Unusable(reason),
-            WireError::Rpc(RpcError { code, message }) => CallError::Refused(code, message.chars().take(1_000).collect()),
+            WireError::Rpc(RpcError { code, message, data }) => {
+                CallError::Refused(code, message.chars().take(1_000).collect(), Box::new(data))
+            }
+            WireError::SessionGone => CallError::Lost("it does not know its own session any more".into()),
+            WireError::Status(status) => CallError::Lost(format!("it answered HTTP {status}")),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! MCP over the standard streams of a process: one JSON-RPC message per line.
 
-use super::rpc::{Over, Pending, Taken, Wire, WireError, message};
+use super::rpc::{AsideSender, Call, Over, Pending, Taken, Wire, WireError, message, response};
 use crate::process::{Excess, Process, next_line};
 use async_trait::async_trait;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncWriteExt, BufReader};
@@ -45,9 +46,9 @@ impl StdioWire {
 
 #[async_trait]
 impl Wire for StdioWire {
-    async fn request(&self, id: u64, method: &str, params: &RawValue) -> Result<Box<RawValue>, WireError> {
-        let (answer, _forget) = self.pending.wait(id);
-        if self.over.is_over() || self.out.send(message(Some(id), method, params)).await.is_err() {
+    async fn request(&self, call: Call<'_>, aside: Option<&AsideSender>) -> Result<Box<RawValue>, WireError> {
+        let (answer, _forget) = self.pending.wait(call.id, aside);
+        if self.over.is_over() || self.out.send(message(Some(call.id), call.method, call.params)).await.is_err() {
             return Err(WireError::Over(self.over.reason()));
         }
         answer.await.unwrap_or_else(|_| Err(WireError::Over(self.over.reason())))
@@ -58,7 +59,13 @@ impl Wire for StdioWire {
         let _ = self.out.try_send(message(None, method, params));
     }
 
-    fn agreed(&self, _: &str) {}
+    async fn respond(&self, id: &RawValue, answer: Result<&Value, (i64, &str)>) {
+        let _ = self.out.send(response(id, answer)).await;
+    }
+
+    fn agreed(&self, _: &str, _: bool) {}
+
+    fn forget_session(&self) {}
 
     async fn close(&self) {
         // Closing its input says it.
@@ -104,7 +111,7 @@ async fn read(output: ChildStdout, bytes_max: usize, pending: Pending, out: mpsc
             }
             Err(reason) => return over.end(reason),
         }
-        for taken in pending.take(&line, &over) {
+        for taken in pending.take(&line, None, &over) {
             garbage = if taken == Taken::Garbage { garbage + 1 } else { 0 };
             unasked += usize::from(taken != Taken::Answer);
             if let Taken::Reply(reply) = taken {

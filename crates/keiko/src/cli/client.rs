@@ -25,6 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const AGENT: &str = concat!("keiko-cli/", env!("CARGO_PKG_VERSION"));
 
 /// Who asks.
+#[derive(Clone)]
 enum Auth {
     Nobody,
     Key(String),
@@ -32,6 +33,7 @@ enum Auth {
 }
 
 /// A connection to one server as one identity.
+#[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
     server: Server,
@@ -129,6 +131,20 @@ impl Client {
         let status = response.status().as_u16();
         let body = response.bytes().await.map_err(|e| self.explain(&e))?;
         Err(ApiError::read(status, &body).into())
+    }
+
+    /// The header that says who asks; none when nobody does.
+    pub fn credential(&self) -> Option<(&'static str, String)> {
+        match &self.auth {
+            Auth::Nobody => None,
+            Auth::Key(key) => Some(("x-api-key", key.clone())),
+            Auth::Login(_, login) => Some(("authorization", format!("Bearer {}", login.access_token))),
+        }
+    }
+
+    /// After a 401 with this credential: whether there is now another one to try with.
+    pub async fn renew_after(&mut self, refused: Option<&(&'static str, String)>) -> anyhow::Result<bool> {
+        if self.credential().as_ref() != refused { Ok(true) } else { self.renew().await }
     }
 
     async fn dispatch(&self, call: &Call) -> anyhow::Result<Response> {

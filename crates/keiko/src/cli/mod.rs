@@ -24,8 +24,8 @@ pub(crate) use error::hinted;
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
 use commands::{
-    account, agents, audit, backup, clients, discover, drill, erasures, events, groups, keys, login, mails, mfa, past, queues,
-    security, tasks, teams, tenants, users, views,
+    account, agents, audit, backup, clients, discover, drill, erasures, events, groups, keys, login, mails, mcp, mfa, past,
+    queues, security, tasks, teams, tenants, users, views,
 };
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
@@ -111,6 +111,13 @@ pub enum ClientCommand {
         /// What to do
         #[command(subcommand)]
         command: mails::MailsCommand,
+    },
+    /// Tool servers, their tools, and selections of them
+    #[command(after_help = mcp::EXAMPLES)]
+    Mcp {
+        /// What to do
+        #[command(subcommand)]
+        command: mcp::McpCommand,
     },
     /// Your own password and address
     #[command(after_help = account::EXAMPLES)]
@@ -239,6 +246,7 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Users { command } => users::run(command, client, output).await,
         ClientCommand::Mails { command } => mails::run(command, client, output).await,
         ClientCommand::Account { command } => account::run(command, client, output).await,
+        ClientCommand::Mcp { command } => mcp::run(command, client, output).await,
         ClientCommand::Teams { command } => teams::run(command, client, output).await,
         ClientCommand::Explain(args) => teams::explain(args, client, output).await,
         ClientCommand::Keys { command } => keys::run(command, client, output).await,

@@ -24,4 +24,5 @@ pub(super) mod timeline;
 pub(super) mod tools;
 pub(super) mod users;
 pub(super) mod views;
+pub(super) mod virtual_servers;
 pub(super) mod work;

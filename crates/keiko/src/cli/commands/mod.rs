@@ -16,6 +16,7 @@ pub mod groups;
 pub mod keys;
 pub mod login;
 pub mod mails;
+pub mod mcp;
 pub mod mfa;
 pub mod past;
 pub mod queues;
@@ -27,6 +28,7 @@ pub mod users;
 pub mod views;
 
 mod decision;
+mod mcp_connect;
 mod replay;
 mod sse;
 mod submit;

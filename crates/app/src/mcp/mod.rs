@@ -1,0 +1,128 @@
+//! The door to tools, prompts and resources of every MCP server: who may use what, under which names, with a record of it.
+//!
+//! Requests come and go as the newest version of MCP has them: an answer is complete, or names what the client is to be asked
+//! first, with a state that it sends back. The state is sealed: it is good for the same caller, the same request, and some minutes.
+
+pub(crate) mod catalogue;
+mod requests;
+mod session;
+mod state;
+mod view;
+mod virtual_servers;
+
+pub use gateway::mcp::mirror::Mirrored;
+pub use gateway::mcp::{LEGACY, ListKind, MODERN, QUESTIONS};
+pub use gateway::{Change, Key, Note, Watched, What};
+pub use requests::{Kind as AskKind, McpAsk, McpClient, McpOutcome};
+pub use session::SessionFacts;
+pub use view::{Door, Offered, OfferedTool, Part, View};
+pub use virtual_servers::{NewMember, NewVirtualServer};
+
+use crate::app::App;
+use crate::{Answer, Caller};
+use domain::virtual_server::not_found;
+use kernel::id::VirtualServerId;
+use kernel::{Kind, Rejection};
+use std::sync::Arc;
+use tokio::sync::{broadcast, watch};
+
+/// Held by whoever may use what a virtual server selects, without every tool there is.
+const USE: &str = "virtual-servers.use";
+/// Held by whoever may use every tool.
+const CALL: &str = "tools.call";
+
+impl App {
+    /// The door with this name; the one to everything without a name. Who may not use it learns nothing of it.
+    pub fn mcp_door(&self, caller: &Caller, name: Option<&str>) -> Answer<Door> {
+        let Some(name) = name else { return Ok(Door::All) };
+        let catalogue = self.runtime(caller)?.catalogue.clone();
+        let known = catalogue.known();
+        let id = name.parse::<VirtualServerId>().ok();
+        let found = known.virtuals.iter().find(|(known, server)| id == Some(**known) || server.state.profile.name == name);
+        match found {
+            Some((id, server)) if is_allowed(caller, &server.state.profile.allowed) => Ok(Door::Virtual(*id)),
+            _ => Err(not_found(name)),
+        }
+    }
+
+    /// What is offered behind a door, to somebody who may use it.
+    pub fn mcp_view(&self, caller: &Caller, door: Door) -> Answer<Arc<View>> {
+        Ok(self.runtime(caller)?.catalogue.view(door))
+    }
+
+    /// Whether the caller may use what a server offers under this name behind a door.
+    pub fn may_use(&self, caller: &Caller, door: Door, server: &str, offer: &str) -> bool {
+        let held = |permission: &str| self.authorise(&caller.actor, permission).is_ok();
+        held(CALL) || (matches!(door, Door::Virtual(_)) && held(USE)) || held(&permission_of(server, offer))
+    }
+
+    fn check_use(&self, caller: &Caller, door: Door, server: &str, offer: &str) -> Answer<()> {
+        if self.may_use(caller, door, server, offer) {
+            return Ok(());
+        }
+        let permission = permission_of(server, offer);
+        let message = format!("{} may not use '{offer}' of '{server}'.", caller.actor.who);
+        let hint = "Ask an administrator for a role, or a key, that holds tools.call or the permission in details.";
+        Err(Rejection::new(Kind::Forbidden, "PERMISSION_DENIED", message, hint).with("permission", permission))
+    }
+
+    /// Waits until the catalogue shows everything that the log says now.
+    pub async fn mcp_is_current(&self, caller: &Caller) -> Answer<()> {
+        let runtime = self.runtime(caller)?;
+        runtime.catalogued.reaches(self.position(caller.actor.tenant)).await;
+        Ok(())
+    }
+
+    /// Told when tools or virtual servers of the caller's tenant change.
+    pub fn mcp_changes(&self, caller: &Caller) -> Answer<watch::Receiver<u64>> {
+        Ok(self.runtime(caller)?.catalogue.changes())
+    }
+
+    /// Told what servers say of their lists and resources, of every tenant.
+    pub fn gateway_changes(&self) -> broadcast::Receiver<gateway::Change> {
+        self.0.gateway.changes()
+    }
+
+    /// Wants to be told of changes of a resource behind a door: the change it shows as, and the wish, which ends when dropped.
+    pub fn watch_resource(&self, caller: &Caller, door: Door, uri: &str) -> Answer<(gateway::Key, String, gateway::Watched)> {
+        let (server, own) = self.resource_of(caller, door, uri)?;
+        let key = gateway::Key { tenant: caller.actor.tenant, server };
+        let watched = self.0.gateway.watch_resource(key, &own);
+        Ok((key, own, watched))
+    }
+}
+
+/// The permission to use one offer of one server, in the form that permissions have.
+pub(crate) fn permission_of(server: &str, offer: &str) -> String {
+    let part = |text: &str| -> String {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c.to_ascii_lowercase() } else { '-' };
+        text.chars().take(50).map(plain).collect()
+    };
+    format!("{CALL}.{}.{}", part(server), part(offer))
+}
+
+/// Whether a caller is among those for whom a virtual server is.
+fn is_allowed(caller: &Caller, allowed: &[String]) -> bool {
+    let actor = &caller.actor;
+    let is_meant = |one: &String| match one.split_once(':') {
+        Some(("role", name)) => actor.roles.iter().any(|role| role == name),
+        Some(("agent", id)) => actor.who.id == id,
+        Some(("user", id)) => actor.who.id == id || actor.user.is_some_and(|user| user.to_string() == id),
+        _ => false,
+    };
+    allowed.is_empty() || allowed.iter().any(is_meant) || actor.permissions.iter().any(|held| held == "*")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_of_tools_have_the_form_of_permissions() {
+        for (server, offer) in [("files", "read_file"), ("A-b", "getItem.v2/x"), ("ü", "Ä")] {
+            let permission = permission_of(server, offer);
+            assert!(domain::policy::is_permission(&permission), "{permission}");
+        }
+        assert_eq!(permission_of("files", "readFile"), "tools.call.files.readfile");
+    }
+}

@@ -1,0 +1,332 @@
+//! One request through the door: found by its name, allowed, checked, handed on, recorded.
+
+use super::{Door, View};
+use crate::app::App;
+use crate::journal::Values;
+use crate::tools::{ToolResult, check_callable, of_call, problems_of_arguments};
+use crate::{Answer, Caller};
+use domain::tool::Tool;
+use engine::Handled;
+use gateway::{Answers, Ask, CallError, Client, Method, Note, Outcome, Resume};
+use kernel::id::{CallId, McpServerId};
+use kernel::journal::Class;
+use kernel::{Json, Kind as Trouble, Rejection};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// What may be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// To call a tool.
+    Tool,
+    /// To read a resource.
+    Resource,
+    /// To fill in a prompt.
+    Prompt,
+    /// To complete an argument of a prompt.
+    CompletePrompt,
+    /// To complete a part of a resource's template.
+    CompleteTemplate,
+}
+
+/// A request of a client.
+pub struct McpAsk {
+    /// What for.
+    pub kind: Kind,
+    /// Of what: a name or a URI, as it is offered here.
+    pub name: String,
+    /// Arguments, as they came.
+    pub arguments: Option<Json>,
+    /// Of a completion: what is known already.
+    pub context: Option<Json>,
+    /// The client's `_meta`, without what belongs to the protocol.
+    pub meta: Map<String, Value>,
+    /// Answers to what it was asked.
+    pub responses: Option<Map<String, Value>>,
+    /// The names of what it refused to answer.
+    pub refused: Vec<String>,
+    /// What it was told to send back.
+    pub state: Option<String>,
+}
+
+/// Who asks, as servers see it.
+#[derive(Clone, Debug, Default)]
+pub struct McpClient {
+    /// The session, where there is one.
+    pub session: Option<String>,
+    /// What it can be asked.
+    pub capabilities: Map<String, Value>,
+    /// From which level on it wants to see what servers log.
+    pub log_level: Option<String>,
+}
+
+/// What came of it.
+pub enum McpOutcome {
+    /// The server's result, as it came.
+    Complete(Json),
+    /// The client must be asked first.
+    InputRequired {
+        /// What, by names.
+        requests: Map<String, Value>,
+        /// To be sent back with the answers.
+        state: Option<String>,
+    },
+}
+
+/// The journal's entry of a request that is no call of a tool, or of one whose client is asked first.
+#[derive(Serialize)]
+struct Entry<'a> {
+    call_id: CallId,
+    name: &'a str,
+    server: &'a str,
+    arguments: Option<Json>,
+    result: Option<Json>,
+    error: Option<Failure<'a>>,
+    duration_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Failure<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+/// Where a request goes.
+struct Way {
+    server: McpServerId,
+    server_name: String,
+    /// Its name there.
+    own: String,
+    /// The tool, where it is one.
+    tool: Option<Arc<Handled<Tool>>>,
+}
+
+impl App {
+    /// Hands a request of a client on. What the server tells meanwhile goes to `notes`.
+    pub async fn mcp_ask(
+        &self,
+        caller: &Caller,
+        door: Door,
+        ask: McpAsk,
+        client: &McpClient,
+        notes: Option<mpsc::Sender<Note>>,
+    ) -> Answer<McpOutcome> {
+        let view = self.mcp_view(caller, door)?;
+        let way = self.way(caller, door, &view, &ask)?;
+        let id: CallId = self.env().id();
+        let begun = self.env().now();
+        let outcome = self.handed_on(caller, door, &way, &ask, client, notes).await;
+        let duration_ms = self.env().now().since_ms(begun);
+        self.record(caller, id, &way, &ask, &outcome, duration_ms);
+        outcome.map_err(|rejection| rejection.with("call_id", id))
+    }
+
+    fn record(&self, caller: &Caller, id: CallId, way: &Way, ask: &McpAsk, outcome: &Answer<McpOutcome>, duration_ms: u64) {
+        let arguments = ask.arguments.clone().unwrap_or_default();
+        if let Some(tool) = &way.tool {
+            match outcome {
+                Ok(McpOutcome::Complete(result)) => {
+                    let result = ToolResult::read(result).unwrap_or_else(|_| ToolResult::unread(result));
+                    return self.record_call(caller, id, tool, None, &arguments, Ok(&result), duration_ms);
+                }
+                Err(rejection) => return self.record_call(caller, id, tool, None, &arguments, Err(rejection), duration_ms),
+                Ok(McpOutcome::InputRequired { .. }) => {}
+            }
+        }
+        let (kind, result, error) = match outcome {
+            Ok(McpOutcome::Complete(result)) => (finished(ask.kind), Some(result.clone()), None),
+            Ok(McpOutcome::InputRequired { requests, .. }) => ("tools.input.required", Json::of(requests).ok(), None),
+            Err(rejection) => (failed(ask.kind), None, Some(Failure { code: rejection.code, message: &rejection.message })),
+        };
+        let mut values = Values::default();
+        let entry = Entry {
+            call_id: id,
+            name: &ask.name,
+            server: &way.server_name,
+            arguments: ask.arguments.as_ref().map(|value| values.put(value)),
+            result: result.as_ref().map(|value| values.put(value)),
+            error,
+            duration_ms,
+        };
+        self.observe(caller, Class::ToolCall, kind, &entry, values);
+    }
+
+    fn way(&self, caller: &Caller, door: Door, view: &View, ask: &McpAsk) -> Answer<Way> {
+        let part_name = |server| view.part(server).map(|part| part.name.clone()).unwrap_or_default();
+        let way = match ask.kind {
+            Kind::Tool => {
+                let offered = view.tool(&ask.name).ok_or_else(|| domain::tool::not_found(&ask.name))?;
+                let tool = &offered.tool.state;
+                self.check_use(caller, door, &tool.server, &tool.manifest.tool)?;
+                check_callable(tool, &ask.name)?;
+                if ask.state.is_none() {
+                    let arguments = ask.arguments.clone().unwrap_or_default();
+                    problems_of_arguments(&self.0.schemas, tool, &ask.name, &arguments)?;
+                }
+                return Ok(Way {
+                    server: tool.server_id,
+                    server_name: tool.server.clone(),
+                    own: tool.manifest.tool.clone(),
+                    tool: Some(offered.tool.clone()),
+                });
+            }
+            Kind::Prompt | Kind::CompletePrompt => {
+                let found = view.prompt(&ask.name).ok_or_else(|| nothing("prompt", &ask.name))?;
+                Way { server: found.server, server_name: part_name(found.server), own: found.own.clone(), tool: None }
+            }
+            Kind::Resource => {
+                let (server, own) = view.resource(&ask.name).ok_or_else(|| nothing("resource", &ask.name))?;
+                Way { server, server_name: part_name(server), own, tool: None }
+            }
+            Kind::CompleteTemplate => {
+                let found = view.template(&ask.name).ok_or_else(|| nothing("template", &ask.name))?;
+                Way { server: found.server, server_name: part_name(found.server), own: found.own.clone(), tool: None }
+            }
+        };
+        self.check_use(caller, door, &way.server_name, &ask.name)?;
+        Ok(way)
+    }
+
+    /// Where a resource lies.
+    pub(super) fn resource_of(&self, caller: &Caller, door: Door, uri: &str) -> Answer<(McpServerId, String)> {
+        let view = self.mcp_view(caller, door)?;
+        let (server, own) = view.resource(uri).ok_or_else(|| nothing("resource", uri))?;
+        let name = view.part(server).map(|part| part.name.clone()).unwrap_or_default();
+        self.check_use(caller, door, &name, uri)?;
+        Ok((server, own))
+    }
+
+    async fn handed_on(
+        &self,
+        caller: &Caller,
+        door: Door,
+        way: &Way,
+        ask: &McpAsk,
+        client: &McpClient,
+        notes: Option<mpsc::Sender<Note>>,
+    ) -> Answer<McpOutcome> {
+        let request = salient(door, ask);
+        let resume = ask.state.as_deref().map(|state| self.open_resume(caller, &request, state)).transpose()?;
+        let answers = (resume.is_some() || ask.responses.is_some()).then(|| Answers {
+            responses: ask.responses.clone().unwrap_or_default(),
+            refused: ask.refused.clone(),
+            resume: resume.unwrap_or(Resume::State(None)),
+        });
+        let (method, params) = parameters(ask, way);
+        let handed = Ask { method, name: way.own.clone(), params, meta: ask.meta.clone(), answers };
+        let key = gateway::Key { tenant: caller.actor.tenant, server: way.server };
+        let asking = gateway_client(caller, door, client);
+        let timeout = self.0.gateway.settings().call_timeout.max(Duration::from_millis(1));
+        let approved = way.tool.as_ref().map(|tool| tool.state.manifest.hash.as_str());
+        match self.0.gateway.ask(key, handed, approved, asking, notes, timeout).await {
+            Ok(Outcome::Complete(result)) => Ok(McpOutcome::Complete(result)),
+            Ok(Outcome::InputRequired { requests, resume }) => {
+                Ok(McpOutcome::InputRequired { requests, state: self.seal_resume(caller, &request, resume)? })
+            }
+            Err(error) => Err(of_ask(ask.kind, &ask.name, &way.server_name, error)),
+        }
+    }
+
+    /// Ends the connections that servers know a session by.
+    pub async fn end_mcp_session(&self, caller: &Caller, door: Door, session: &str) {
+        let client = McpClient { session: Some(session.to_owned()), ..McpClient::default() };
+        self.0.gateway.forget_party(caller.actor.tenant, gateway_client(caller, door, &client).party).await;
+    }
+}
+
+fn finished(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Tool => "tools.call.finished",
+        Kind::Resource => "tools.resource.read",
+        Kind::Prompt => "tools.prompt.got",
+        Kind::CompletePrompt | Kind::CompleteTemplate => "tools.completion.got",
+    }
+}
+
+fn failed(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Tool => "tools.call.failed",
+        Kind::Resource => "tools.resource.failed",
+        Kind::Prompt => "tools.prompt.failed",
+        Kind::CompletePrompt | Kind::CompleteTemplate => "tools.completion.failed",
+    }
+}
+
+/// What a request is about: answers belong to this and nothing else.
+fn salient(door: Door, ask: &McpAsk) -> String {
+    let arguments = ask.arguments.as_ref().map(Json::text).unwrap_or_default();
+    format!("{door:?}\n{:?}\n{}\n{arguments}", ask.kind, ask.name)
+}
+
+fn parameters(ask: &McpAsk, way: &Way) -> (Method, Vec<(&'static str, Json)>) {
+    let arguments = ask.arguments.clone();
+    let reference = |kind: &str, field: &str| {
+        let value = Map::from_iter([("type".to_owned(), Value::from(kind)), (field.to_owned(), Value::from(way.own.clone()))]);
+        Json::of(&value).unwrap_or_default()
+    };
+    let completion = |reference: Json| {
+        let mut params = vec![("ref", reference), ("argument", arguments.clone().unwrap_or_default())];
+        params.extend(ask.context.clone().map(|context| ("context", context)));
+        (Method::Complete, params)
+    };
+    match ask.kind {
+        Kind::Tool => (Method::CallTool, vec![("arguments", arguments.clone().unwrap_or_default())]),
+        Kind::Resource => (Method::ReadResource, vec![]),
+        Kind::Prompt => (Method::GetPrompt, arguments.clone().map(|value| ("arguments", value)).into_iter().collect()),
+        Kind::CompletePrompt => completion(reference("ref/prompt", "name")),
+        Kind::CompleteTemplate => completion(reference("ref/resource", "uri")),
+    }
+}
+
+/// The caller as the gateway tells callers apart: nobody shares a connection with anybody else.
+fn gateway_client(caller: &Caller, door: Door, client: &McpClient) -> Client {
+    let mut hash = Sha256::new();
+    for part in [&caller.actor.tenant.to_string(), &caller.actor.who.to_string(), &format!("{door:?}")] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.update(client.session.as_deref().unwrap_or_default());
+    Client {
+        party: hash.finalize().into(),
+        is_session: client.session.is_some(),
+        capabilities: client.capabilities.clone(),
+        log_level: client.log_level.clone(),
+    }
+}
+
+fn nothing(what: &str, name: &str) -> Rejection {
+    let shown: String = name.chars().take(200).collect();
+    let message = format!("There is no {what} '{shown}' here.");
+    Rejection::new(Trouble::NotFound, "OFFER_NOT_FOUND", message, "List what is offered, and use a name from there.")
+}
+
+/// What a failure means to whoever asked, with the server's name: of a tool, or of something else.
+fn of_ask(kind: Kind, name: &str, server: &str, error: CallError) -> Rejection {
+    if let CallError::Gone = error {
+        let message = "What waited for these answers has ended, or waits at another replica.";
+        return Rejection::new(
+            Trouble::Invalid,
+            "REQUEST_STATE_INVALID",
+            message,
+            "Make the request again without requestState.",
+        );
+    }
+    let refused = match &error {
+        CallError::Refused(code, message, data) => Some((*code, message.clone(), data.clone())),
+        _ => None,
+    };
+    let mut rejection = of_call(name, error).with("server", server);
+    if kind != Kind::Tool {
+        rejection.message = rejection.message.replacen("The tool", "The request for", 1);
+    }
+    match refused {
+        Some((code, message, data)) => {
+            rejection.with("upstream", serde_json::json!({ "code": code, "message": message, "data": *data }))
+        }
+        None => rejection,
+    }
+}

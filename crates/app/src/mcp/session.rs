@@ -1,0 +1,74 @@
+//! Sessions of clients of older versions: what such a client said when it began, sealed into the session's id, so that any
+//! replica can go on with it and none need remember it.
+
+use crate::app::{App, internal};
+use crate::{Answer, Caller};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// How long a session is good.
+const GOOD_MS: i64 = 7 * 24 * 3_600_000;
+const ID_BYTES_MAX: usize = 4 * 1024;
+
+/// What a session is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionFacts {
+    /// The version that was agreed on.
+    pub version: String,
+    /// What the client can be asked.
+    pub capabilities: Map<String, Value>,
+    /// Which process began it: servers may know the client by a connection that ended with it.
+    pub home: String,
+    /// When it began.
+    pub began_ms: i64,
+}
+
+fn place(caller: &Caller, door: &str) -> String {
+    format!("mcp-session/{}/{door}", caller.actor.who)
+}
+
+impl App {
+    /// The name of this process: never the same twice.
+    pub fn process_name(&self) -> &str {
+        &self.0.process
+    }
+
+    /// A name that nobody guesses.
+    pub fn fresh_handle(&self) -> String {
+        kernel::text::hex(&self.env().bytes::<16>())
+    }
+
+    /// An id for a session. It is of use to this caller, at this door.
+    pub fn begin_mcp_session(
+        &self,
+        caller: &Caller,
+        door: &str,
+        version: &str,
+        capabilities: Map<String, Value>,
+    ) -> Answer<String> {
+        let (home, began_ms) = (self.0.process.clone(), self.env().now().0);
+        let facts = SessionFacts { version: version.to_owned(), capabilities, home, began_ms };
+        let text = serde_json::to_vec(&facts).map_err(|e| internal(e.to_string()))?;
+        let place = place(caller, door);
+        let sealed = self.0.crypto.sealer.seal(caller.actor.tenant, &place, &text, self.env().bytes()).map_err(internal)?;
+        Ok(URL_SAFE_NO_PAD.encode(sealed))
+    }
+
+    /// What a session's id says, if it is this caller's, of this door, and can be gone on with.
+    ///
+    /// A client that can be asked something is known to servers by connections. When the process that held them has ended, the
+    /// session has, too, and the client must begin again.
+    pub fn mcp_session(&self, caller: &Caller, door: &str, id: &str) -> Option<SessionFacts> {
+        if id.len() > ID_BYTES_MAX {
+            return None;
+        }
+        let sealed = URL_SAFE_NO_PAD.decode(id).ok()?;
+        let opened = self.0.crypto.sealer.open(caller.actor.tenant, &place(caller, door), &sealed)?;
+        let facts: SessionFacts = serde_json::from_slice(&opened).ok()?;
+        let is_there = || facts.home == self.0.process || self.0.replicas.as_ref().is_some_and(|all| all.is_live(&facts.home));
+        let is_good = self.env().now().0 - facts.began_ms < GOOD_MS && (facts.capabilities.is_empty() || is_there());
+        is_good.then_some(facts)
+    }
+}

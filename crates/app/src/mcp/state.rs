@@ -1,0 +1,69 @@
+//! What a client sends back with its answers, sealed: good for the same caller, the same request, and some minutes.
+
+use crate::app::{App, internal};
+use crate::{Answer, Caller};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use gateway::Resume;
+use kernel::{Kind, Rejection};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// How long an answer may take.
+const GOOD_MS: i64 = 600_000;
+const STATE_BYTES_MAX: usize = 64 * 1024;
+
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    until_ms: i64,
+    /// Work that waits here, hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting: Option<String>,
+    /// What the server wants to be told again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<String>,
+}
+
+fn invalid() -> Rejection {
+    let message = "The requestState is not of this request and this caller, was changed, or is too old.";
+    Rejection::new(Kind::Invalid, "REQUEST_STATE_INVALID", message, "Make the request again without requestState.")
+}
+
+/// The place that a state is sealed for.
+fn place(caller: &Caller, request: &str) -> String {
+    let digest = kernel::text::hex(&Sha256::digest(request));
+    format!("mcp-state/{}/{digest}", caller.actor.who)
+}
+
+impl App {
+    /// Seals what a request goes on with; nothing where the server keeps nothing.
+    pub(super) fn seal_resume(&self, caller: &Caller, request: &str, resume: Resume) -> Answer<Option<String>> {
+        let (waiting, state) = match resume {
+            Resume::State(None) => return Ok(None),
+            Resume::State(Some(state)) => (None, Some(state)),
+            Resume::Waiting(id) => (Some(format!("{id:032x}")), None),
+        };
+        let sealed = Sealed { until_ms: self.env().now().0 + GOOD_MS, waiting, state };
+        let text = serde_json::to_vec(&sealed).map_err(|e| internal(e.to_string()))?;
+        let place = place(caller, request);
+        let sealed = self.0.crypto.sealer.seal(caller.actor.tenant, &place, &text, self.env().bytes()).map_err(internal)?;
+        Ok(Some(URL_SAFE_NO_PAD.encode(sealed)))
+    }
+
+    /// Opens what a client sent back.
+    pub(super) fn open_resume(&self, caller: &Caller, request: &str, text: &str) -> Answer<Resume> {
+        if text.len() > STATE_BYTES_MAX {
+            return Err(invalid());
+        }
+        let sealed = URL_SAFE_NO_PAD.decode(text).map_err(|_| invalid())?;
+        let opened = self.0.crypto.sealer.open(caller.actor.tenant, &place(caller, request), &sealed).ok_or_else(invalid)?;
+        let sealed: Sealed = serde_json::from_slice(&opened).map_err(|_| invalid())?;
+        if self.env().now().0 > sealed.until_ms {
+            return Err(invalid());
+        }
+        match sealed.waiting {
+            Some(id) => u128::from_str_radix(&id, 16).map(Resume::Waiting).map_err(|_| invalid()),
+            None => Ok(Resume::State(sealed.state)),
+        }
+    }
+}

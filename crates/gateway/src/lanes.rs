@@ -1,0 +1,182 @@
+//! Connections to a server that belong to one party each, for servers of older versions that know a client by its connection:
+//! what it can be asked, which levels of its log it wants to see, and whatever else the server remembers of it.
+
+use crate::mcp::{CallError, Client, Connection, Over};
+use crate::{GatewaySettings, Spec};
+use std::ops::Deref;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+
+/// Connections of one server beside the common one: processes are dear.
+const PROCESSES_MAX: usize = 16;
+const STREAMS_MAX: usize = 64;
+/// How long one is kept that nobody uses: of a session, and else.
+const SESSION_IDLE_MAX: Duration = Duration::from_secs(1_800);
+const IDLE_MAX: Duration = Duration::from_secs(120);
+
+/// All of one server.
+pub(crate) struct Lanes {
+    spec: Arc<Spec>,
+    settings: GatewaySettings,
+    open: Arc<std::sync::Mutex<Vec<Entry>>>,
+    /// One is opened at a time.
+    opening: Mutex<()>,
+}
+
+struct Entry {
+    lane: Arc<Line>,
+    party: [u8; 32],
+    is_session: bool,
+    /// How many requests run over it.
+    users: usize,
+    used: Instant,
+}
+
+struct Line {
+    connection: Connection,
+    over: Over,
+    declared: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A connection in use. Given back when it is dropped.
+pub(crate) struct Lane {
+    line: Arc<Line>,
+    open: Arc<std::sync::Mutex<Vec<Entry>>>,
+}
+
+impl Deref for Lane {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.line.connection
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = open.iter_mut().find(|entry| Arc::ptr_eq(&entry.lane, &self.line)) {
+            entry.users = entry.users.saturating_sub(1);
+            entry.used = Instant::now();
+        }
+    }
+}
+
+/// Why there is no connection.
+pub(crate) enum Refused {
+    /// All are in use.
+    Busy,
+    /// The server could not be reached.
+    Trouble(String),
+}
+
+impl Refused {
+    pub fn into_call_error(self) -> CallError {
+        match self {
+            Refused::Busy => CallError::Busy,
+            Refused::Trouble(reason) => CallError::NotReady(reason),
+        }
+    }
+}
+
+impl Lanes {
+    pub fn new(spec: Arc<Spec>, settings: GatewaySettings) -> Self {
+        Lanes { spec, settings, open: Arc::default(), opening: Mutex::new(()) }
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that is this party's alone. Requests of a session share one; others have one each.
+    pub async fn take(&self, client: &Client) -> Result<Lane, Refused> {
+        if let Some(lane) = self.known(client) {
+            return Ok(lane);
+        }
+        let _one = self.opening.lock().await;
+        if let Some(lane) = self.known(client) {
+            return Ok(lane);
+        }
+        self.make_room().await?;
+        let over = Over::default();
+        let connecting = Connection::open(&self.spec, &self.settings, &over, &client.capabilities, true);
+        let connected = match tokio::time::timeout(self.settings.start_timeout, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err("no answer to a further connection in time".to_owned()),
+        };
+        match connected {
+            Ok(connection) => {
+                let line = Arc::new(Line { connection, over, declared: client.capabilities.clone() });
+                let (party, is_session) = (client.party, client.is_session);
+                self.entries().push(Entry { lane: line.clone(), party, is_session, users: 1, used: Instant::now() });
+                Ok(Lane { line, open: self.open.clone() })
+            }
+            Err(reason) => {
+                over.finish("it was not opened").await;
+                Err(Refused::Trouble(reason))
+            }
+        }
+    }
+
+    fn known(&self, client: &Client) -> Option<Lane> {
+        let mut entries = self.entries();
+        let fits = |entry: &&mut Entry| {
+            entry.party == client.party
+                && entry.is_session == client.is_session
+                && (entry.is_session || entry.users == 0)
+                && entry.lane.declared == client.capabilities
+                && !entry.lane.over.is_over()
+        };
+        let entry = entries.iter_mut().find(fits)?;
+        entry.users += 1;
+        Some(Lane { line: entry.lane.clone(), open: self.open.clone() })
+    }
+
+    /// Ends the one that was idle for the longest, where there are as many as may be.
+    async fn make_room(&self) -> Result<(), Refused> {
+        let most = if matches!(*self.spec, Spec::Stdio { .. }) { PROCESSES_MAX } else { STREAMS_MAX };
+        let ended = {
+            let mut entries = self.entries();
+            let mut ended: Vec<Entry> = entries.extract_if(.., |entry| entry.users == 0 && entry.lane.over.is_over()).collect();
+            if entries.len() >= most {
+                let idle = entries.iter().enumerate().filter(|(_, entry)| entry.users == 0).min_by_key(|(_, entry)| entry.used);
+                let Some(at) = idle.map(|(at, _)| at) else { return Err(Refused::Busy) };
+                ended.push(entries.remove(at));
+            }
+            ended
+        };
+        finish(ended).await;
+        Ok(())
+    }
+
+    /// Ends what belongs to a party.
+    pub async fn forget(&self, party: [u8; 32]) {
+        let ended = self.entries().extract_if(.., |entry| entry.party == party).collect();
+        finish(ended).await;
+    }
+
+    /// Ends what nobody uses any more.
+    pub async fn sweep(&self) {
+        let is_left = |entry: &mut Entry| {
+            let patience = if entry.is_session { SESSION_IDLE_MAX } else { IDLE_MAX };
+            entry.users == 0 && (entry.used.elapsed() > patience || entry.lane.over.is_over())
+        };
+        let ended = self.entries().extract_if(.., is_left).collect();
+        finish(ended).await;
+    }
+
+    /// Ends all.
+    pub async fn finish(&self) {
+        let ended = std::mem::take(&mut *self.entries());
+        finish(ended).await;
+    }
+}
+
+async fn finish(ended: Vec<Entry>) {
+    let ends = ended.into_iter().map(async |entry| {
+        entry.lane.connection.close().await;
+        entry.lane.over.finish("it is not used any more").await;
+    });
+    futures_util::future::join_all(ends).await;
+}

@@ -1,0 +1,192 @@
+//! Work at a server of an older version that asks its client in the middle: it is kept waiting, and the client is told what is
+//! asked as the newest version tells it. The answers come with another request.
+
+use super::rpc::{ASIDE_MAX, Aside, METHOD_NOT_FOUND, Question, WireError};
+use super::{Answers, Ask, CallError, Client, Note, Outcome, QUESTIONS, Resume};
+use crate::lanes::Lane;
+use kernel::Json;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+/// How long work waits for answers.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+/// Works that wait, of all servers, and of one party.
+const WAITING_MAX: usize = 1_000;
+const WAITING_OF_PARTY_MAX: usize = 16;
+/// What is asked within this time is asked together.
+const TOGETHER: Duration = Duration::from_millis(20);
+const REFUSED: &str = "The client refused to answer.";
+
+/// Work that waits for answers, by what it is resumed with.
+#[derive(Default)]
+pub(crate) struct Conversations(Mutex<HashMap<u128, Waiting>>);
+
+struct Waiting {
+    talk: Talk,
+    party: [u8; 32],
+    since: Instant,
+}
+
+/// A request under way, and the way to whoever carries it out.
+struct Talk {
+    rounds: mpsc::Receiver<Round>,
+    answers: mpsc::Sender<(Box<RawValue>, Option<Value>)>,
+    notes: NoteSlot,
+    /// What is asked and not answered yet.
+    open: BTreeMap<String, Question>,
+    /// Ends the work when nobody can resume it any more.
+    _work: AbortOnDropHandle<()>,
+}
+
+/// Where notes go now; nowhere while nobody waits.
+type NoteSlot = Arc<Mutex<Option<mpsc::Sender<Note>>>>;
+
+enum Round {
+    Asked(Question),
+    Done(Result<Box<RawValue>, WireError>),
+}
+
+/// Hands a request on over a connection that belongs to the client alone.
+pub(crate) async fn converse(
+    lane: Lane,
+    ask: Ask,
+    client: Client,
+    notes: Option<mpsc::Sender<Note>>,
+    timeout: Duration,
+    conversations: &Conversations,
+) -> Result<Outcome, CallError> {
+    let party = client.party;
+    let (to_rounds, rounds) = mpsc::channel(16);
+    let (answers, answered) = mpsc::channel(16);
+    let notes: NoteSlot = Arc::new(Mutex::new(notes));
+    let work = tokio::spawn(work(lane, ask, client, notes.clone(), to_rounds, answered));
+    let talk = Talk { rounds, answers, notes, open: BTreeMap::new(), _work: AbortOnDropHandle::new(work) };
+    talk.next(timeout, party, conversations).await
+}
+
+async fn work(
+    lane: Lane,
+    ask: Ask,
+    client: Client,
+    notes: NoteSlot,
+    rounds: mpsc::Sender<Round>,
+    mut answers: mpsc::Receiver<(Box<RawValue>, Option<Value>)>,
+) {
+    let (aside, mut came) = mpsc::channel(ASIDE_MAX);
+    let mut request = std::pin::pin!(lane.hand_on(&ask, &[], &client, Some(&aside)));
+    let round = loop {
+        tokio::select! {
+            biased;
+            Some(aside) = came.recv() => match aside {
+                Aside::Note(note) => {
+                    if let Some(notes) = &*notes.lock().unwrap_or_else(PoisonError::into_inner) {
+                        // A client that reads slowly misses some of it.
+                        let _ = notes.try_send(note);
+                    }
+                }
+                Aside::Question(question) if can_be_asked(&client, &question.method) => {
+                    if rounds.send(Round::Asked(question)).await.is_err() {
+                        return;
+                    }
+                }
+                Aside::Question(question) => {
+                    lane.respond(&question.id, Err((METHOD_NOT_FOUND, "The client cannot be asked that."))).await;
+                }
+            },
+            Some((id, answer)) = answers.recv() => {
+                lane.respond(&id, answer.as_ref().ok_or((-1, REFUSED))).await;
+            }
+            done = &mut request => break Round::Done(done),
+        }
+    };
+    // Whoever asked may have gone away.
+    let _ = rounds.send(round).await;
+}
+
+/// Whether a client said that it can be asked this.
+pub(crate) fn can_be_asked(client: &Client, method: &str) -> bool {
+    QUESTIONS.iter().any(|(question, capability)| *question == method && client.capabilities.contains_key(*capability))
+}
+
+impl Talk {
+    async fn next(mut self, timeout: Duration, party: [u8; 32], conversations: &Conversations) -> Result<Outcome, CallError> {
+        let mut patience = timeout;
+        loop {
+            match tokio::time::timeout(patience, self.rounds.recv()).await {
+                Ok(Some(Round::Asked(question))) => {
+                    self.open.insert(format!("q{}", question.id.get().trim_matches('"')), question);
+                    patience = TOGETHER;
+                }
+                Ok(Some(Round::Done(done))) => return Ok(Outcome::Complete(complete(&done?)?)),
+                Ok(None) => return Err(CallError::Lost("what handed it on ended".into())),
+                Err(_) if self.open.is_empty() => return Err(CallError::Timeout(timeout.as_millis())),
+                Err(_) => return conversations.keep(self, party),
+            }
+        }
+    }
+}
+
+fn complete(result: &RawValue) -> Result<Json, CallError> {
+    Json::parse(result.get().to_owned()).map_err(|e| CallError::Unusable(e.to_string()))
+}
+
+impl Conversations {
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<u128, Waiting>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, talk: Talk, party: [u8; 32]) -> Result<Outcome, CallError> {
+        self.sweep();
+        let requests = talk.open.iter().map(|(key, question)| {
+            let mut request = Map::from_iter([("method".to_owned(), json!(question.method))]);
+            request.extend((!question.params.is_null()).then(|| ("params".to_owned(), question.params.clone())));
+            (key.clone(), Value::Object(request))
+        });
+        let requests = requests.collect();
+        *talk.notes.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let id: u128 = rand::random();
+        let mut map = self.map();
+        let of_party = map.values().filter(|waiting| waiting.party == party).count();
+        if map.len() >= WAITING_MAX || of_party >= WAITING_OF_PARTY_MAX {
+            return Err(CallError::Busy);
+        }
+        map.insert(id, Waiting { talk, party, since: Instant::now() });
+        Ok(Outcome::InputRequired { requests, resume: Resume::Waiting(id) })
+    }
+
+    /// Goes on with work that waits.
+    pub async fn resume(
+        &self,
+        id: u128,
+        party: [u8; 32],
+        answers: Answers,
+        notes: Option<mpsc::Sender<Note>>,
+        timeout: Duration,
+    ) -> Result<Outcome, CallError> {
+        let found = {
+            let mut map = self.map();
+            let is_own = map.get(&id).is_some_and(|waiting| waiting.party == party);
+            if is_own { map.remove(&id) } else { None }
+        };
+        let Some(Waiting { mut talk, .. }) = found else { return Err(CallError::Gone) };
+        *talk.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
+        let refused = answers.refused.into_iter().map(|key| (key, None));
+        for (key, answer) in answers.responses.into_iter().map(|(key, answer)| (key, Some(answer))).chain(refused) {
+            if let Some(question) = talk.open.remove(&key) {
+                // The work may have ended meanwhile; then its outcome says so.
+                let _ = talk.answers.send((question.id, answer)).await;
+            }
+        }
+        if talk.open.is_empty() { talk.next(timeout, party, self).await } else { self.keep(talk, party) }
+    }
+
+    /// Ends what waited for too long.
+    pub fn sweep(&self) {
+        self.map().retain(|_, waiting| waiting.since.elapsed() < WAIT_MAX);
+    }
+}

@@ -1,0 +1,259 @@
+//! `keiko mcp`: MCP servers, their tools, virtual servers, and the way for clients that speak over standard streams only.
+//!
+//! Owns the commands' arguments and columns; [`connect`](super::mcp_connect) speaks MCP.
+
+use super::mcp_connect::{self, Connect};
+use super::{Paging, Past, Target, show_list, show_one, show_past};
+use crate::cli::call::{Call, path};
+use crate::cli::client::Client;
+use crate::cli::error::hinted;
+use crate::cli::table::Column;
+use crate::cli::{Output, input};
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+/// Shown below the help of `keiko mcp`.
+pub const EXAMPLES: &str = "\
+Examples:
+  keiko mcp servers add git -- mcp-server-git
+  keiko mcp servers add search --url https://tools.example/mcp --header 'Authorization=Bearer ...'
+  keiko mcp tools list git log
+  keiko mcp tools call git__git_log '{\"repo_path\": \"/srv/repo\"}'
+  keiko mcp virtual create history --member git=git_log,git_show --bare
+  keiko mcp connect --door history";
+
+const SERVERS: [Column; 6] = [
+    Column::id("ID", "/id"),
+    Column::id("NAME", "/attributes/name"),
+    Column::text("STATUS", "/attributes/status"),
+    Column::text("TOOLS", "/attributes/tools"),
+    Column::text("VERSION", "/attributes/protocol_version"),
+    Column::text("REASON", "/attributes/reason"),
+];
+
+const TOOLS: [Column; 3] = [
+    Column::id("NAME", "/attributes/name"),
+    Column::text("STATUS", "/attributes/status"),
+    Column::text("DESCRIPTION", "/attributes/description"),
+];
+
+const VIRTUAL: [Column; 4] = [
+    Column::id("ID", "/id"),
+    Column::id("NAME", "/attributes/name"),
+    Column::text("PATH", "/attributes/path"),
+    Column::text("DESCRIPTION", "/attributes/description"),
+];
+
+/// What `keiko mcp` can do.
+#[derive(Subcommand)]
+pub enum McpCommand {
+    /// Servers whose tools can be called
+    Servers {
+        /// What to do
+        #[command(subcommand)]
+        command: ServersCommand,
+    },
+    /// Tools of all servers
+    Tools {
+        /// What to do
+        #[command(subcommand)]
+        command: ToolsCommand,
+    },
+    /// Named selections of what servers offer
+    Virtual {
+        /// What to do
+        #[command(subcommand)]
+        command: VirtualCommand,
+    },
+    /// Be an MCP server over standard streams, for a client that knows no other way
+    Connect(Connect),
+}
+
+/// What `keiko mcp servers` can do.
+#[derive(Subcommand)]
+pub enum ServersCommand {
+    /// List servers
+    List(Paging),
+    /// Show one server
+    Get(Past),
+    /// Make a server known and start it
+    Add(AddServer),
+    /// Start a server again
+    Restart(Target),
+    /// Remove a server with its tools
+    Delete(Target),
+}
+
+/// Arguments of `keiko mcp servers add`.
+#[derive(Args)]
+pub struct AddServer {
+    /// Unique name, the first part of its tools' names
+    name: String,
+    /// Where it is reached over HTTP
+    #[arg(long, conflicts_with = "command", required_unless_present = "command")]
+    url: Option<String>,
+    /// A header that is sent with each request; may be repeated
+    #[arg(long = "header", value_name = "NAME=VALUE", requires = "url", value_parser = pair)]
+    headers: Vec<(String, String)>,
+    /// A variable of the process's environment; may be repeated
+    #[arg(long = "env", value_name = "NAME=VALUE", conflicts_with = "url", value_parser = pair)]
+    env: Vec<(String, String)>,
+    /// The program to start, and its arguments
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// What `keiko mcp tools` can do.
+#[derive(Subcommand)]
+pub enum ToolsCommand {
+    /// List tools, or find them by words
+    List {
+        /// Words that name or description hold
+        words: Vec<String>,
+        /// How many
+        #[command(flatten)]
+        paging: Paging,
+    },
+    /// Show one tool with its schemas
+    Get(Past),
+    /// Allow a tool as it is now
+    Approve(Target),
+    /// Call a tool
+    Call {
+        /// Its full name
+        name: String,
+        /// Its arguments as a JSON object
+        #[arg(default_value = "{}")]
+        arguments: String,
+    },
+}
+
+/// What `keiko mcp virtual` can do.
+#[derive(Subcommand)]
+pub enum VirtualCommand {
+    /// List virtual servers
+    List(Paging),
+    /// Show one virtual server
+    Get(Past),
+    /// Make a virtual server
+    Create(Virtual),
+    /// Replace what a virtual server is made of
+    Set(Virtual),
+    /// Remove a virtual server
+    Delete(Target),
+}
+
+/// What a virtual server is made of.
+#[derive(Args)]
+pub struct Virtual {
+    /// Unique name, the end of its address
+    #[arg(value_parser = input::handle)]
+    name: String,
+    /// A server, with its tools or all of them; may be repeated
+    #[arg(long = "member", value_name = "SERVER[=TOOL,...]", required = true)]
+    members: Vec<String>,
+    /// Names without their server's name in front
+    #[arg(long)]
+    bare: bool,
+    /// Keiko's own tools too
+    #[arg(long)]
+    built_in: bool,
+    /// For people
+    #[arg(long, default_value = "")]
+    description: String,
+    /// Who may use it; everybody when nothing is said; may be repeated
+    #[arg(long = "allow", value_name = "role:NAME|user:ID|agent:ID")]
+    allowed: Vec<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Runs `keiko mcp`.
+pub async fn run(command: McpCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    match command {
+        McpCommand::Servers { command } => servers(command, client, output).await,
+        McpCommand::Tools { command } => tools(command, client, output).await,
+        McpCommand::Virtual { command } => virtuals(command, client, output).await,
+        McpCommand::Connect(args) => mcp_connect::run(args, client).await,
+    }
+}
+
+async fn servers(command: ServersCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    match command {
+        ServersCommand::List(paging) => show_list(client, Call::get("mcp-servers"), &paging, &SERVERS, output).await,
+        ServersCommand::Get(server) => show_past(client, "mcp-servers", &server, output).await,
+        ServersCommand::Add(args) => show_one(client, Call::append("mcp-servers", described(args)), output).await,
+        ServersCommand::Restart(server) => {
+            show_one(client, Call::action(&["mcp-servers", &server.id, "actions", "restart"]), output).await
+        }
+        ServersCommand::Delete(server) => {
+            client.send(Call::delete(path(&["mcp-servers", &server.id]))).await?;
+            output.done(&format!("Removed the MCP server {} with its tools.", server.id))
+        }
+    }
+}
+
+fn described(args: AddServer) -> Value {
+    let object =
+        |pairs: Vec<(String, String)>| pairs.into_iter().map(|(name, value)| (name, json!(value))).collect::<Map<_, _>>();
+    let transport = match args.url {
+        Some(url) => json!({ "type": "http", "url": url, "headers": object(args.headers) }),
+        None => {
+            let (command, rest) = args.command.split_first().map_or(("", &[][..]), |(command, rest)| (command.as_str(), rest));
+            json!({ "type": "stdio", "command": command, "args": rest, "env": object(args.env) })
+        }
+    };
+    json!({ "name": args.name, "transport": transport })
+}
+
+async fn tools(command: ToolsCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    match command {
+        ToolsCommand::List { words, paging } => {
+            let words = (!words.is_empty()).then(|| words.join(" "));
+            show_list(client, Call::get("tools").query("q", words), &paging, &TOOLS, output).await
+        }
+        ToolsCommand::Get(tool) => show_past(client, "tools", &tool, output).await,
+        ToolsCommand::Approve(tool) => show_one(client, Call::action(&["tools", &tool.id, "actions", "approve"]), output).await,
+        ToolsCommand::Call { name, arguments } => {
+            let arguments: Map<String, Value> = serde_json::from_str(&arguments)
+                .map_err(|e| hinted(format!("The arguments are no JSON object: {e}."), "for example '{\"path\": \"/srv\"}'"))?;
+            let call = Call::post(path(&["tools", &name, "actions", "call"]), json!({ "arguments": arguments }));
+            show_one(client, call, output).await
+        }
+    }
+}
+
+async fn virtuals(command: VirtualCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {
+    match command {
+        VirtualCommand::List(paging) => show_list(client, Call::get("virtual-servers"), &paging, &VIRTUAL, output).await,
+        VirtualCommand::Get(server) => show_past(client, "virtual-servers", &server, output).await,
+        VirtualCommand::Create(server) => show_one(client, Call::append("virtual-servers", selection(&server)), output).await,
+        VirtualCommand::Set(server) => {
+            show_one(client, Call::put(path(&["virtual-servers", &server.name]), selection(&server)), output).await
+        }
+        VirtualCommand::Delete(server) => {
+            client.send(Call::delete(path(&["virtual-servers", &server.id]))).await?;
+            output.done(&format!("Removed the virtual server {}.", server.id))
+        }
+    }
+}
+
+fn selection(server: &Virtual) -> Value {
+    let member = |text: &String| {
+        let (name, tools) = text.split_once('=').map_or((text.as_str(), None), |(name, tools)| (name, Some(tools)));
+        let mut member = json!({ "server": name });
+        if let Some(tools) = tools {
+            member["tools"] = tools.split(',').collect();
+        }
+        if server.bare {
+            member["prefix"] = json!("");
+        }
+        member
+    };
+    let members: Vec<Value> = server.members.iter().map(member).collect();
+    json!({ "name": server.name, "description": server.description, "members": members, "built_in": server.built_in,
+        "allowed": server.allowed })
+}
