@@ -382,9 +382,107 @@ def test_should_record_what_went_through_the_door(keiko, admin, upstreams, clien
     one.call("test_sampling", {"prompt": "recorded-7f3a"})
     one.ask("resources/read", {"uri": "test://static-text"})
     one.ask("prompts/get", {"name": "test_simple_prompt"})
-    found = lambda kind: [e for e in done(admin.get("/journal", limit=200)) if e["attributes"]["kind"] == kind]  # noqa: E731
+    found = lambda kind: [e for e in admin.everything("/journal", **{"class": "tool_call"}) if e["attributes"]["kind"] == kind]  # noqa: E731
     until(lambda: found("tools.call.finished") and found("tools.resource.read") and found("tools.prompt.got"), "it is written down")
     assert "recorded-7f3a" in json.dumps(found("tools.call.finished"))
+
+
+# What an attacker would try
+
+
+def processes(word):
+    """The processes whose command line holds a word."""
+    found = [p for p in Path("/proc").iterdir() if p.name.isdigit()]
+    return sum(word.encode() in (p / "cmdline").read_bytes() for p in found if (p / "cmdline").exists())
+
+
+def odd(admin, folder, tools, start="well", **env):
+    listed = folder / f"{unique('tools')}.json"
+    listed.write_text(json.dumps([{"name": name, "description": name, "inputSchema": {"type": "object"}} for name in tools]))
+    name = unique("odd").replace("-", "_")
+    transport = {"type": "stdio", "command": sys.executable, "args": [str(HERE / "servers" / "odd.py"), str(listed), start], "env": env}
+    done(admin.post("/mcp-servers", {"name": name, "transport": transport}), 201)
+    until(lambda: done(admin.get(f"/mcp-servers/{name}"))["attributes"]["status"] == "ready", "it is ready")
+    return name, listed
+
+
+def test_should_leave_no_process_behind_of_clients_that_leave_at_once(keiko, admin, tmp_path, client):
+    name, listed = odd(admin, tmp_path, ["echo"])
+    one = client(Modern, "")
+    for _ in range(12):
+        body = one.body("tools/call", {"name": f"{name}__echo", "arguments": {"text": "x"}})
+        try:
+            one.http.post(one.url, json=body, headers=one.headers("tools/call", body["params"]), timeout=0.02)
+        except mcp_clients.httpx2.TimeoutException:
+            pass
+    assert one.call(f"{name}__echo", {"text": "still there"})[0] == "still there"
+    until(lambda: processes(str(listed)) <= 3, f"{processes(str(listed))} processes are left")
+    admin.delete(f"/mcp-servers/{name}")
+    until(lambda: processes(str(listed)) == 0, "nothing is left of it")
+
+
+def test_should_hold_every_connection_against_what_was_approved(admin, tmp_path, client):
+    name, listed = odd(admin, tmp_path, ["echo"])
+    able, mute = client(Modern, ""), client(Modern, "", capabilities={})
+    assert able.call(f"{name}__echo", {"text": "a"})[0] == "a"
+    # The next process is another version of the server, and says nothing of it.
+    listed.write_text(listed.read_text().replace('"description": "echo"', '"description": "now it does something else"'))
+    other = client(Legacy, "")
+    refusal = other.ask("tools/call", {"name": f"{name}__echo", "arguments": {"text": "b"}})[0]["result"]
+    assert refusal["isError"] and "TOOL_NOT_APPROVED" in json.dumps(refusal)
+    assert mute.call(f"{name}__echo", {"text": "c"})[0] == "c", "the process that was approved goes on"
+
+
+def test_should_pass_no_forged_question_on(admin, tmp_path, client):
+    name, _ = odd(admin, tmp_path, ["forge"])
+    for capabilities in ({}, None):
+        answer = client(Modern, "", capabilities=capabilities).once("tools/call", {"name": f"{name}__forge", "arguments": {}})[0]["result"]
+        assert answer["resultType"] == "complete" and answer["isError"] and "TOOL_ANSWER_UNUSABLE" in json.dumps(answer)
+
+
+def test_should_show_no_secret_of_a_server_whose_further_process_fails(admin, tmp_path, client):
+    name, listed = odd(admin, tmp_path, ["echo"], TOKEN="canary-9c1f")
+    listed.unlink()
+    answer = json.dumps(client(Modern, "").once("tools/call", {"name": f"{name}__echo", "arguments": {"text": "x"}})[0])
+    assert "TOOL_UNAVAILABLE" in answer and "canary-9c1f" not in answer
+
+
+def test_should_tell_nothing_more_to_whoever_lost_the_right(keiko, admin, upstreams, client):
+    upstream = upstreams("legacy-stdio")
+    for era in (Legacy, Modern):
+        made = done(admin.post("/api-keys", {"name": unique("key")}), 201)
+        key = keiko.client(api_key=made["attributes"]["key"])
+        told, trigger = queue.Queue(), client(Modern, upstream.door, capabilities={})
+        client(era, upstream.door, by=key, capabilities={}).follow(told, promptsListChanged=True)
+        trigger.call("test_trigger_prompt_change")
+        assert "prompts/list_changed" in told.get(timeout=10)["method"]
+        admin.delete(f"/api-keys/{made['id']}")
+        time.sleep(1.2)
+        while not told.empty():
+            told.get()
+        trigger.call("test_trigger_prompt_change")
+        time.sleep(1.5)
+        said = [message for message in list(told.queue) if "method" in message]
+        assert not said, f"{era}: {said}"
+
+
+def test_should_write_down_calls_whose_client_left(admin, upstreams, client):
+    name = unique("left")
+    late = client(Modern, upstreams("legacy-http").door, capabilities={})
+    body = late.body("tools/call", {"name": "test_wait", "arguments": {"name": name}})
+    with pytest.raises(mcp_clients.httpx2.TimeoutException):
+        late.http.post(late.url, json=body, headers=late.headers("tools/call", body["params"]), timeout=0.3)
+    entry = until(lambda: [e for e in admin.everything("/journal", **{"class": "tool_call"}) if name in json.dumps(e)], "it is written down")
+    assert entry[0]["attributes"]["kind"] == "tools.call.failed" and entry[0]["attributes"]["data"]["error"]["code"] == "ABANDONED"
+
+
+def test_should_keep_places_for_others(keiko, admin, upstreams, client):
+    door = upstreams("legacy-stdio").door
+    greedy, other = client(Modern, door), client(Modern, door, by=keiko.user(admin, ["developer"]))
+    results = [greedy.once("tools/call", {"name": "test_elicitation", "arguments": {"message": str(n)}})[0]["result"] for n in range(12)]
+    assert sum(r.get("resultType") == "input_required" for r in results) == 8
+    assert "too many" in json.dumps(results[-1])
+    assert other.call("test_elicitation", {"message": "Who?"})[0].startswith("User response")
 
 
 # Over standard streams

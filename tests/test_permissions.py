@@ -81,8 +81,9 @@ def things(keiko, admin, tmp_path_factory):
     erasure = done(admin.post("/erasures", {"subject": keiko.user(admin, []).id}), 202)
     rebuild = done(admin.post("/views/agent_stats/actions/rebuild", {}), 202)
     mail = done(admin.post("/users/actions/invite", {"email": f"{unique('ada')}@example.com"}), 201)
+    virtual = done(admin.post("/virtual-servers", {"name": unique("door"), "members": [{"server": server}]}), 201)
     return {
-        "mails": mail["id"],
+        "virtual-servers": virtual["id"], "mcp": virtual["id"], "sse": virtual["id"], "mails": mail["id"],
         "teams": done(admin.post("/teams", {"name": unique("team")}), 201)["id"], "clients": client["id"], "consumer-groups": group["id"], "erasures": erasure["id"], "rebuilds": rebuild["id"], "views": "agent_stats",
         # Registering the server wrote the journal's first entry.
         "mcp-servers": server, "tools": tool, "journal": "1",
@@ -102,7 +103,7 @@ def filled(path, things):
     """The path with the id of a thing that exists."""
     if "{" not in path:
         return path + ("?from=1" if path.endswith("/diff") else "?subject=admin&action=tasks.read" if path.endswith("/explain") else "")
-    kind = path.removeprefix("/api/v1/").split("/")[0]
+    kind = path.removeprefix("/api/v1").split("/")[1]
     if kind == "auth":
         return path.replace("{id}", absent("consent"))
     assert kind in things, f"{path}: this test does not know how to make one of '{kind}'; teach it"
@@ -113,7 +114,7 @@ def filled(path, things):
 
 def status(client, method, path):
     """The status alone; an event stream is left after its headers."""
-    if path.endswith("/stream"):
+    if path.endswith("/stream") or path.startswith("/sse"):
         with client._http.stream(method.upper(), path, headers=client.headers, timeout=10) as answer:
             return answer.status_code
     return client.request(method.upper(), path).status_code
@@ -136,7 +137,7 @@ def test_should_open_no_route_but_the_known_ones(document):
 def test_should_name_permissions_in_the_words_of_the_convention(document):
     areas = {
         "tasks", "orchestrator", "agents", "registry", "discovery", "events", "users", "roles", "keys", "tenants", "metrics", "profile",
-        "settings", "stats", "observability", "queues", "sessions", "tools", "mcp-servers", "audit", "consumer-groups",
+        "settings", "stats", "observability", "queues", "sessions", "tools", "mcp-servers", "virtual-servers", "audit", "consumer-groups",
         "backups", "erasures", "views", "clients", "incidents",
     }
     for method, path, permission, _ in routes(document):
@@ -150,7 +151,7 @@ def test_should_answer_401_on_every_route_without_a_token(keiko, document):
     for method, path, permission, operation in routes(document):
         if permission == "open":
             continue
-        kind = path.removeprefix("/api/v1/").split("/")[0]
+        kind = path.removeprefix("/api/v1").split("/")[1]
         url = path
         while "{" in url:
             url = url.replace(url[url.index("{"): url.index("}") + 1], absent(kind.rstrip("s")))
@@ -175,6 +176,8 @@ def test_should_allow_and_refuse_reading_as_the_table_says(keiko, document, thin
         got = status(callers[role], method, filled(path, things))
         # Somebody else's thing is "not there or not yours"; a list shows the caller's own ones.
         expected = {"all": (200,), "own": (200, 403, 404) if role == "agent" else (403, 404) if "{" in path else (200,), "none": (403,)}[verdict]
+        if path.startswith("/mcp") and got == 405:
+            continue  # It may come in, and without a session there is nothing to follow (test_mcp_bridge.py).
         if got not in expected:
             wrong.append(f"GET {path} needs {permission}: {role} holds '{verdict}', expected {expected}, got {got}")
     assert not wrong, "\n".join(wrong)
@@ -188,7 +191,7 @@ def test_should_refuse_writing_as_the_table_says(document, callers, role):
     for method, path, permission, operation in routes(document, "post", "put", "delete", "patch"):
         if permission == "open" or allowed(ROLES.get(role, AGENT), permission) != "none":
             continue
-        kind = path.removeprefix("/api/v1/").split("/")[0]
+        kind = path.removeprefix("/api/v1").split("/")[1]
         url = path
         while "{" in url:
             url = url.replace(url[url.index("{"): url.index("}") + 1], absent(kind.rstrip("s")))

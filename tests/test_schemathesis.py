@@ -15,7 +15,7 @@ SEED = "1"
 EXAMPLES = os.environ.get("KEIKO_TEST_EXAMPLES", "12")
 # The stream never ends. A logout, and calling everything back, would end the session that the run itself uses; an emergency would slow it down.
 # `/mcp` speaks JSON-RPC, which has refusals of its own; MCP clients test it.
-LEFT_OUT = ["/api/v1/events/stream", "/api/v1/auth/logout", "/api/v1/security/actions/revoke-all", "/api/v1/security/actions/declare-emergency", "/mcp"]
+LEFT_OUT = ["/api/v1/events/stream", "/api/v1/auth/logout", "/api/v1/security/actions/revoke-all", "/api/v1/security/actions/declare-emergency", "/mcp", "/mcp/{virtual_server}", "/sse", "/sse/{virtual_server}"]
 
 
 @pytest.mark.timeout(300)

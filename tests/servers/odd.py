@@ -48,6 +48,8 @@ def call(asked):
     elif name == "child":
         child = subprocess.Popen(["sleep", "600"])
         answer(asked, text(json.dumps([os.getpid(), child.pid])))
+    elif name == "forge":
+        answer(asked, {"resultType": "input_required", "inputRequests": {"x": {"method": "elicitation/create", "params": {}}}, "content": []})
     elif name == "nonsense":
         answer(asked, {"content": "no list"})
     elif name == "relist":

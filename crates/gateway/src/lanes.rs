@@ -3,7 +3,9 @@
 
 use crate::mcp::{CallError, Client, Connection, Over};
 use crate::{GatewaySettings, Spec};
+use std::collections::BTreeMap;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -22,11 +24,13 @@ pub(crate) struct Lanes {
     open: Arc<std::sync::Mutex<Vec<Entry>>>,
     /// One is opened at a time.
     opening: Mutex<()>,
+    is_closed: AtomicBool,
 }
 
 struct Entry {
     lane: Arc<Line>,
     party: [u8; 32],
+    owner: [u8; 32],
     is_session: bool,
     /// How many requests run over it.
     users: usize,
@@ -35,14 +39,32 @@ struct Entry {
 
 struct Line {
     connection: Connection,
-    over: Over,
+    held: Held,
     declared: serde_json::Map<String, serde_json::Value>,
+    /// The tools that the server listed over it, with their hashes: it may be another version of the server.
+    tools: BTreeMap<String, String>,
+}
+
+/// Ends what belongs to a connection when nobody holds it any more, whichever way that came.
+struct Held(Over);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.end("it is not used any more");
+    }
 }
 
 /// A connection in use. Given back when it is dropped.
 pub(crate) struct Lane {
     line: Arc<Line>,
     open: Arc<std::sync::Mutex<Vec<Entry>>>,
+}
+
+impl Lane {
+    /// Whether the server lists a tool over this connection as it was approved.
+    pub fn lists(&self, tool: &str, approved: &str) -> bool {
+        self.line.tools.get(tool).is_some_and(|hash| hash == approved)
+    }
 }
 
 impl Deref for Lane {
@@ -82,7 +104,7 @@ impl Refused {
 
 impl Lanes {
     pub fn new(spec: Arc<Spec>, settings: GatewaySettings) -> Self {
-        Lanes { spec, settings, open: Arc::default(), opening: Mutex::new(()) }
+        Lanes { spec, settings, open: Arc::default(), opening: Mutex::new(()), is_closed: AtomicBool::new(false) }
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
@@ -98,24 +120,29 @@ impl Lanes {
         if let Some(lane) = self.known(client) {
             return Ok(lane);
         }
-        self.make_room().await?;
-        let over = Over::default();
-        let connecting = Connection::open(&self.spec, &self.settings, &over, &client.capabilities, true);
+        self.make_room(client)?;
+        let held = Held(Over::default());
+        let connecting = async {
+            let connection = Connection::open(&self.spec, &self.settings, &held.0, &client.capabilities, true).await?;
+            let tools = connection.tools().await?.into_iter().map(|tool| (tool.name, tool.hash)).collect();
+            Ok((connection, tools))
+        };
         let connected = match tokio::time::timeout(self.settings.start_timeout, connecting).await {
             Ok(connected) => connected,
             Err(_) => Err("no answer to a further connection in time".to_owned()),
         };
         match connected {
-            Ok(connection) => {
-                let line = Arc::new(Line { connection, over, declared: client.capabilities.clone() });
-                let (party, is_session) = (client.party, client.is_session);
-                self.entries().push(Entry { lane: line.clone(), party, is_session, users: 1, used: Instant::now() });
+            Ok((connection, tools)) => {
+                let line = Arc::new(Line { connection, held, declared: client.capabilities.clone(), tools });
+                let Client { party, owner, is_session, .. } = *client;
+                let mut entries = self.entries();
+                if self.is_closed.load(Ordering::Acquire) {
+                    return Err(Refused::Trouble("it was stopped".into()));
+                }
+                entries.push(Entry { lane: line.clone(), party, owner, is_session, users: 1, used: Instant::now() });
                 Ok(Lane { line, open: self.open.clone() })
             }
-            Err(reason) => {
-                over.finish("it was not opened").await;
-                Err(Refused::Trouble(reason))
-            }
+            Err(reason) => Err(Refused::Trouble(reason)),
         }
     }
 
@@ -126,48 +153,57 @@ impl Lanes {
                 && entry.is_session == client.is_session
                 && (entry.is_session || entry.users == 0)
                 && entry.lane.declared == client.capabilities
-                && !entry.lane.over.is_over()
+                && !entry.lane.held.0.is_over()
         };
         let entry = entries.iter_mut().find(fits)?;
         entry.users += 1;
         Some(Lane { line: entry.lane.clone(), open: self.open.clone() })
     }
 
-    /// Ends the one that was idle for the longest, where there are as many as may be.
-    async fn make_room(&self) -> Result<(), Refused> {
+    /// Ends the one that was idle for the longest, where there are as many as may be, in all or of one owner.
+    fn make_room(&self, client: &Client) -> Result<(), Refused> {
         let most = if matches!(*self.spec, Spec::Stdio { .. }) { PROCESSES_MAX } else { STREAMS_MAX };
-        let ended = {
-            let mut entries = self.entries();
-            let mut ended: Vec<Entry> = entries.extract_if(.., |entry| entry.users == 0 && entry.lane.over.is_over()).collect();
-            if entries.len() >= most {
-                let idle = entries.iter().enumerate().filter(|(_, entry)| entry.users == 0).min_by_key(|(_, entry)| entry.used);
-                let Some(at) = idle.map(|(at, _)| at) else { return Err(Refused::Busy) };
-                ended.push(entries.remove(at));
-            }
-            ended
-        };
-        finish(ended).await;
+        let mut entries = self.entries();
+        let mut ended: Vec<Entry> = entries.extract_if(.., |entry| entry.users == 0 && entry.lane.held.0.is_over()).collect();
+        let of_owner = entries.iter().filter(|entry| entry.owner == client.owner).count();
+        // Nobody takes more than half of the places.
+        let own_only = of_owner >= most / 2;
+        if own_only || entries.len() >= most {
+            let may_go = |entry: &Entry| entry.users == 0 && (!own_only || entry.owner == client.owner);
+            let idle = entries.iter().enumerate().filter(|(_, entry)| may_go(entry)).min_by_key(|(_, entry)| entry.used);
+            let Some(at) = idle.map(|(at, _)| at) else { return Err(Refused::Busy) };
+            ended.push(entries.remove(at));
+        }
+        // A server that is slow to say good-bye holds nobody up.
+        tokio::spawn(finish(ended));
         Ok(())
     }
 
     /// Ends what belongs to a party.
-    pub async fn forget(&self, party: [u8; 32]) {
+    pub fn forget(&self, party: [u8; 32]) {
         let ended = self.entries().extract_if(.., |entry| entry.party == party).collect();
-        finish(ended).await;
+        tokio::spawn(finish(ended));
     }
 
     /// Ends what nobody uses any more.
     pub async fn sweep(&self) {
         let is_left = |entry: &mut Entry| {
             let patience = if entry.is_session { SESSION_IDLE_MAX } else { IDLE_MAX };
-            entry.users == 0 && (entry.used.elapsed() > patience || entry.lane.over.is_over())
+            entry.users == 0 && (entry.used.elapsed() > patience || entry.lane.held.0.is_over())
         };
         let ended = self.entries().extract_if(.., is_left).collect();
         finish(ended).await;
     }
 
-    /// Ends all.
+    /// Ends all: the server is another one from now on.
+    pub fn renew(&self) {
+        let ended = std::mem::take(&mut *self.entries());
+        tokio::spawn(finish(ended));
+    }
+
+    /// Ends all, and opens no more.
     pub async fn finish(&self) {
+        self.is_closed.store(true, Ordering::Release);
         let ended = std::mem::take(&mut *self.entries());
         finish(ended).await;
     }
@@ -175,8 +211,10 @@ impl Lanes {
 
 async fn finish(ended: Vec<Entry>) {
     let ends = ended.into_iter().map(async |entry| {
+        let over = &entry.lane.held.0;
+        over.end("it is not used any more");
         entry.lane.connection.close().await;
-        entry.lane.over.finish("it is not used any more").await;
+        over.finish("it is not used any more").await;
     });
     futures_util::future::join_all(ends).await;
 }

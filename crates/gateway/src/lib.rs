@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use upstream::Upstream;
 
 /// What can be set.
@@ -154,11 +154,15 @@ struct Inner {
     settings: GatewaySettings,
     reports: mpsc::Sender<Report>,
     changes: Arc<Changes>,
-    conversations: Arc<mcp::Conversations>,
+    /// Resources that somebody wants to be told about, and how many do; kept while a server is exchanged.
+    watched: Mutex<BTreeMap<Key, Wishes>>,
     upstreams: Mutex<BTreeMap<Key, Arc<Upstream>>>,
     /// Who changes a server now; one at a time.
     turns: Mutex<BTreeMap<Key, Arc<tokio::sync::Mutex<()>>>>,
 }
+
+/// How many want to be told of which resource of a server.
+type Wishes = watch::Sender<BTreeMap<String, usize>>;
 
 /// What servers tell, and how often that was something new about their lists.
 struct Changes {
@@ -189,7 +193,7 @@ impl Gateway {
             settings,
             reports,
             changes: Arc::new(Changes { sender: broadcast::Sender::new(CHANGES_MAX), generation: AtomicU64::new(0) }),
-            conversations: Arc::default(),
+            watched: Mutex::default(),
             upstreams: Mutex::default(),
             turns: Mutex::default(),
         };
@@ -211,8 +215,8 @@ impl Gateway {
     /// Starts a server, after ending what ran under the same key. Call it within a [`Gateway::turn`].
     pub async fn put(&self, key: Key, spec: Spec) {
         self.remove(key).await;
-        let Inner { settings, reports, changes, conversations, .. } = &*self.0;
-        let upstream = Upstream::start(key, spec, settings.clone(), reports.clone(), changes.clone(), conversations.clone());
+        let Inner { settings, reports, changes, .. } = &*self.0;
+        let upstream = Upstream::start(key, spec, settings.clone(), reports.clone(), changes.clone(), self.wishes(key));
         self.upstreams().insert(key, Arc::new(upstream));
         self.0.changes.generation.fetch_add(1, Ordering::AcqRel);
     }
@@ -277,16 +281,31 @@ impl Gateway {
 
     /// Wants to be told of changes of a resource, until what is returned is dropped.
     pub fn watch_resource(&self, key: Key, uri: &str) -> Watched {
-        if let Some(upstream) = self.upstream(key) {
-            upstream.watch_resource(uri, true);
-        }
+        self.wish(key, uri, true);
         Watched { gateway: self.clone(), key, uri: uri.to_owned() }
     }
 
+    fn wishes(&self, key: Key) -> Wishes {
+        self.0.watched.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+    }
+
+    fn wish(&self, key: Key, uri: &str, is_wanted: bool) {
+        self.wishes(key).send_if_modified(|watched| {
+            let before = watched.get(uri).copied().unwrap_or_default();
+            let now = if is_wanted { before + 1 } else { before.saturating_sub(1) };
+            if now == 0 {
+                watched.remove(uri)
+            } else {
+                watched.insert(uri.to_owned(), now)
+            };
+            (before == 0) != (now == 0)
+        });
+    }
+
     /// Ends every connection that belongs to a party alone.
-    pub async fn forget_party(&self, tenant: TenantId, party: [u8; 32]) {
+    pub fn forget_party(&self, tenant: TenantId, party: [u8; 32]) {
         let own: Vec<_> = self.upstreams().iter().filter(|(key, _)| key.tenant == tenant).map(|(_, u)| u.clone()).collect();
-        futures_util::future::join_all(own.iter().map(|upstream| upstream.forget_party(party))).await;
+        own.iter().for_each(|upstream| upstream.forget_party(party));
     }
 
     /// Ends every server.
@@ -313,9 +332,7 @@ pub struct Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        if let Some(upstream) = self.gateway.upstream(self.key) {
-            upstream.watch_resource(&self.uri, false);
-        }
+        self.gateway.wish(self.key, &self.uri, false);
     }
 }
 

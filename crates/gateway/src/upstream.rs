@@ -76,8 +76,9 @@ impl Upstream {
         settings: GatewaySettings,
         reports: mpsc::Sender<Report>,
         changes: Arc<Changes>,
-        conversations: Arc<Conversations>,
+        watched: watch::Sender<BTreeMap<String, usize>>,
     ) -> Self {
+        let conversations = Arc::<Conversations>::default();
         let spec = Arc::new(spec);
         let shared = Arc::new(Shared {
             key,
@@ -87,7 +88,7 @@ impl Upstream {
             changes,
             condition: watch::Sender::new(Condition::Starting),
             offers: watch::Sender::new(Arc::default()),
-            watched: watch::Sender::default(),
+            watched,
             again: Notify::new(),
             look: Notify::new(),
             stop: CancellationToken::new(),
@@ -140,11 +141,22 @@ impl Upstream {
                 self.conversations.resume(id, client.party, answers, notes, left()).await
             }
             _ if !connection.is_modern() && client.is_particular() => {
-                let lane = self.shared.lanes.take(&client).await.map_err(|reason| reason.into_call_error())?;
-                mcp::converse(lane, ask, client, notes, left(), &self.conversations).await
+                let taking = tokio::time::timeout(left(), self.shared.lanes.take(&client)).await;
+                let Ok(taken) = taking else { return Err(CallError::Timeout(timeout.as_millis())) };
+                let lane = taken.map_err(|reason| reason.into_call_error())?;
+                if approved.is_some_and(|hash| !lane.lists(&ask.name, hash)) {
+                    return Err(CallError::Changed);
+                }
+                let (party, approved) = (client.party, approved.map(str::to_owned));
+                let outcome = mcp::converse(lane, ask, approved, client, notes, left(), &self.conversations).await;
+                if let Err(CallError::Lost(_) | CallError::Timeout(_)) = outcome {
+                    // Whatever is wrong with it, the next request gets another one.
+                    self.shared.lanes.forget(party);
+                }
+                outcome
             }
             _ => {
-                let asked = hand_on(&connection, &ask, &mirrored, &client, notes);
+                let asked = hand_on(&connection, &ask, approved, &mirrored, &client, notes);
                 match tokio::time::timeout(left(), asked).await {
                     Ok(answer) => answer.map_err(CallError::from).and_then(|answer| outcome(&answer, &connection, &client)),
                     Err(_) => Err(CallError::Timeout(timeout.as_millis())),
@@ -178,23 +190,9 @@ impl Upstream {
         }
     }
 
-    /// Wants to be told, or no longer, when a resource changes.
-    pub fn watch_resource(&self, uri: &str, is_wanted: bool) {
-        self.shared.watched.send_if_modified(|watched| {
-            let before = watched.get(uri).copied().unwrap_or_default();
-            let now = if is_wanted { before + 1 } else { before.saturating_sub(1) };
-            if now == 0 {
-                watched.remove(uri)
-            } else {
-                watched.insert(uri.to_owned(), now)
-            };
-            (before == 0) != (now == 0)
-        });
-    }
-
     /// Ends the connection that belongs to a party.
-    pub async fn forget_party(&self, party: [u8; 32]) {
-        self.shared.lanes.forget(party).await;
+    pub fn forget_party(&self, party: [u8; 32]) {
+        self.shared.lanes.forget(party);
     }
 
     /// Connects anew at once.
@@ -205,6 +203,7 @@ impl Upstream {
     /// Ends it and waits until nothing of it is left.
     pub async fn stop(&self) {
         self.shared.stop.cancel();
+        self.conversations.clear();
         self.shared.lanes.finish().await;
         if let Some(supervisor) = self.supervisor.lock().await.take() {
             // A panic there was logged; nothing is left to wait for.
@@ -217,13 +216,14 @@ impl Upstream {
 async fn hand_on(
     connection: &Connection,
     ask: &Ask,
+    approved: Option<&str>,
     mirrored: &[(String, String)],
     client: &Client,
     notes: Option<mpsc::Sender<Note>>,
 ) -> Result<Box<RawValue>, WireError> {
-    let Some(notes) = notes else { return connection.hand_on(ask, mirrored, client, None).await };
+    let Some(notes) = notes else { return connection.hand_on(ask, approved, mirrored, client, None).await };
     let (aside, mut came) = mpsc::channel(ASIDE_MAX);
-    let mut request = std::pin::pin!(connection.hand_on(ask, mirrored, client, Some(&aside)));
+    let mut request = std::pin::pin!(connection.hand_on(ask, approved, mirrored, client, Some(&aside)));
     loop {
         tokio::select! {
             biased;
@@ -252,11 +252,11 @@ fn outcome(answer: &RawValue, connection: &Connection, client: &Client) -> Resul
     }
     let unusable = |problem: String| CallError::Unusable(problem);
     let whole = || Json::parse(answer.get().to_owned()).map(Outcome::Complete).map_err(|e| unusable(e.to_string()));
+    if !connection.is_modern() {
+        return mcp::complete(answer).map(Outcome::Complete);
+    }
     if !answer.get().starts_with('{') {
         return Err(unusable("its result is no object".into()));
-    }
-    if !connection.is_modern() {
-        return whole();
     }
     let peek: Peek<'_> = serde_json::from_str(answer.get()).map_err(|e| unusable(e.to_string()))?;
     match peek.result_type.as_deref() {
@@ -332,6 +332,9 @@ impl Supervisor {
     }
 
     async fn serve_once(&self) -> End {
+        // Whoever knew the server before knew another one.
+        self.conversations.clear();
+        self.shared.lanes.renew();
         let (updates, updated) = mpsc::channel(UPDATES_MAX);
         let over = Over::telling(updates);
         let connecting = tokio::time::timeout(self.shared.settings.start_timeout, self.connect(&over));
@@ -395,6 +398,7 @@ impl Supervisor {
     async fn follow(&self, connection: &Connection, mut updated: mpsc::Receiver<String>) -> End {
         let mut watched = self.shared.watched.subscribe();
         let mut told: BTreeSet<String> = BTreeSet::new();
+        let mut introduced = connection.introduced.subscribe();
         loop {
             let wanted: BTreeSet<String> = watched.borrow_and_update().keys().cloned().collect();
             if !connection.is_modern() {
@@ -414,7 +418,13 @@ impl Supervisor {
                         Ok(()) => break,
                         Err(_) => return End::Stopped,
                     },
-                    Some(uri) = updated.recv() => self.tell(What::Resource(uri)),
+                    Ok(()) = introduced.changed() => {
+                        told.clear();
+                        break;
+                    }
+                    Some(uri) = updated.recv() => if told.contains(&uri) {
+                        self.tell(What::Resource(uri));
+                    },
                     ended = &mut following => {
                         if let Err(reason) = ended {
                             tracing::debug!(server = %self.shared.key.server, %reason, "it tells no more what changed");
@@ -439,8 +449,10 @@ impl Supervisor {
     async fn watch(&self, connection: &Arc<Connection>, over: &Over) -> End {
         let is_http = matches!(*self.shared.spec, Spec::Http { .. });
         let mut looked_at: Option<Instant> = None;
+        let mut introduced = connection.introduced.subscribe();
         loop {
             let relist = tokio::select! {
+                Ok(()) = introduced.changed() => true,
                 () = self.shared.stop.cancelled() => return End::Stopped,
                 () = self.shared.again.notified() => return End::Restart,
                 reason = over.ended() => return End::Trouble(reason),

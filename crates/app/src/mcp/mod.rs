@@ -23,13 +23,18 @@ use crate::{Answer, Caller};
 use domain::virtual_server::not_found;
 use kernel::id::VirtualServerId;
 use kernel::{Kind, Rejection};
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tokio::sync::{broadcast, watch};
 
+/// Held by whoever may come to any door.
+const ENTER: &str = "discovery.read";
 /// Held by whoever may use what a virtual server selects, without every tool there is.
 const USE: &str = "virtual-servers.use";
 /// Held by whoever may use every tool.
 const CALL: &str = "tools.call";
+/// Of a name in a permission.
+const PART_CHARS_MAX: usize = 40;
 
 impl App {
     /// The door with this name; the one to everything without a name. Who may not use it learns nothing of it.
@@ -51,16 +56,30 @@ impl App {
     }
 
     /// Whether the caller may use what a server offers under this name behind a door.
-    pub fn may_use(&self, caller: &Caller, door: Door, server: &str, offer: &str) -> bool {
-        let held = |permission: &str| self.authorise(&caller.actor, permission).is_ok();
-        held(CALL) || (matches!(door, Door::Virtual(_)) && held(USE)) || held(&permission_of(server, offer))
+    pub fn may_use(&self, caller: &Caller, door: Door, kind: OfferKind, server: &str, offer: &str) -> bool {
+        self.may_use_all(caller, door) || self.authorise(&caller.actor, &permission_of(kind, server, offer)).is_ok()
     }
 
-    fn check_use(&self, caller: &Caller, door: Door, server: &str, offer: &str) -> Answer<()> {
-        if self.may_use(caller, door, server, offer) {
+    /// Whether the caller may use everything behind a door.
+    pub fn may_use_all(&self, caller: &Caller, door: Door) -> bool {
+        let held = |permission: &str| self.authorise(&caller.actor, permission).is_ok();
+        held(CALL) || (matches!(door, Door::Virtual(_)) && held(USE))
+    }
+
+    /// Whether the caller may still come to a door, however long ago they came.
+    pub async fn mcp_may_still(&self, caller: &Caller, door: Door) -> bool {
+        if !self.may_still(&caller.actor, ENTER).await {
+            return false;
+        }
+        let Door::Virtual(id) = door else { return true };
+        self.mcp_door(caller, Some(&id.to_string())).is_ok()
+    }
+
+    fn check_use(&self, caller: &Caller, door: Door, kind: OfferKind, server: &str, offer: &str) -> Answer<()> {
+        if self.may_use(caller, door, kind, server, offer) {
             return Ok(());
         }
-        let permission = permission_of(server, offer);
+        let permission = permission_of(kind, server, offer);
         let message = format!("{} may not use '{offer}' of '{server}'.", caller.actor.who);
         let hint = "Ask an administrator for a role, or a key, that holds tools.call or the permission in details.";
         Err(Rejection::new(Kind::Forbidden, "PERMISSION_DENIED", message, hint).with("permission", permission))
@@ -92,13 +111,42 @@ impl App {
     }
 }
 
-/// The permission to use one offer of one server, in the form that permissions have.
-pub(crate) fn permission_of(server: &str, offer: &str) -> String {
+/// What one offer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfferKind {
+    /// A tool.
+    Tool,
+    /// A prompt.
+    Prompt,
+    /// A resource, or a template of resources.
+    Resource,
+}
+
+/// The permission to use one offer of one server, in the form that permissions have. Names that do not have that form, or are too
+/// long, get a hash at their end: no two of them have one permission.
+pub(crate) fn permission_of(kind: OfferKind, server: &str, offer: &str) -> String {
     let part = |text: &str| -> String {
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c.to_ascii_lowercase() } else { '-' };
-        text.chars().take(50).map(plain).collect()
+        let written: String = text.chars().take(PART_CHARS_MAX).map(plain).collect();
+        if written == text {
+            return written;
+        }
+        format!("{written}-{}", &kernel::text::hex(&Sha256::digest(text))[..8])
     };
-    format!("{CALL}.{}.{}", part(server), part(offer))
+    let verb = match kind {
+        OfferKind::Tool => CALL,
+        OfferKind::Prompt => "tools.prompt",
+        OfferKind::Resource => "tools.read",
+    };
+    format!("{verb}.{}.{}", part(server), part(offer))
+}
+
+/// Who a caller is to servers: an agent that acts for one person is another one when it acts for the next.
+pub(crate) fn identity(caller: &Caller) -> String {
+    let actor = &caller.actor;
+    let subject = actor.token.as_ref().map(|token| token.sub.as_str()).unwrap_or_default();
+    let user = actor.user.map(|user| user.to_string()).unwrap_or_default();
+    format!("{}/{user}/{subject}", actor.who)
 }
 
 /// Whether a caller is among those for whom a virtual server is.
@@ -120,9 +168,15 @@ mod tests {
     #[test]
     fn permissions_of_tools_have_the_form_of_permissions() {
         for (server, offer) in [("files", "read_file"), ("A-b", "getItem.v2/x"), ("ü", "Ä")] {
-            let permission = permission_of(server, offer);
+            let permission = permission_of(OfferKind::Tool, server, offer);
             assert!(domain::policy::is_permission(&permission), "{permission}");
         }
-        assert_eq!(permission_of("files", "readFile"), "tools.call.files.readfile");
+        let of = |offer| permission_of(OfferKind::Tool, "files", offer);
+        assert_eq!(of("read_file"), "tools.call.files.read_file");
+        assert!(of("readFile") != of("readfile") && of("read.file") != of("read/file"));
+        assert_ne!(of(&format!("{}a", "x".repeat(60))), of(&format!("{}b", "x".repeat(60))));
+        assert_eq!(permission_of(OfferKind::Resource, "files", "x"), "tools.read.files.x");
+        let long = permission_of(OfferKind::Resource, &"s".repeat(64), &"u".repeat(4_000));
+        assert!(domain::policy::is_permission(&long), "{long}");
     }
 }

@@ -1,6 +1,6 @@
 //! One request through the door: found by its name, allowed, checked, handed on, recorded.
 
-use super::{Door, View};
+use super::{Door, OfferKind, View, identity};
 use crate::app::App;
 use crate::journal::Values;
 use crate::tools::{ToolResult, check_callable, of_call, problems_of_arguments};
@@ -10,7 +10,7 @@ use engine::Handled;
 use gateway::{Answers, Ask, CallError, Client, Method, Note, Outcome, Resume};
 use kernel::id::{CallId, McpServerId};
 use kernel::journal::Class;
-use kernel::{Json, Kind as Trouble, Rejection};
+use kernel::{Json, Kind as Trouble, Rejection, Timestamp};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -95,6 +95,34 @@ struct Failure<'a> {
     message: &'a str,
 }
 
+/// The entry of a request that is under way. One whose client leaves is written down, too: the tool may have run.
+struct Pending<'a> {
+    app: &'a App,
+    caller: &'a Caller,
+    ask: &'a McpAsk,
+    way: &'a Way,
+    id: CallId,
+    begun: Timestamp,
+    is_written: bool,
+}
+
+impl Pending<'_> {
+    fn write(&mut self, outcome: &Answer<McpOutcome>) {
+        self.is_written = true;
+        let duration_ms = self.app.env().now().since_ms(self.begun);
+        self.app.record(self.caller, self.id, self.way, self.ask, outcome, duration_ms);
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if !self.is_written {
+            let message = "The client did not wait for the answer.";
+            self.write(&Err(Rejection::new(Trouble::Unavailable, "ABANDONED", message, "")));
+        }
+    }
+}
+
 /// Where a request goes.
 struct Way {
     server: McpServerId,
@@ -116,13 +144,32 @@ impl App {
         notes: Option<mpsc::Sender<Note>>,
     ) -> Answer<McpOutcome> {
         let view = self.mcp_view(caller, door)?;
-        let way = self.way(caller, door, &view, &ask)?;
-        let id: CallId = self.env().id();
+        let way = self.way(&view, &ask)?;
         let begun = self.env().now();
-        let outcome = self.handed_on(caller, door, &way, &ask, client, notes).await;
-        let duration_ms = self.env().now().since_ms(begun);
-        self.record(caller, id, &way, &ask, &outcome, duration_ms);
+        let mut entry = Pending { app: self, caller, ask: &ask, way: &way, id: self.env().id(), begun, is_written: false };
+        let outcome = match self.check(caller, door, &way, &ask) {
+            Ok(()) => self.handed_on(caller, door, &way, &ask, client, notes).await,
+            Err(rejection) => Err(rejection),
+        };
+        entry.write(&outcome);
+        let id = entry.id;
         outcome.map_err(|rejection| rejection.with("call_id", id))
+    }
+
+    /// Whether a request may be handed on, and is what the tool wants.
+    fn check(&self, caller: &Caller, door: Door, way: &Way, ask: &McpAsk) -> Answer<()> {
+        let Some(tool) = &way.tool else {
+            let kind = match ask.kind {
+                Kind::Prompt | Kind::CompletePrompt => OfferKind::Prompt,
+                _ => OfferKind::Resource,
+            };
+            return self.check_use(caller, door, kind, &way.server_name, &ask.name);
+        };
+        let tool = &tool.state;
+        self.check_use(caller, door, OfferKind::Tool, &tool.server, &tool.manifest.tool)?;
+        check_callable(tool, &ask.name)?;
+        let arguments = ask.arguments.clone().unwrap_or_default();
+        problems_of_arguments(&self.0.schemas, tool, &ask.name, &arguments)
     }
 
     fn record(&self, caller: &Caller, id: CallId, way: &Way, ask: &McpAsk, outcome: &Answer<McpOutcome>, duration_ms: u64) {
@@ -155,18 +202,12 @@ impl App {
         self.observe(caller, Class::ToolCall, kind, &entry, values);
     }
 
-    fn way(&self, caller: &Caller, door: Door, view: &View, ask: &McpAsk) -> Answer<Way> {
+    fn way(&self, view: &View, ask: &McpAsk) -> Answer<Way> {
         let part_name = |server| view.part(server).map(|part| part.name.clone()).unwrap_or_default();
         let way = match ask.kind {
             Kind::Tool => {
                 let offered = view.tool(&ask.name).ok_or_else(|| domain::tool::not_found(&ask.name))?;
                 let tool = &offered.tool.state;
-                self.check_use(caller, door, &tool.server, &tool.manifest.tool)?;
-                check_callable(tool, &ask.name)?;
-                if ask.state.is_none() {
-                    let arguments = ask.arguments.clone().unwrap_or_default();
-                    problems_of_arguments(&self.0.schemas, tool, &ask.name, &arguments)?;
-                }
                 return Ok(Way {
                     server: tool.server_id,
                     server_name: tool.server.clone(),
@@ -187,7 +228,6 @@ impl App {
                 Way { server: found.server, server_name: part_name(found.server), own: found.own.clone(), tool: None }
             }
         };
-        self.check_use(caller, door, &way.server_name, &ask.name)?;
         Ok(way)
     }
 
@@ -196,7 +236,7 @@ impl App {
         let view = self.mcp_view(caller, door)?;
         let (server, own) = view.resource(uri).ok_or_else(|| nothing("resource", uri))?;
         let name = view.part(server).map(|part| part.name.clone()).unwrap_or_default();
-        self.check_use(caller, door, &name, uri)?;
+        self.check_use(caller, door, OfferKind::Resource, &name, uri)?;
         Ok((server, own))
     }
 
@@ -232,9 +272,9 @@ impl App {
     }
 
     /// Ends the connections that servers know a session by.
-    pub async fn end_mcp_session(&self, caller: &Caller, door: Door, session: &str) {
+    pub fn end_mcp_session(&self, caller: &Caller, door: Door, session: &str) {
         let client = McpClient { session: Some(session.to_owned()), ..McpClient::default() };
-        self.0.gateway.forget_party(caller.actor.tenant, gateway_client(caller, door, &client).party).await;
+        self.0.gateway.forget_party(caller.actor.tenant, gateway_client(caller, door, &client).party);
     }
 }
 
@@ -284,14 +324,18 @@ fn parameters(ask: &McpAsk, way: &Way) -> (Method, Vec<(&'static str, Json)>) {
 
 /// The caller as the gateway tells callers apart: nobody shares a connection with anybody else.
 fn gateway_client(caller: &Caller, door: Door, client: &McpClient) -> Client {
-    let mut hash = Sha256::new();
-    for part in [&caller.actor.tenant.to_string(), &caller.actor.who.to_string(), &format!("{door:?}")] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    hash.update(client.session.as_deref().unwrap_or_default());
+    let hash_of = |parts: &[&str]| {
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        hash.finalize().into()
+    };
+    let (tenant, who) = (caller.actor.tenant.to_string(), identity(caller));
     Client {
-        party: hash.finalize().into(),
+        party: hash_of(&[&tenant, &who, &format!("{door:?}"), client.session.as_deref().unwrap_or_default()]),
+        owner: hash_of(&[&tenant, &who]),
         is_session: client.session.is_some(),
         capabilities: client.capabilities.clone(),
         log_level: client.log_level.clone(),

@@ -1,6 +1,7 @@
 //! Sessions of clients of older versions: what such a client said when it began, sealed into the session's id, so that any
 //! replica can go on with it and none need remember it.
 
+use super::identity;
 use crate::app::{App, internal};
 use crate::{Answer, Caller};
 use base64::Engine as _;
@@ -26,13 +27,18 @@ pub struct SessionFacts {
 }
 
 fn place(caller: &Caller, door: &str) -> String {
-    format!("mcp-session/{}/{door}", caller.actor.who)
+    format!("mcp-session/{}/{door}", identity(caller))
 }
 
 impl App {
     /// The name of this process: never the same twice.
     pub fn process_name(&self) -> &str {
         &self.0.process
+    }
+
+    /// Who a caller is at the doors of MCP: sessions and streams are this identity's.
+    pub fn mcp_identity(&self, caller: &Caller) -> String {
+        format!("{}/{}", caller.actor.tenant, identity(caller))
     }
 
     /// A name that nobody guesses.

@@ -1,5 +1,6 @@
 //! What a client sends back with its answers, sealed: good for the same caller, the same request, and some minutes.
 
+use super::identity;
 use crate::app::{App, internal};
 use crate::{Answer, Caller};
 use base64::Engine as _;
@@ -32,7 +33,7 @@ fn invalid() -> Rejection {
 /// The place that a state is sealed for.
 fn place(caller: &Caller, request: &str) -> String {
     let digest = kernel::text::hex(&Sha256::digest(request));
-    format!("mcp-state/{}/{digest}", caller.actor.who)
+    format!("mcp-state/{}/{digest}", identity(caller))
 }
 
 impl App {

@@ -143,15 +143,20 @@ impl View {
             of_server.entry(tool.state.server_id).or_default().push(tool);
         }
         let mut taken = BTreeSet::new();
-        for one in selected {
+        // What nobody allowed, or is not there any more, takes no name from what is offered.
+        for (is_offered, one) in selected.iter().map(|one| (true, one)).chain(selected.iter().map(|one| (false, one))) {
             let mut tools = of_server.get(&one.id).cloned().unwrap_or_default();
             // First listed, first named: a tool that comes later takes no name either.
             tools.sort_by(|a, b| (a.created_at, &a.stream).cmp(&(b.created_at, &b.stream)));
             for tool in tools {
                 let own = &tool.state.manifest.tool;
+                let status = ToolStatus::of(&tool.state, Some(one.server.state.status));
                 let is_wanted = one.member.tools.as_ref().is_none_or(|wanted| wanted.contains(own));
-                if is_wanted && let Some(name) = one.name(own, &mut taken) {
-                    let status = ToolStatus::of(&tool.state, Some(one.server.state.status));
+                let is_turn = matches!(status, ToolStatus::Ready | ToolStatus::Unavailable) == is_offered;
+                if is_wanted
+                    && is_turn
+                    && let Some(name) = one.name(own, &mut taken)
+                {
                     let entry = tool_entry(&name, &tool.state);
                     let mirrored = mirror::of_schema(&tool.state.manifest.input_schema.value()).unwrap_or_default();
                     self.tools.push(OfferedTool { name, entry, tool: tool.clone(), status, mirrored });
@@ -212,7 +217,9 @@ impl View {
         if let Some(found) = self.resources_by_uri.get(uri).and_then(|at| self.resources.get(*at)) {
             return Some((found.server, found.own.clone()));
         }
-        let promised = self.templates.iter().find(|template| promises(&template.name, uri))?;
+        // The one that says most of it: a template for everything takes nothing from others.
+        let fitting = self.templates.iter().filter(|template| promises(&template.name, uri));
+        let promised = fitting.rev().max_by_key(|template| literal_chars(&template.name))?;
         let own = match promised.name == promised.own {
             true => uri.to_owned(),
             // It is offered behind its server's name: `mcp+SERVER:`.
@@ -284,6 +291,23 @@ fn offered(server: McpServerId, offer: &Offer, field: &str, name: String) -> Off
         _ => raw(&offer.entry),
     };
     Offered { name, entry, server, own: offer.name.clone() }
+}
+
+/// How much of a template is not left open.
+fn literal_chars(template: &str) -> usize {
+    let mut depth = 0_usize;
+    let is_literal = |c: &char| match c {
+        '{' => {
+            depth += 1;
+            false
+        }
+        '}' => {
+            depth = depth.saturating_sub(1);
+            false
+        }
+        _ => depth == 0,
+    };
+    template.chars().filter(is_literal).count()
 }
 
 /// Whether a URI may have come of a template (RFC 6570): its texts between the expressions stand in it in order. A template that
@@ -422,6 +446,7 @@ mod tests {
         assert_eq!(view.resource("file:///etc/hosts"), Some((server(1), "file:///etc/hosts".into())));
         assert_eq!(view.resource("mcp+b:file:///etc"), Some((server(2), "file:///etc".into())));
         assert_eq!(view.resource("memo:y"), None);
+        assert!(literal_chars("https://x/{id}/data") > literal_chars("https://{+all}"));
     }
 
     #[test]

@@ -5,15 +5,15 @@ use super::legacy_sse::SseWire;
 use super::listing::{self, ENTRIES_MAX, LISTING_BYTES_MAX, Offers, PAGES_MAX, Page};
 use super::rpc::{AsideSender, Call, METHOD_NOT_FOUND, Over, RpcError, Wire, WireError};
 use super::stdio::StdioWire;
-use super::{Ask, Client, LEGACY, MODERN};
+use super::{Ask, Client, LEGACY, MODERN, ToolListing};
 use crate::{GatewaySettings, Introduction, Spec};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 /// Errors that only a server of the newest version answers: of headers, capabilities, versions.
 const MODERN_ERRORS: std::ops::RangeInclusive<i64> = -32_022..=-32_020;
@@ -35,6 +35,10 @@ pub(crate) struct Connection {
     capabilities: Value,
     /// How often it introduced itself; whoever finds the session gone lets one do it again for all.
     introductions: Mutex<u64>,
+    /// Whether an introduction was begun and not ended: nothing else can be asked before.
+    is_between: AtomicBool,
+    /// Told of each new introduction: what the server was told before is forgotten.
+    pub introduced: watch::Sender<u64>,
     log_level: Mutex<Option<String>>,
     /// What it said of itself.
     pub introduction: Introduction,
@@ -109,7 +113,7 @@ impl Connection {
     /// Everything that it offers.
     pub async fn offers(&self) -> Result<Offers, String> {
         Ok(Offers {
-            tools: listing::tools(self.list("tools", "tools/list", "tools").await?, self.over_http && self.is_modern)?,
+            tools: self.tools().await?,
             prompts: listing::offers(self.list("prompts", "prompts/list", "prompts").await?, "name"),
             resources: listing::offers(self.list("resources", "resources/list", "resources").await?, "uri"),
             templates: listing::offers(
@@ -119,6 +123,11 @@ impl Connection {
             completes: self.has("completions"),
             subscribes: self.capabilities["resources"]["subscribe"] == true,
         })
+    }
+
+    /// Every tool, as the server lists it now.
+    pub async fn tools(&self) -> Result<Vec<ToolListing>, String> {
+        listing::tools(self.list("tools", "tools/list", "tools").await?, self.over_http && self.is_modern)
     }
 
     fn has(&self, capability: &str) -> bool {
@@ -158,20 +167,31 @@ impl Connection {
         Err(format!("its answer to '{method}' has more than {PAGES_MAX} pages"))
     }
 
-    /// Hands a request of a client on. What comes before the answer goes to `aside`.
+    /// Hands a request of a client on. What comes before the answer goes to `aside`. A server that forgot its session may be another
+    /// one now: the tool must still have the hash `approved`.
     pub async fn hand_on(
         &self,
         ask: &Ask,
+        approved: Option<&str>,
         mirrored: &[(String, String)],
         client: &Client,
         aside: Option<&AsideSender>,
     ) -> Result<Box<RawValue>, WireError> {
         let _running = Running::new(&self.running);
-        self.set_log_level(client).await;
         let before = *self.introductions.lock().await;
+        if self.is_between.load(Ordering::Acquire) {
+            self.introduce_again(before).await?;
+        }
+        self.set_log_level(client).await;
         match self.send(ask, mirrored, client, aside).await {
             Err(WireError::SessionGone) => {
                 self.introduce_again(before).await?;
+                if let Some(approved) = approved {
+                    let tools = self.tools().await.map_err(WireError::Unusable)?;
+                    if !tools.iter().any(|tool| tool.name == ask.name && tool.hash == approved) {
+                        return Err(WireError::Changed);
+                    }
+                }
                 self.send(ask, mirrored, client, aside).await
             }
             answer => answer,
@@ -247,13 +267,16 @@ impl Connection {
     /// Agrees with a server that forgot its session, once for all who noticed.
     async fn introduce_again(&self, before: u64) -> Result<(), WireError> {
         let mut introductions = self.introductions.lock().await;
-        if *introductions != before {
+        if *introductions != before && !self.is_between.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.is_between.store(true, Ordering::Release);
         self.wire.forget_session();
         initialize(&self.wire, &self.declared, self.next_id()).await?;
         *introductions += 1;
         *self.log_level.lock().await = None;
+        self.is_between.store(false, Ordering::Release);
+        self.introduced.send_replace(*introductions);
         tracing::info!(server = %self.introduction.name, "an MCP server forgot its session; a new one was opened");
         Ok(())
     }
@@ -279,9 +302,10 @@ impl Connection {
 
     /// Asks a server of an older version to tell when a resource changes, or no longer to.
     pub async fn subscribe(&self, uri: &str, is_wanted: bool) {
+        const PATIENCE: Duration = Duration::from_secs(10);
         let method = if is_wanted { "resources/subscribe" } else { "resources/unsubscribe" };
         // Whoever follows sees the resource as it is when it is read.
-        let _ = self.ask(method, Map::from_iter([("uri".to_owned(), json!(uri))])).await;
+        let _ = tokio::time::timeout(PATIENCE, self.ask(method, Map::from_iter([("uri".to_owned(), json!(uri))]))).await;
     }
 
     /// Whether it answers. A server that does not know the question answers too.
@@ -320,7 +344,11 @@ impl Connection {
             params.insert("_meta".into(), Value::Object(protocol_meta(&Map::new())));
         }
         let params = raw(&Value::Object(params));
-        self.wire.request(Call { id: self.next_id(), method, params: &params, name: None, mirrored: &[] }, None).await
+        let id = self.next_id();
+        let mut cancel = Cancel { wire: &self.wire, id, is_armed: !(self.is_modern && self.over_http) };
+        let answer = self.wire.request(Call { id, method, params: &params, name: None, mirrored: &[] }, None).await;
+        cancel.is_armed = false;
+        answer
     }
 }
 
@@ -474,6 +502,8 @@ fn connection(
         declared,
         capabilities,
         introductions: Mutex::new(0),
+        is_between: AtomicBool::new(false),
+        introduced: watch::Sender::new(0),
         log_level: Mutex::new(None),
         introduction: Introduction {
             name: short(said.info.name, NAME_CHARS_MAX),
@@ -532,6 +562,7 @@ fn reason(error: &WireError) -> String {
         WireError::Rpc(error) => {
             format!("it answered error {}: {}", error.code, error.message.chars().take(300).collect::<String>())
         }
+        WireError::Changed => "its tool is not what was approved".into(),
         WireError::SessionGone => "it does not know its own session any more".into(),
         WireError::Status(status) => format!("it answered HTTP {status}"),
     }

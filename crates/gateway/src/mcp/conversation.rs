@@ -15,11 +15,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// How long work waits for answers.
 const WAIT_MAX: Duration = Duration::from_secs(600);
-/// Works that wait, of all servers, and of one party.
-const WAITING_MAX: usize = 1_000;
-const WAITING_OF_PARTY_MAX: usize = 16;
+/// Works of one server that wait, and of one owner.
+const WAITING_MAX: usize = 256;
+const WAITING_OF_OWNER_MAX: usize = 8;
+/// Questions of one work that are open.
+const QUESTIONS_MAX: usize = 64;
 /// What is asked within this time is asked together.
 const TOGETHER: Duration = Duration::from_millis(20);
+const TOGETHER_MAX: Duration = Duration::from_millis(200);
 const REFUSED: &str = "The client refused to answer.";
 
 /// Work that waits for answers, by what it is resumed with.
@@ -29,14 +32,17 @@ pub(crate) struct Conversations(Mutex<HashMap<u128, Waiting>>);
 struct Waiting {
     talk: Talk,
     party: [u8; 32],
-    since: Instant,
 }
 
 /// A request under way, and the way to whoever carries it out.
 struct Talk {
     rounds: mpsc::Receiver<Round>,
-    answers: mpsc::Sender<(Box<RawValue>, Option<Value>)>,
+    answers: mpsc::UnboundedSender<(Box<RawValue>, Option<Value>)>,
     notes: NoteSlot,
+    owner: [u8; 32],
+    since: Instant,
+    /// How much was asked so far.
+    asked: u64,
     /// What is asked and not answered yet.
     open: BTreeMap<String, Question>,
     /// Ends the work when nobody can resume it any more.
@@ -55,30 +61,42 @@ enum Round {
 pub(crate) async fn converse(
     lane: Lane,
     ask: Ask,
+    approved: Option<String>,
     client: Client,
     notes: Option<mpsc::Sender<Note>>,
     timeout: Duration,
     conversations: &Conversations,
 ) -> Result<Outcome, CallError> {
-    let party = client.party;
+    let Client { party, owner, .. } = client;
     let (to_rounds, rounds) = mpsc::channel(16);
-    let (answers, answered) = mpsc::channel(16);
+    // There are no more than the questions that are open.
+    let (answers, answered) = mpsc::unbounded_channel();
     let notes: NoteSlot = Arc::new(Mutex::new(notes));
-    let work = tokio::spawn(work(lane, ask, client, notes.clone(), to_rounds, answered));
-    let talk = Talk { rounds, answers, notes, open: BTreeMap::new(), _work: AbortOnDropHandle::new(work) };
+    let work = tokio::spawn(work(lane, ask, approved, client, notes.clone(), to_rounds, answered));
+    let talk = Talk {
+        rounds,
+        answers,
+        notes,
+        owner,
+        since: Instant::now(),
+        asked: 0,
+        open: BTreeMap::new(),
+        _work: AbortOnDropHandle::new(work),
+    };
     talk.next(timeout, party, conversations).await
 }
 
 async fn work(
     lane: Lane,
     ask: Ask,
+    approved: Option<String>,
     client: Client,
     notes: NoteSlot,
     rounds: mpsc::Sender<Round>,
-    mut answers: mpsc::Receiver<(Box<RawValue>, Option<Value>)>,
+    mut answers: mpsc::UnboundedReceiver<(Box<RawValue>, Option<Value>)>,
 ) {
     let (aside, mut came) = mpsc::channel(ASIDE_MAX);
-    let mut request = std::pin::pin!(lane.hand_on(&ask, &[], &client, Some(&aside)));
+    let mut request = std::pin::pin!(lane.hand_on(&ask, approved.as_deref(), &[], &client, Some(&aside)));
     let round = loop {
         tokio::select! {
             biased;
@@ -116,11 +134,15 @@ pub(crate) fn can_be_asked(client: &Client, method: &str) -> bool {
 impl Talk {
     async fn next(mut self, timeout: Duration, party: [u8; 32], conversations: &Conversations) -> Result<Outcome, CallError> {
         let mut patience = timeout;
+        let mut first = None;
         loop {
             match tokio::time::timeout(patience, self.rounds.recv()).await {
+                Ok(Some(Round::Asked(question))) if self.open.len() >= QUESTIONS_MAX => self.answer(question, None),
                 Ok(Some(Round::Asked(question))) => {
-                    self.open.insert(format!("q{}", question.id.get().trim_matches('"')), question);
-                    patience = TOGETHER;
+                    self.asked += 1;
+                    self.open.insert(format!("q{}", self.asked), question);
+                    let first = *first.get_or_insert_with(Instant::now);
+                    patience = TOGETHER.min(TOGETHER_MAX.saturating_sub(first.elapsed()));
                 }
                 Ok(Some(Round::Done(done))) => return Ok(Outcome::Complete(complete(&done?)?)),
                 Ok(None) => return Err(CallError::Lost("what handed it on ended".into())),
@@ -131,7 +153,28 @@ impl Talk {
     }
 }
 
-fn complete(result: &RawValue) -> Result<Json, CallError> {
+impl Talk {
+    /// Hands an answer to the work; nothing is a refusal. If the work has ended, its outcome says so.
+    fn answer(&self, question: Question, answer: Option<Value>) {
+        let _ = self.answers.send((question.id, answer));
+    }
+}
+
+/// A result of an older version: an object that asks for nothing.
+pub(crate) fn complete(result: &RawValue) -> Result<Json, CallError> {
+    #[derive(serde::Deserialize)]
+    struct Peek<'a> {
+        #[serde(rename = "resultType", borrow)]
+        result_type: Option<std::borrow::Cow<'a, str>>,
+    }
+    let unusable = |problem: &str| CallError::Unusable(problem.to_owned());
+    if !result.get().starts_with('{') {
+        return Err(unusable("its result is no object"));
+    }
+    let peek: Peek<'_> = serde_json::from_str(result.get()).map_err(|e| CallError::Unusable(e.to_string()))?;
+    if peek.result_type.is_some_and(|kind| kind != "complete") {
+        return Err(unusable("its result is of a type that its version does not have"));
+    }
     Json::parse(result.get().to_owned()).map_err(|e| CallError::Unusable(e.to_string()))
 }
 
@@ -151,11 +194,11 @@ impl Conversations {
         *talk.notes.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let id: u128 = rand::random();
         let mut map = self.map();
-        let of_party = map.values().filter(|waiting| waiting.party == party).count();
-        if map.len() >= WAITING_MAX || of_party >= WAITING_OF_PARTY_MAX {
+        let of_owner = map.values().filter(|waiting| waiting.talk.owner == talk.owner).count();
+        if map.len() >= WAITING_MAX || of_owner >= WAITING_OF_OWNER_MAX {
             return Err(CallError::Busy);
         }
-        map.insert(id, Waiting { talk, party, since: Instant::now() });
+        map.insert(id, Waiting { talk, party });
         Ok(Outcome::InputRequired { requests, resume: Resume::Waiting(id) })
     }
 
@@ -170,6 +213,7 @@ impl Conversations {
     ) -> Result<Outcome, CallError> {
         let found = {
             let mut map = self.map();
+            map.retain(|_, waiting| waiting.talk.since.elapsed() < WAIT_MAX);
             let is_own = map.get(&id).is_some_and(|waiting| waiting.party == party);
             if is_own { map.remove(&id) } else { None }
         };
@@ -178,15 +222,19 @@ impl Conversations {
         let refused = answers.refused.into_iter().map(|key| (key, None));
         for (key, answer) in answers.responses.into_iter().map(|(key, answer)| (key, Some(answer))).chain(refused) {
             if let Some(question) = talk.open.remove(&key) {
-                // The work may have ended meanwhile; then its outcome says so.
-                let _ = talk.answers.send((question.id, answer)).await;
+                talk.answer(question, answer);
             }
         }
         if talk.open.is_empty() { talk.next(timeout, party, self).await } else { self.keep(talk, party) }
     }
 
+    /// Ends everything that waits: the server is another one from now on.
+    pub fn clear(&self) {
+        self.map().clear();
+    }
+
     /// Ends what waited for too long.
     pub fn sweep(&self) {
-        self.map().retain(|_, waiting| waiting.since.elapsed() < WAIT_MAX);
+        self.map().retain(|_, waiting| waiting.talk.since.elapsed() < WAIT_MAX);
     }
 }

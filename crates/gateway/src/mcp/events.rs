@@ -17,13 +17,15 @@ pub struct Event {
 pub struct Events {
     bytes_max: usize,
     buffer: Vec<u8>,
+    /// How far the buffer was looked through.
+    searched: usize,
     event: Event,
 }
 
 impl Events {
     /// Events of at most so many bytes.
     pub fn new(bytes_max: usize) -> Self {
-        Events { bytes_max, buffer: vec![], event: Event::default() }
+        Events { bytes_max, buffer: vec![], searched: 0, event: Event::default() }
     }
 
     /// The events that are whole. An error when one is too large.
@@ -31,9 +33,11 @@ impl Events {
         self.buffer.extend_from_slice(chunk);
         let mut whole = vec![];
         let mut from = 0;
-        while let Some(end) = self.buffer[from..].iter().position(|b| *b == b'\n') {
-            let line = &self.buffer[from..from + end];
-            from += end + 1;
+        let mut search = self.searched;
+        while let Some(at) = self.buffer[search..].iter().position(|b| *b == b'\n') {
+            let line = &self.buffer[from..search + at];
+            from = search + at + 1;
+            search = from;
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             if line.is_empty() {
                 if self.event != Event::default() {
@@ -44,6 +48,7 @@ impl Events {
             self.event.take(line);
         }
         self.buffer.drain(..from);
+        self.searched = self.buffer.len();
         if self.buffer.len() + self.event.data.len() > self.bytes_max {
             return Err(format!("it has more than {} bytes", self.bytes_max));
         }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,6 +75,8 @@ struct Inner {
     over: Over,
     pending: Pending,
     agreed: Mutex<Agreed>,
+    /// Follows what an older server says without being asked.
+    listening: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 #[derive(Clone, Default)]
@@ -85,7 +88,13 @@ struct Agreed {
 impl HttpWire {
     /// Nothing is sent yet.
     pub fn new(reach: Reach, over: Over) -> Self {
-        HttpWire(Arc::new(Inner { reach, over, pending: Pending::default(), agreed: Mutex::default() }))
+        HttpWire(Arc::new(Inner {
+            reach,
+            over,
+            pending: Pending::default(),
+            agreed: Mutex::default(),
+            listening: Mutex::default(),
+        }))
     }
 
     fn agreed_now(&self) -> Agreed {
@@ -251,6 +260,7 @@ impl Wire for HttpWire {
         let read = tokio::select! {
             biased;
             answer = &mut answer => return answer.unwrap_or_else(|_| Err(WireError::Over(self.0.over.reason()))),
+            reason = self.0.over.ended() => Err(WireError::Over(reason)),
             read = self.read(answered, call.id, call.method != LISTEN) => read,
         };
         match (answer.try_recv(), read) {
@@ -264,13 +274,15 @@ impl Wire for HttpWire {
         // What cannot be told now is not worth a second try.
         let _ = self.post(message(None, method, params)).timeout(CLOSE_TIMEOUT).send().await;
         if method == "notifications/initialized" && !self.0.over.is_over() {
-            let (wire, over) = (self.clone(), self.0.over.clone());
-            self.0.over.tasks.spawn(async move {
+            let (inner, over) = (Arc::downgrade(&self.0), self.0.over.clone());
+            let listening = tokio::spawn(async move {
+                let Some(wire) = inner.upgrade().map(HttpWire) else { return };
                 tokio::select! {
                     _ = over.ended() => {}
                     () = wire.listen() => {}
                 }
             });
+            *self.0.listening.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(listening));
         }
     }
 
@@ -287,6 +299,7 @@ impl Wire for HttpWire {
     }
 
     fn forget_session(&self) {
+        *self.0.listening.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner) = Agreed::default();
     }
 

@@ -114,7 +114,9 @@ pub(crate) fn offers(entries: Vec<Value>, name: &str) -> Vec<Offer> {
     let mut found: Vec<Offer> = vec![];
     for entry in entries {
         let named = entry.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let is_usable = (1..=URI_BYTES_MAX).contains(&named.len()) && !named.contains(char::is_control);
+        // That is how Keiko tells one server's resources from another's.
+        let is_usable =
+            !named.starts_with("mcp+") && (1..=URI_BYTES_MAX).contains(&named.len()) && !named.contains(char::is_control);
         if let (true, Ok(entry)) = (is_usable && !found.iter().any(|known| known.name == named), Json::of(&entry)) {
             found.push(Offer { name: named, entry });
         }
@@ -185,8 +187,14 @@ mod tests {
 
     #[test]
     fn what_has_no_name_or_comes_twice_is_offered_once() {
-        let entries =
-            vec![json!({"uri": "a:1", "name": "x"}), json!({"uri": "a:1"}), json!({"uri": ""}), json!({"name": "y"}), json!(7)];
+        let entries = vec![
+            json!({"uri": "a:1", "name": "x"}),
+            json!({"uri": "a:1"}),
+            json!({"uri": ""}),
+            json!({"uri": "mcp+b:memo:x"}),
+            json!({"name": "y"}),
+            json!(7),
+        ];
         let found = offers(entries, "uri");
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].name, "a:1");

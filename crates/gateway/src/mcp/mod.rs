@@ -15,7 +15,7 @@ mod rpc;
 mod stdio;
 
 pub(crate) use connection::Connection;
-pub(crate) use conversation::{Conversations, can_be_asked, converse};
+pub(crate) use conversation::{Conversations, can_be_asked, complete, converse};
 pub use listing::{ListKind, Offer, Offers, ToolListing};
 pub(crate) use rpc::{ASIDE_MAX, Aside, Over, WireError};
 
@@ -112,6 +112,8 @@ impl Default for Resume {
 pub struct Client {
     /// Whose connection it is, where the server gets one of its own for it: 32 bytes that nobody else has.
     pub party: [u8; 32],
+    /// Whose party it is: nobody takes everybody's places, however many sessions they begin.
+    pub owner: [u8; 32],
     /// Whether all requests of this party share one connection: it has a session.
     pub is_session: bool,
     /// What it can be asked.
@@ -183,6 +185,7 @@ impl CallError {
     /// Without the secrets that a server may have repeated.
     pub(crate) fn redacted(self, spec: &crate::Spec) -> Self {
         match self {
+            CallError::NotReady(reason) => CallError::NotReady(spec.redact(&reason)),
             CallError::Lost(reason) => CallError::Lost(spec.redact(&reason)),
             CallError::Refused(code, message, data) => {
                 let data = if data.is_null() {
@@ -206,6 +209,7 @@ impl From<WireError> for CallError {
             WireError::Rpc(RpcError { code, message, data }) => {
                 CallError::Refused(code, message.chars().take(1_000).collect(), Box::new(data))
             }
+            WireError::Changed => CallError::Changed,
             WireError::SessionGone => CallError::Lost("it does not know its own session any more".into()),
             WireError::Status(status) => CallError::Lost(format!("it answered HTTP {status}")),
         }

@@ -7,12 +7,18 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Messages beside an answer that wait to be looked at; more are dropped.
 pub(crate) const ASIDE_MAX: usize = 256;
+/// Larger notes are dropped: many may wait.
+const NOTE_BYTES_MAX: usize = 64 * 1024;
+const URI_BYTES_MAX: usize = 8 * 1024;
+/// So long after a request was given up something may come that is about it.
+const LATE: Duration = Duration::from_secs(60);
 
 /// An error that the server answered.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -38,6 +44,8 @@ pub(crate) enum WireError {
     Rpc(RpcError),
     /// The server does not know the session any more; it did nothing.
     SessionGone,
+    /// The tool is not what was approved.
+    Changed,
     /// Over HTTP: it answered this status, and no JSON-RPC.
     Status(u16),
 }
@@ -203,20 +211,27 @@ struct Waiter {
 
 /// Requests that wait for their answers.
 #[derive(Clone, Default)]
-pub(crate) struct Pending(Arc<Mutex<HashMap<u64, Waiter>>>);
+pub(crate) struct Pending {
+    waiting: Arc<Mutex<HashMap<u64, Waiter>>>,
+    /// When a request was given up last: what comes late may still be about it.
+    given_up: Arc<Mutex<Option<Instant>>>,
+}
 
 /// Forgets a request when nobody waits for it any more.
 pub(crate) struct Forget<'a>(&'a Pending, u64);
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.0.map().remove(&self.1);
+        let is_open = self.0.map().remove(&self.1).is_some();
+        if is_open {
+            *self.0.given_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
     }
 }
 
 impl Pending {
     fn map(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Waiter>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the answer with this id.
@@ -278,15 +293,19 @@ impl Pending {
     }
 
     /// Whose request something belongs to that came with no word about that: the one on whose stream it came, or the only one
-    /// that listens.
+    /// that there is, and was of late.
     fn listener(&self, origin: Option<u64>) -> Option<AsideSender> {
         let map = self.map();
         if let Some(waiter) = origin.and_then(|id| map.get(&id)) {
             return waiter.aside.clone();
         }
-        let mut listening = map.values().filter_map(|waiter| waiter.aside.as_ref());
-        match (listening.next(), listening.next()) {
-            (Some(only), None) => Some(only.clone()),
+        let given_up = *self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        if given_up.is_some_and(|at| at.elapsed() < LATE) {
+            return None;
+        }
+        let mut all = map.values();
+        match (all.next(), all.next()) {
+            (Some(only), None) => only.aside.clone(),
             _ => None,
         }
     }
@@ -315,18 +334,21 @@ impl Pending {
             | "notifications/prompts/list_changed"
             | "notifications/resources/list_changed" => over.lists_changed.notify_one(),
             "notifications/resources/updated" => {
-                let uri = params.as_deref().and_then(|p| serde_json::from_str::<Updated>(p.get()).ok());
+                let params = params.as_deref().filter(|params| params.get().len() <= URI_BYTES_MAX);
+                let uri = params.and_then(|p| serde_json::from_str::<Updated>(p.get()).ok());
                 if let (Some(updated), Some(updates)) = (uri, &over.updates) {
                     // A flood is thinned out: whoever reads the resource sees how it is then.
                     let _ = updates.try_send(updated.uri);
                 }
             }
             "notifications/progress" | "notifications/message" => {
-                let Some(params) = params else { return };
-                let token = serde_json::from_str::<Progress>(params.get()).ok().and_then(|p| p.token);
-                let listener = match token {
-                    Some(token) => self.map().get(&token).and_then(|waiter| waiter.aside.clone()),
-                    None => self.listener(origin),
+                let is_usable = |params: &RawValue| params.get().len() <= NOTE_BYTES_MAX && params.get().starts_with('{');
+                let Some(params) = params.filter(|params| is_usable(params)) else { return };
+                let listener = if method == "notifications/progress" {
+                    let token = serde_json::from_str::<Progress>(params.get()).ok().and_then(|p| p.token);
+                    token.and_then(|token| self.map().get(&token).and_then(|waiter| waiter.aside.clone()))
+                } else {
+                    self.listener(origin)
                 };
                 let params = serde_json::from_str(params.get()).unwrap_or_default();
                 if let Some(listener) = listener {
@@ -385,7 +407,7 @@ mod tests {
         assert!(matches!(pending.take(ask, None, &over)[..], [Taken::Reply(_)]), "nobody listens");
         let (one, mut first) = mpsc::channel(4);
         let (two, mut second) = mpsc::channel(4);
-        let (_a, _forget_a) = pending.wait(1, Some(&one));
+        let (_a, forget_a) = pending.wait(1, Some(&one));
         assert_eq!(pending.take(ask, None, &over), [Taken::Asked]);
         assert!(matches!(first.recv().await, Some(Aside::Question(question)) if question.params["message"] == "?"));
         let (_b, _forget_b) = pending.wait(2, Some(&two));
@@ -396,6 +418,8 @@ mod tests {
         assert!(matches!(first.recv().await, Some(Aside::Note(note)) if note.params["progress"] == 3));
         assert!(matches!(second.recv().await, Some(Aside::Question(_))));
         assert!(second.try_recv().is_err());
+        drop(forget_a);
+        assert!(matches!(pending.take(ask, None, &over)[..], [Taken::Reply(_)]), "it could be about what was given up");
     }
 
     #[tokio::test]

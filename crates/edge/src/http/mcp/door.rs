@@ -5,7 +5,7 @@ use super::message::{Answer, INVALID_PARAMS, Params, RpcError, carried, shown};
 use super::{Api, builtin};
 use crate::http::state::EdgeState;
 use app::Caller;
-use app::mcp::{AskKind, Door, McpAsk, McpClient, McpOutcome, Note, View};
+use app::mcp::{AskKind, Door, McpAsk, McpClient, McpOutcome, Note, OfferKind, View};
 use axum::http::request::Parts;
 use kernel::Json;
 use serde_json::{Map, Value, json};
@@ -59,6 +59,11 @@ pub(super) fn instructions(door: Door) -> Option<&'static str> {
 }
 
 impl Visit {
+    /// Who came, as far as it matters whose something is.
+    pub fn owner(&self) -> String {
+        self.state.app.mcp_identity(&self.caller)
+    }
+
     fn view(&self) -> Result<Arc<View>, RpcError> {
         self.state.app.mcp_view(&self.caller, self.door).map_err(|rejection| RpcError::of(&rejection, self.is_modern, false))
     }
@@ -82,9 +87,9 @@ impl Visit {
         let view = self.view()?;
         let (field, entries) = match method {
             "tools/list" => ("tools", self.tools(&view)),
-            "prompts/list" => ("prompts", self.allowed(&view, &view.prompts)),
-            "resources/list" => ("resources", self.allowed(&view, &view.resources)),
-            _ => ("resourceTemplates", self.allowed(&view, &view.templates)),
+            "prompts/list" => ("prompts", self.allowed(OfferKind::Prompt, &view, &view.prompts)),
+            "resources/list" => ("resources", self.allowed(OfferKind::Resource, &view, &view.resources)),
+            _ => ("resourceTemplates", self.allowed(OfferKind::Resource, &view, &view.templates)),
         };
         let from = match params.cursor.as_deref().map(str::parse::<usize>) {
             None => 0,
@@ -128,18 +133,19 @@ impl Visit {
 
     fn tools<'a>(&'a self, view: &'a View) -> Vec<&'a str> {
         let own = self.state.built_in_tools.iter().filter(|_| view.built_in).map(String::as_str);
-        let may_use = |(server, tool): (&str, &str)| self.state.app.may_use(&self.caller, self.door, server, tool);
+        let app = &self.state.app;
+        let may_use = |(server, tool): (&str, &str)| app.may_use(&self.caller, self.door, OfferKind::Tool, server, tool);
         // Whoever may use all is asked once.
-        let all = may_use(("", ""));
+        let all = app.may_use_all(&self.caller, self.door);
         let offered = view.tools.iter().filter(|tool| tool.is_offered() && (all || may_use(tool.origin())));
         own.chain(offered.map(|tool| tool.entry.get())).collect()
     }
 
-    fn allowed<'a>(&self, view: &View, offers: &'a [app::mcp::Offered]) -> Vec<&'a str> {
-        let all = self.state.app.may_use(&self.caller, self.door, "", "");
-        let is_allowed = |offer: &&app::mcp::Offered| {
-            all || self.state.app.may_use(&self.caller, self.door, view.server_of(offer), &offer.name)
-        };
+    fn allowed<'a>(&self, kind: OfferKind, view: &View, offers: &'a [app::mcp::Offered]) -> Vec<&'a str> {
+        let app = &self.state.app;
+        let all = app.may_use_all(&self.caller, self.door);
+        let is_allowed =
+            |offer: &&app::mcp::Offered| all || app.may_use(&self.caller, self.door, kind, view.server_of(offer), &offer.name);
         offers.iter().filter(is_allowed).map(|offer| offer.entry.get()).collect()
     }
 

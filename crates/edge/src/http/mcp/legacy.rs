@@ -8,6 +8,7 @@ use super::message::{
 };
 use super::sessions::Session;
 use super::stream::{ASIDE_MAX, answer, streamed};
+use app::RouteClass;
 use app::mcp::{LEGACY, McpAsk, McpClient};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -92,6 +93,7 @@ pub(super) async fn worked(
     let answer = match &running {
         Some(running) => tokio::select! {
             () = running.token.cancelled() => return None,
+            () = running.over() => return None,
             answer = working => answer,
         },
         None => working.await,
@@ -174,13 +176,16 @@ async fn handed_on(
                 return answer.map(|text| session.map_or(text.clone(), |session| translated(text, &session.facts.version)));
             }
             (Done::InputRequired { requests, state }, Some(session)) => {
+                if !visit.state.app.mcp_may_still(&visit.caller, visit.door).await {
+                    break;
+                }
                 (ask.responses, ask.refused) = asked(session, requests, &out).await;
                 ask.state = state;
             }
             (Done::InputRequired { .. }, None) => break,
         }
     }
-    Err(RpcError::new(super::message::INTERNAL_ERROR, "The server asks again and again."))
+    Err(RpcError::new(super::message::INTERNAL_ERROR, "The server asks again and again, or you may not go on."))
 }
 
 fn again(ask: &McpAsk) -> McpAsk {
@@ -292,7 +297,13 @@ pub(super) async fn take_batch(visit: Visit, bytes: &[u8]) -> Response {
         return refused(RpcError::new(INVALID_REQUEST, format!("A batch has 1 to {BATCH_MAX} messages.")));
     }
     let mut answers = vec![];
-    for incoming in batch {
+    for (number, incoming) in batch.into_iter().enumerate() {
+        // The first one was counted with its request.
+        if number > 0
+            && let Err(rejection) = visit.state.app.admit(&visit.caller.actor, RouteClass::Call)
+        {
+            return super::answered(Err(rejection.into()));
+        }
         match incoming.message() {
             Ok(Message::Request(request)) => {
                 let (out, _) = mpsc::channel(1);
@@ -319,12 +330,17 @@ pub(super) fn follow(visit: Visit) -> Response {
             return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")], text).into_response();
         }
     };
+    let place = match visit.state.mcp_sessions.follow(&visit.state, &visit.owner()) {
+        Ok(place) => place,
+        Err(rejection) => return super::answered(Err(rejection.into())),
+    };
     let (out, aside) = mpsc::channel(ASIDE_MAX);
     session.set_stream(out.clone());
     match Changes::new(&visit.state, &visit.caller, visit.door, Wanted::ALL) {
         Ok(changes) => {
             let work = async move {
-                changes.tell(&session.resources, None, &out).await;
+                changes.tell(&session.resources, None, &session.over, &out).await;
+                drop(place);
                 None
             };
             streamed(None, aside, Some(Box::pin(work)))
@@ -340,7 +356,7 @@ pub(super) async fn end(visit: Visit) -> Response {
         Found::None => refused(RpcError::new(INVALID_REQUEST, "Name the session in Mcp-Session-Id.")),
         Found::Open(session) => {
             visit.state.mcp_sessions.end(&session.id);
-            visit.state.app.end_mcp_session(&visit.caller, visit.door, &session.id).await;
+            visit.state.app.end_mcp_session(&visit.caller, visit.door, &session.id);
             StatusCode::NO_CONTENT.into_response()
         }
     }

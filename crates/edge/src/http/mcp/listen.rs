@@ -7,10 +7,14 @@ use app::mcp::{Change, Door, Key, ListKind, View, Watched, What};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 /// Resources that one client asks about.
 pub(super) const RESOURCES_MAX: usize = 200;
+/// How long somebody who was allowed to follow is taken to be.
+const ALLOWED_FOR: Duration = Duration::from_millis(500);
 
 /// What a client wants to be told.
 #[derive(Clone, Copy, Default)]
@@ -58,6 +62,10 @@ impl Resources {
         self.map().remove(uri);
     }
 
+    fn uris(&self) -> Vec<String> {
+        self.map().keys().cloned().collect()
+    }
+
     fn named(&self, key: Key, own: &str) -> Option<String> {
         let map = self.map();
         map.iter().find(|(_, (of, name, _))| *of == key && name == own).map(|(uri, _)| uri.clone())
@@ -89,12 +97,19 @@ impl Changes {
 
     /// The texts of notifications, one after another, until nobody reads them or the server is about to stop. `tag` is the
     /// `_meta` of each.
-    pub async fn tell(mut self, resources: &Resources, tag: Option<Value>, out: &mpsc::Sender<String>) {
+    pub async fn tell(mut self, resources: &Resources, tag: Option<Value>, over: &CancellationToken, out: &mpsc::Sender<String>) {
         let draining = self.state.app.draining().clone();
+        let mut look = tokio::time::interval(ALLOWED_FOR);
         loop {
             let told = tokio::select! {
                 () = draining.cancelled() => return,
+                () = over.cancelled() => return,
                 () = out.closed() => return,
+                // Whoever signed out, or lost the key or the permission, is told nothing more.
+                _ = look.tick() => match self.state.app.mcp_may_still(&self.caller, self.door).await {
+                    true => vec![],
+                    false => return,
+                },
                 changed = self.catalogue.changed() => match changed {
                     Ok(()) => self.tools_changed(),
                     Err(_) => return,
@@ -102,7 +117,7 @@ impl Changes {
                 change = self.gateway.recv() => match change {
                     Ok(change) => self.changed(&change, resources),
                     // What was missed may have been anything.
-                    Err(broadcast::error::RecvError::Lagged(_)) => vec![list_changed("prompts"), list_changed("resources")],
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.all(resources),
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
             };
@@ -115,6 +130,13 @@ impl Changes {
                 }
             }
         }
+    }
+
+    /// Everything that may have changed unseen.
+    fn all(&self, resources: &Resources) -> Vec<(String, Value)> {
+        let lists = [(self.wanted.prompts, "prompts"), (self.wanted.resources, "resources")];
+        let lists = lists.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, name)| list_changed(name));
+        lists.chain(resources.uris().into_iter().map(|uri| updated(&uri))).collect()
     }
 
     fn tools_changed(&mut self) -> Vec<(String, Value)> {
@@ -130,7 +152,7 @@ impl Changes {
         match &change.what {
             What::Resource(own) => {
                 let uri = resources.named(change.key, own);
-                uri.map(|uri| ("notifications/resources/updated".to_owned(), json!({ "uri": uri }))).into_iter().collect()
+                uri.map(|uri| updated(&uri)).into_iter().collect()
             }
             // Tools are told of when the catalogue has them.
             What::List(ListKind::Tools) => vec![],
@@ -142,6 +164,10 @@ impl Changes {
             }
         }
     }
+}
+
+fn updated(uri: &str) -> (String, Value) {
+    ("notifications/resources/updated".to_owned(), json!({ "uri": uri }))
 }
 
 fn list_changed(list: &str) -> (String, Value) {

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 const VERSION_KEY: &str = "io.modelcontextprotocol/protocolVersion";
 const CAPABILITIES_KEY: &str = "io.modelcontextprotocol/clientCapabilities";
@@ -198,6 +199,10 @@ fn listened(visit: Visit, id: Box<RawValue>, params: &Params) -> Response {
         Ok(changes) => changes,
         Err(rejection) => return whole(StatusCode::OK, written(&id, &Err(RpcError::of(&rejection, true, false)))),
     };
+    let place = match visit.state.mcp_sessions.follow(&visit.state, &visit.owner()) {
+        Ok(place) => place,
+        Err(rejection) => return whole(StatusCode::OK, written(&id, &Err(RpcError::of(&rejection, true, false)))),
+    };
     let subscription: Value = serde_json::from_str(id.get()).unwrap_or_default();
     let tag = json!({ SUBSCRIPTION_KEY: subscription });
     let acknowledged = super::message::notification(
@@ -207,7 +212,8 @@ fn listened(visit: Visit, id: Box<RawValue>, params: &Params) -> Response {
     let (out, aside) = mpsc::channel(ASIDE_MAX);
     let last = written(&id, &Ok(json!({ "resultType": "complete", "_meta": tag }).to_string()));
     let work = async move {
-        changes.tell(&resources, Some(tag), &out).await;
+        changes.tell(&resources, Some(tag), &CancellationToken::new(), &out).await;
+        drop(place);
         Some((StatusCode::OK, last))
     };
     streamed(Some(acknowledged), aside, Some(Box::pin(work)))

@@ -3,7 +3,7 @@
 use super::door::Visit;
 use super::legacy::{heard, introduction, worked};
 use super::listen::{Changes, Wanted};
-use super::message::{Message, Request, refused, written};
+use super::message::{INVALID_REQUEST, Message, Request, RpcError, refused, written};
 use super::sessions::Session;
 use super::stream::{ASIDE_MAX, event_stream, pieces};
 use super::{Api, answered, capabilities_of, parsed, visit};
@@ -20,12 +20,15 @@ use kernel::{Kind, Rejection};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 /// Streams that are open at a time.
 const STREAMS_MAX: usize = 1_000;
+/// How often it is looked whether a client may still follow.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
     OpenApiRouter::new().routes(routes!(open_all, send_all)).routes(routes!(open_one, send_one))
@@ -101,12 +104,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn owner(visit: &Visit) -> String {
-    format!("{}/{}/{}", visit.caller.actor.tenant, visit.caller.actor.who, visit.door_name)
+    format!("{}/{}", visit.owner(), visit.door_name)
 }
 
 async fn opened(state: &Arc<EdgeState>, api: &Api, name: Option<String>, request: HttpRequest) -> Result<Response, Failure> {
     let (mut parts, _) = request.into_parts();
     let visit = visit(state, api, name, &mut parts, false).await?;
+    let place = state.mcp_sessions.follow(state, &visit.owner())?;
     let (out, messages) = mpsc::channel(ASIDE_MAX);
     let id = state.app.fresh_handle();
     let open = Arc::new(Open { owner: owner(&visit), out, session: Mutex::default() });
@@ -118,9 +122,18 @@ async fn opened(state: &Arc<EdgeState>, api: &Api, name: Option<String>, request
         }
         streams.insert(id.clone(), open);
     }
-    let draining = state.app.draining().clone();
+    let (app, caller, door) = (state.app.clone(), visit.caller.clone(), visit.door);
     let until_the_end = async move {
-        draining.cancelled().await;
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                () = app.draining().cancelled() => break,
+                _ = look.tick() => if !app.mcp_may_still(&caller, door).await {
+                    break;
+                },
+            }
+        }
+        drop(place);
         None
     };
     let ends = Ends { state: state.clone(), id: id.clone() };
@@ -167,9 +180,12 @@ async fn sent(state: &Arc<EdgeState>, api: &Api, name: Option<String>, request: 
 }
 
 async fn carried_out(visit: &Visit, open: &Open, request: Request) -> Option<String> {
+    let session = lock(&open.session).clone();
     if request.method != "initialize" {
-        let session = lock(&open.session).clone();
         return worked(visit, session, request, open.out.clone()).await;
+    }
+    if session.is_some() {
+        return Some(written(&request.id, &Err(RpcError::new(INVALID_REQUEST, "This stream has a session already."))));
     }
     let version = LEGACY.into_iter().find(|version| Some(*version) == request.params.protocol_version.as_deref());
     let version = version.unwrap_or(LEGACY[0]);
@@ -182,7 +198,7 @@ async fn carried_out(visit: &Visit, open: &Open, request: Request) -> Option<Str
     if let Ok(changes) = Changes::new(&visit.state, &visit.caller, visit.door, Wanted::ALL) {
         let out = open.out.clone();
         // It ends when the client leaves.
-        tokio::spawn(async move { changes.tell(&session.resources, None, &out).await });
+        tokio::spawn(async move { changes.tell(&session.resources, None, &session.over, &out).await });
     }
     Some(written(&request.id, &Ok(introduction(visit, version))))
 }

@@ -5,8 +5,9 @@ use super::listen::Resources;
 use crate::http::state::EdgeState;
 use app::Caller;
 use app::mcp::SessionFacts;
+use kernel::{Kind, Rejection};
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 /// Sessions that are remembered, and for how long one is that does nothing. Forgetting one costs its client nothing but what it
 /// asked to be told.
 const SESSIONS_MAX: usize = 10_000;
+const SESSIONS_OF_OWNER_MAX: usize = 4_000;
+const STREAMS_OF_OWNER_MAX: usize = 4_000;
 const IDLE_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// Ended sessions that are remembered.
 const ENDED_MAX: usize = 10_000;
@@ -24,13 +27,36 @@ const ENDED_MAX: usize = 10_000;
 #[derive(Default)]
 pub(crate) struct Sessions {
     open: Mutex<HashMap<String, Arc<Session>>>,
-    ended: Mutex<Vec<String>>,
+    ended: Mutex<VecDeque<String>>,
+    /// Streams that are open, by whose they are.
+    followed: Mutex<HashMap<String, usize>>,
+}
+
+/// A place for a stream, given back when it is dropped.
+pub(super) struct Place {
+    state: Arc<EdgeState>,
+    owner: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut followed = lock(&self.state.mcp_sessions.followed);
+        if let Some(count) = followed.get_mut(&self.owner) {
+            *count -= 1;
+            if *count == 0 {
+                followed.remove(&self.owner);
+            }
+        }
+    }
 }
 
 /// One session.
 pub(super) struct Session {
     pub id: String,
     pub facts: SessionFacts,
+    owner: String,
+    /// Ends with the session.
+    pub over: CancellationToken,
     /// From which level on the client wants to see what servers log.
     pub log_level: Mutex<Option<String>>,
     /// What it asked to be told about.
@@ -54,42 +80,63 @@ impl Sessions {
         if lock(&self.ended).iter().any(|ended| ended == id) {
             return None;
         }
+        let owner = state.app.mcp_identity(caller);
         let mut open = lock(&self.open);
-        if !open.contains_key(id) && open.len() >= SESSIONS_MAX {
-            forget_one(&mut open);
+        if !open.contains_key(id) {
+            let own = open.values().filter(|session| session.owner == owner).count();
+            if own >= SESSIONS_OF_OWNER_MAX || open.len() >= SESSIONS_MAX {
+                forget_one(&mut open, (own >= SESSIONS_OF_OWNER_MAX).then_some(owner.as_str()));
+            }
         }
-        let session = open.entry(id.to_owned()).or_insert_with(|| Arc::new(Session::new(id, facts)));
+        let session = open.entry(id.to_owned()).or_insert_with(|| Arc::new(Session::new(id, owner, facts)));
         *lock(&session.used) = Instant::now();
         Some(session.clone())
     }
 
     /// Ends a session.
     pub fn end(&self, id: &str) {
-        lock(&self.open).remove(id);
+        if let Some(session) = lock(&self.open).remove(id) {
+            session.over.cancel();
+        }
         let mut ended = lock(&self.ended);
         if ended.len() >= ENDED_MAX {
-            ended.remove(0);
+            ended.pop_front();
         }
-        ended.push(id.to_owned());
+        ended.push_back(id.to_owned());
+    }
+
+    /// A place for one more stream of an owner.
+    pub(super) fn follow(&self, state: &Arc<EdgeState>, owner: &str) -> Result<Place, Rejection> {
+        let mut followed = lock(&self.followed);
+        let count = followed.entry(owner.to_owned()).or_default();
+        if *count >= STREAMS_OF_OWNER_MAX {
+            let message = format!("You follow {STREAMS_OF_OWNER_MAX} streams already.");
+            return Err(Rejection::new(Kind::Limited, "RATE_LIMITED", message, "Close one of them first."));
+        }
+        *count += 1;
+        Ok(Place { state: state.clone(), owner: owner.to_owned() })
     }
 }
 
-/// Makes room: those that did nothing for long, else the one that did nothing for the longest.
-fn forget_one(open: &mut HashMap<String, Arc<Session>>) {
+/// Makes room: those that did nothing for long, else the one (of this owner) that did nothing for the longest.
+fn forget_one(open: &mut HashMap<String, Arc<Session>>, of: Option<&str>) {
     let before = open.len();
     open.retain(|_, session| session.is_followed() || lock(&session.used).elapsed() < IDLE_MAX);
     if open.len() == before {
-        let oldest = open.values().filter(|session| !session.is_followed()).min_by_key(|session| *lock(&session.used));
+        let may_go = |session: &&Arc<Session>| !session.is_followed() && of.is_none_or(|owner| session.owner == owner);
+        let oldest = open.values().filter(may_go).min_by_key(|session| *lock(&session.used));
         let oldest = oldest.map(|session| session.id.clone());
         oldest.map(|id| open.remove(&id));
     }
 }
 
 impl Session {
-    fn new(id: &str, facts: SessionFacts) -> Self {
+    fn new(id: &str, owner: String, facts: SessionFacts) -> Self {
         Session {
             id: id.to_owned(),
             facts,
+            owner,
+            over: CancellationToken::new(),
             log_level: Mutex::default(),
             resources: Resources::default(),
             questions: Mutex::default(),
@@ -183,6 +230,13 @@ pub(super) struct Running {
     id: String,
     /// Ends when the client calls it off.
     pub token: CancellationToken,
+}
+
+impl Running {
+    /// Waits for the end of the session.
+    pub async fn over(&self) {
+        self.session.over.cancelled().await;
+    }
 }
 
 impl Drop for Running {
