@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from harness import REPO, absent, done, free_port, opened, refused, unique, until
@@ -367,6 +368,14 @@ def test_should_record_calls_with_arguments_and_results(admin, tmp_path):
     assert got["data"]["result"]["structured_content"] == {"text": "remember"}
     refused(call(admin, name, {}), 422, "ARGUMENTS_INVALID")
     until(lambda: [e for e in entries(admin, name) if e["attributes"]["kind"] == "tools.call.failed"], "the refusal is recorded too")
+
+
+def test_should_record_a_call_whose_client_did_not_wait(admin, tmp_path):
+    name = f"{register(admin, odd(tmp_path))}__wait"
+    with pytest.raises(httpx2.TimeoutException):
+        admin._http.post(f"/api/v1/tools/{name}/actions/call", json={"arguments": {"s": 1}}, headers=admin.headers, timeout=0.3)
+    found = until(lambda: entries(admin, name), "the entry is there")
+    assert found[0]["attributes"]["kind"] == "tools.call.failed" and found[0]["attributes"]["data"]["error"]["code"] == "ABANDONED"
 
 
 def test_should_keep_large_values_once(keiko, admin, tmp_path):

@@ -11,7 +11,7 @@ use engine::{Extras, Handled, Step};
 use gateway::{Ask, CallError, Client, Method, Outcome};
 use kernel::id::{AgentId, CallId, TaskId, ToolId};
 use kernel::journal::Class;
-use kernel::{ActorKind, Json, Kind, Rejection};
+use kernel::{ActorKind, Json, Kind, Rejection, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::time::Duration;
@@ -105,6 +105,40 @@ pub struct ToolCall {
     pub result: ToolResult,
     /// How long it took.
     pub duration_ms: u64,
+}
+
+/// The entry of a call that is under way. One whose client leaves is written down, too: the tool may have run.
+struct PendingCall<'a> {
+    app: &'a App,
+    caller: &'a Caller,
+    id: CallId,
+    tool: &'a Handled<Tool>,
+    task_id: Option<TaskId>,
+    arguments: &'a Json,
+    begun: Timestamp,
+    is_written: bool,
+}
+
+impl PendingCall<'_> {
+    fn write(&mut self, outcome: Result<&ToolResult, &Rejection>) -> u64 {
+        self.is_written = true;
+        let duration_ms = self.app.env().now().since_ms(self.begun);
+        self.app.record_call(self.caller, self.id, self.tool, self.task_id, self.arguments, outcome, duration_ms);
+        duration_ms
+    }
+}
+
+impl Drop for PendingCall<'_> {
+    fn drop(&mut self) {
+        if !self.is_written {
+            self.write(Err(&abandoned()));
+        }
+    }
+}
+
+/// What is written down of a request whose client left.
+pub(crate) fn abandoned() -> Rejection {
+    Rejection::new(Kind::Unavailable, "ABANDONED", "The client did not wait for the answer.", "")
 }
 
 /// The journal's entry of a call.
@@ -201,11 +235,12 @@ impl App {
         if let Some(task) = task_id {
             self.check_holder(caller, task).await?;
         }
-        let id: CallId = self.env().id();
-        let begun = self.env().now();
+        let (id, begun) = (self.env().id(), self.env().now());
+        let mut entry =
+            PendingCall { app: self, caller, id, tool: &tool, task_id, arguments: &arguments, begun, is_written: false };
         let outcome = self.checked_call(caller, &tool, &arguments, timeout_ms).await;
-        let duration_ms = self.env().now().since_ms(begun);
-        self.record_call(caller, id, &tool, task_id, &arguments, outcome.as_ref(), duration_ms);
+        let duration_ms = entry.write(outcome.as_ref());
+        drop(entry);
         Ok(ToolCall { id, result: outcome.map_err(|e| e.with("call_id", id))?, tool, task_id, duration_ms })
     }
 
@@ -293,10 +328,24 @@ pub(crate) fn check_callable(tool: &Tool, name: &str) -> Answer<()> {
     Ok(())
 }
 
-/// Arguments that meet a tool's schema.
+/// Without what is `null` and need not be there: many models say so that they leave something out.
+fn without_nulls(schema: &Json, arguments: serde_json::Value) -> serde_json::Value {
+    let schema = schema.value();
+    let required = schema["required"].as_array().cloned().unwrap_or_default();
+    match arguments {
+        serde_json::Value::Object(mut members) => {
+            members.retain(|name, value| !value.is_null() || required.iter().any(|one| one == name));
+            serde_json::Value::Object(members)
+        }
+        other => other,
+    }
+}
+
+/// Arguments that meet a tool's schema. They are handed on as they came.
 pub(crate) fn problems_of_arguments(schemas: &Schemas, tool: &Tool, name: &str, arguments: &Json) -> Answer<()> {
-    let problems = schemas.problems(&tool.manifest.input_schema, &arguments.value(), "/arguments");
-    if problems.is_empty() {
+    let (schema, arguments) = (&tool.manifest.input_schema, arguments.value());
+    let problems = schemas.problems(schema, &arguments, "/arguments");
+    if problems.is_empty() || schemas.problems(schema, &without_nulls(schema, arguments), "/arguments").is_empty() {
         return Ok(());
     }
     let message = format!("The arguments do not meet the input schema of the tool '{name}'.");

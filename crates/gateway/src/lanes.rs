@@ -121,7 +121,7 @@ impl Lanes {
             return Ok(lane);
         }
         self.make_room(client)?;
-        let held = Held(Over::default());
+        let held = Held(Over::private());
         let connecting = async {
             let connection = Connection::open(&self.spec, &self.settings, &held.0, &client.capabilities, true).await?;
             let tools = connection.tools().await?.into_iter().map(|tool| (tool.name, tool.hash)).collect();

@@ -141,6 +141,7 @@ impl Upstream {
                 self.conversations.resume(id, client.party, answers, notes, left()).await
             }
             _ if !connection.is_modern() && client.is_particular() => {
+                self.conversations.make_room(client.owner).await;
                 let taking = tokio::time::timeout(left(), self.shared.lanes.take(&client)).await;
                 let Ok(taken) = taking else { return Err(CallError::Timeout(timeout.as_millis())) };
                 let lane = taken.map_err(|reason| reason.into_call_error())?;
@@ -234,7 +235,13 @@ async fn hand_on(
                     connection.respond(&question.id, Err((-32_601, "Nobody can be asked over this connection."))).await;
                 }
             },
-            done = &mut request => return done,
+            done = &mut request => {
+                // What came before the answer may have come in the same moment.
+                while let Ok(Aside::Note(note)) = came.try_recv() {
+                    let _ = notes.try_send(note);
+                }
+                return done;
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{Door, OfferKind, View, identity};
 use crate::app::App;
 use crate::journal::Values;
-use crate::tools::{ToolResult, check_callable, of_call, problems_of_arguments};
+use crate::tools::{ToolResult, abandoned, check_callable, of_call, problems_of_arguments};
 use crate::{Answer, Caller};
 use domain::tool::Tool;
 use engine::Handled;
@@ -117,8 +117,7 @@ impl Pending<'_> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if !self.is_written {
-            let message = "The client did not wait for the answer.";
-            self.write(&Err(Rejection::new(Trouble::Unavailable, "ABANDONED", message, "")));
+            self.write(&Err(abandoned()));
         }
     }
 }

@@ -17,7 +17,8 @@ use tokio_util::task::AbortOnDropHandle;
 const WAIT_MAX: Duration = Duration::from_secs(600);
 /// Works of one server that wait, and of one owner.
 const WAITING_MAX: usize = 256;
-const WAITING_OF_OWNER_MAX: usize = 8;
+/// A further one ends the oldest: whoever asked may have forgotten it.
+const WAITING_OF_OWNER_MAX: usize = 6;
 /// Questions of one work that are open.
 const QUESTIONS_MAX: usize = 64;
 /// What is asked within this time is asked together.
@@ -46,7 +47,7 @@ struct Talk {
     /// What is asked and not answered yet.
     open: BTreeMap<String, Question>,
     /// Ends the work when nobody can resume it any more.
-    _work: AbortOnDropHandle<()>,
+    work: AbortOnDropHandle<()>,
 }
 
 /// Where notes go now; nowhere while nobody waits.
@@ -81,7 +82,7 @@ pub(crate) async fn converse(
         since: Instant::now(),
         asked: 0,
         open: BTreeMap::new(),
-        _work: AbortOnDropHandle::new(work),
+        work: AbortOnDropHandle::new(work),
     };
     talk.next(timeout, party, conversations).await
 }
@@ -101,12 +102,7 @@ async fn work(
         tokio::select! {
             biased;
             Some(aside) = came.recv() => match aside {
-                Aside::Note(note) => {
-                    if let Some(notes) = &*notes.lock().unwrap_or_else(PoisonError::into_inner) {
-                        // A client that reads slowly misses some of it.
-                        let _ = notes.try_send(note);
-                    }
-                }
+                Aside::Note(note) => tell(&notes, note),
                 Aside::Question(question) if can_be_asked(&client, &question.method) => {
                     if rounds.send(Round::Asked(question)).await.is_err() {
                         return;
@@ -122,8 +118,19 @@ async fn work(
             done = &mut request => break Round::Done(done),
         }
     };
+    // What came before the answer may have come in the same moment.
+    while let Ok(Aside::Note(note)) = came.try_recv() {
+        tell(&notes, note);
+    }
     // Whoever asked may have gone away.
     let _ = rounds.send(round).await;
+}
+
+fn tell(notes: &NoteSlot, note: Note) {
+    if let Some(notes) = &*notes.lock().unwrap_or_else(PoisonError::into_inner) {
+        // A client that reads slowly misses some of it.
+        let _ = notes.try_send(note);
+    }
 }
 
 /// Whether a client said that it can be asked this.
@@ -194,8 +201,7 @@ impl Conversations {
         *talk.notes.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let id: u128 = rand::random();
         let mut map = self.map();
-        let of_owner = map.values().filter(|waiting| waiting.talk.owner == talk.owner).count();
-        if map.len() >= WAITING_MAX || of_owner >= WAITING_OF_OWNER_MAX {
+        if map.len() >= WAITING_MAX {
             return Err(CallError::Busy);
         }
         map.insert(id, Waiting { talk, party });
@@ -226,6 +232,23 @@ impl Conversations {
             }
         }
         if talk.open.is_empty() { talk.next(timeout, party, self).await } else { self.keep(talk, party) }
+    }
+
+    /// Makes room for one more of an owner, and waits until what held it is gone.
+    pub async fn make_room(&self, owner: [u8; 32]) {
+        if let Some(Waiting { talk, .. }) = self.surplus(owner) {
+            talk.work.abort();
+            // It was called off, or ended by itself.
+            let _ = talk.work.await;
+        }
+    }
+
+    fn surplus(&self, owner: [u8; 32]) -> Option<Waiting> {
+        let mut map = self.map();
+        let own = map.iter().filter(|(_, waiting)| waiting.talk.owner == owner);
+        let mut own: Vec<(Instant, u128)> = own.map(|(id, waiting)| (waiting.talk.since, *id)).collect();
+        own.sort_unstable();
+        if own.len() >= WAITING_OF_OWNER_MAX { map.remove(&own[0].1) } else { None }
     }
 
     /// Ends everything that waits: the server is another one from now on.

@@ -13,10 +13,13 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the stream of what nobody asked for may take to open before other things are asked.
+const OPEN_PATIENCE: Duration = Duration::from_millis(500);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 const PROTOCOL: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -221,14 +224,19 @@ impl HttpWire {
     }
 
     /// What a server of an older version says without being asked, until the connection is over.
-    async fn listen(self) {
+    ///
+    /// `opened` is dropped when the server has answered for the first time: what it asks before is lost.
+    async fn listen(self, opened: oneshot::Sender<()>) {
+        let mut opened = Some(opened);
         let mut place = Place::default();
         loop {
             let mut request = self.get();
             if let Some(last) = &place.last {
                 request = request.header(LAST_EVENT, last);
             }
-            match request.send().await {
+            let answered = request.send().await;
+            drop(opened.take());
+            match answered {
                 Ok(answered) if answered.status().is_success() && is_stream(&answered) => {
                     if let Ok(next) = self.follow(answered, None, false).await {
                         place = Place { last: next.last.or(place.last), retry: next.retry.or(place.retry) };
@@ -275,14 +283,17 @@ impl Wire for HttpWire {
         let _ = self.post(message(None, method, params)).timeout(CLOSE_TIMEOUT).send().await;
         if method == "notifications/initialized" && !self.0.over.is_over() {
             let (inner, over) = (Arc::downgrade(&self.0), self.0.over.clone());
+            let (opened, is_opened) = oneshot::channel();
             let listening = tokio::spawn(async move {
                 let Some(wire) = inner.upgrade().map(HttpWire) else { return };
                 tokio::select! {
                     _ = over.ended() => {}
-                    () = wire.listen() => {}
+                    () = wire.listen(opened) => {}
                 }
             });
             *self.0.listening.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(listening));
+            // Some say nothing until there is something to say.
+            let _ = tokio::time::timeout(OPEN_PATIENCE, is_opened).await;
         }
     }
 

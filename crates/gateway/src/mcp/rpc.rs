@@ -114,6 +114,8 @@ pub(crate) struct Over {
     pub lists_changed: Arc<Notify>,
     /// Where URIs of resources go that changed.
     pub updates: Option<mpsc::Sender<String>>,
+    /// Whether the connection is one party's alone: what comes late is for the same one.
+    is_private: bool,
     /// What runs until nothing of the connection is left.
     pub tasks: TaskTracker,
 }
@@ -122,6 +124,11 @@ impl Over {
     /// With a place for URIs of resources that changed.
     pub fn telling(updates: mpsc::Sender<String>) -> Self {
         Over { updates: Some(updates), ..Over::default() }
+    }
+
+    /// Of a connection that is one party's alone.
+    pub fn private() -> Self {
+        Over { is_private: true, ..Over::default() }
     }
 
     /// Ends the connection; the first reason counts.
@@ -222,8 +229,8 @@ pub(crate) struct Forget<'a>(&'a Pending, u64);
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        let is_open = self.0.map().remove(&self.1).is_some();
-        if is_open {
+        let given_up = self.0.map().remove(&self.1);
+        if given_up.is_some_and(|waiter| waiter.aside.is_some()) {
             *self.0.given_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
     }
@@ -267,7 +274,7 @@ impl Pending {
 
     fn take_one(&self, incoming: Incoming, origin: Option<u64>, over: &Over) -> Taken {
         match (incoming.method, incoming.id) {
-            (Some(method), Some(id)) => self.asked(method, id, incoming.params, origin),
+            (Some(method), Some(id)) => self.asked(method, id, incoming.params, origin, over),
             (Some(method), None) => {
                 self.told(&method, incoming.params, origin, over);
                 Taken::Notice
@@ -293,29 +300,30 @@ impl Pending {
     }
 
     /// Whose request something belongs to that came with no word about that: the one on whose stream it came, or the only one
-    /// that there is, and was of late.
-    fn listener(&self, origin: Option<u64>) -> Option<AsideSender> {
+    /// that listens, and did of late.
+    fn listener(&self, origin: Option<u64>, over: &Over) -> Option<AsideSender> {
         let map = self.map();
         if let Some(waiter) = origin.and_then(|id| map.get(&id)) {
             return waiter.aside.clone();
         }
         let given_up = *self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
-        if given_up.is_some_and(|at| at.elapsed() < LATE) {
+        if !over.is_private && given_up.is_some_and(|at| at.elapsed() < LATE) {
             return None;
         }
-        let mut all = map.values();
-        match (all.next(), all.next()) {
-            (Some(only), None) => only.aside.clone(),
+        // Whoever does not listen has not asked to be told anything.
+        let mut listening = map.values().filter_map(|waiter| waiter.aside.as_ref());
+        match (listening.next(), listening.next()) {
+            (Some(only), None) => Some(only.clone()),
             _ => None,
         }
     }
 
-    fn asked(&self, method: String, id: Box<RawValue>, params: Option<Box<RawValue>>, origin: Option<u64>) -> Taken {
+    fn asked(&self, method: String, id: Box<RawValue>, params: Option<Box<RawValue>>, origin: Option<u64>, over: &Over) -> Taken {
         if method == "ping" {
             return Taken::Reply(response(&id, Ok(&Value::Object(serde_json::Map::new()))));
         }
         let params = params.and_then(|params| serde_json::from_str(params.get()).ok()).unwrap_or_default();
-        let Some(listener) = self.listener(origin) else {
+        let Some(listener) = self.listener(origin, over) else {
             return Taken::Reply(response(&id, Err((METHOD_NOT_FOUND, "Nobody here can be asked that."))));
         };
         match listener.try_send(Aside::Question(Question { id, method, params })) {
@@ -348,7 +356,7 @@ impl Pending {
                     let token = serde_json::from_str::<Progress>(params.get()).ok().and_then(|p| p.token);
                     token.and_then(|token| self.map().get(&token).and_then(|waiter| waiter.aside.clone()))
                 } else {
-                    self.listener(origin)
+                    self.listener(origin, over)
                 };
                 let params = serde_json::from_str(params.get()).unwrap_or_default();
                 if let Some(listener) = listener {

@@ -71,6 +71,12 @@ impl Call {
         Call::new(Method::DELETE, path, None)
     }
 
+    /// Waits for so long.
+    #[must_use]
+    pub fn waiting(self, limit: Duration) -> Self {
+        Call { timeout: Some(limit), ..self }
+    }
+
     /// Adds a query parameter when there is a value.
     #[must_use]
     pub fn query(mut self, name: &'static str, value: Option<impl ToString>) -> Self {

@@ -118,17 +118,26 @@ impl Visit {
         if self.is_modern {
             meta.insert("io.modelcontextprotocol/serverInfo".into(), server_info());
         }
-        let is_ready = |status: &str| status == "ready";
-        let away: Vec<Value> = view
-            .parts
-            .iter()
-            .filter(|part| !is_ready(part.status.as_str()))
-            .map(|part| json!({ "server": part.name, "status": part.status.as_str(), "reason": part.reason }))
-            .collect();
+        let away = view.parts.iter().filter(|part| part.status.as_str() != "ready" && self.may_use_some(view, &part.name));
+        // Why is for those who look after servers.
+        let sees_why = self.state.app.authorise(&self.caller.actor, "mcp-servers.read").is_ok();
+        let shown = |part: &app::mcp::Part| {
+            let reason = part.reason.as_ref().filter(|_| sees_why);
+            json!({ "server": part.name, "status": part.status.as_str(), "reason": reason })
+        };
+        let away: Vec<Value> = away.map(shown).collect();
         if !away.is_empty() {
             meta.insert("keiko/unavailable".into(), Value::Array(away));
         }
         (!meta.is_empty()).then_some(Value::Object(meta))
+    }
+
+    /// Whether the caller may use any tool of a server.
+    fn may_use_some(&self, view: &View, server: &str) -> bool {
+        let app = &self.state.app;
+        let may_use = |(server, tool): (&str, &str)| app.may_use(&self.caller, self.door, OfferKind::Tool, server, tool);
+        let mut own = view.tools.iter().map(app::mcp::OfferedTool::origin).filter(|(of, _)| *of == server);
+        app.may_use_all(&self.caller, self.door) || own.any(may_use)
     }
 
     fn tools<'a>(&'a self, view: &'a View) -> Vec<&'a str> {

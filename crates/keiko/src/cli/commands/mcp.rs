@@ -11,6 +11,7 @@ use crate::cli::table::Column;
 use crate::cli::{Output, input};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
+use std::time::Duration;
 
 /// Shown below the help of `keiko mcp`.
 pub const EXAMPLES: &str = "\
@@ -36,6 +37,9 @@ const TOOLS: [Column; 3] = [
     Column::text("STATUS", "/attributes/status"),
     Column::text("DESCRIPTION", "/attributes/description"),
 ];
+
+/// How much longer than the server the command waits.
+const SLACK: Duration = Duration::from_secs(10);
 
 const VIRTUAL: [Column; 4] = [
     Column::id("ID", "/id"),
@@ -125,6 +129,9 @@ pub enum ToolsCommand {
         /// Its arguments as a JSON object
         #[arg(default_value = "{}")]
         arguments: String,
+        /// How long it may take; no longer than the server allows (gateway.call_timeout)
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        timeout: u64,
     },
 }
 
@@ -161,9 +168,12 @@ pub struct Virtual {
     /// For people
     #[arg(long, default_value = "")]
     description: String,
-    /// Who may use it; everybody when nothing is said; may be repeated
+    /// Who may use it; may be repeated
     #[arg(long = "allow", value_name = "role:NAME|user:ID|agent:ID")]
     allowed: Vec<String>,
+    /// Everybody may use it, also where it was for some before
+    #[arg(long, conflicts_with = "allowed")]
+    everybody: bool,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -217,11 +227,13 @@ async fn tools(command: ToolsCommand, client: &mut Client, output: Output) -> an
         }
         ToolsCommand::Get(tool) => show_past(client, "tools", &tool, output).await,
         ToolsCommand::Approve(tool) => show_one(client, Call::action(&["tools", &tool.id, "actions", "approve"]), output).await,
-        ToolsCommand::Call { name, arguments } => {
+        ToolsCommand::Call { name, arguments, timeout } => {
             let arguments: Map<String, Value> = serde_json::from_str(&arguments)
                 .map_err(|e| hinted(format!("The arguments are no JSON object: {e}."), "for example '{\"path\": \"/srv\"}'"))?;
-            let call = Call::post(path(&["tools", &name, "actions", "call"]), json!({ "arguments": arguments }));
-            show_one(client, call, output).await
+            let body = json!({ "arguments": arguments, "timeout_ms": timeout * 1_000 });
+            let call = Call::post(path(&["tools", &name, "actions", "call"]), body);
+            // The server says first that it took too long.
+            show_one(client, call.waiting(Duration::from_secs(timeout) + SLACK), output).await
         }
     }
 }
@@ -232,6 +244,7 @@ async fn virtuals(command: VirtualCommand, client: &mut Client, output: Output) 
         VirtualCommand::Get(server) => show_past(client, "virtual-servers", &server, output).await,
         VirtualCommand::Create(server) => show_one(client, Call::append("virtual-servers", selection(&server)), output).await,
         VirtualCommand::Set(server) => {
+            check_opening(&server, client).await?;
             show_one(client, Call::put(path(&["virtual-servers", &server.name]), selection(&server)), output).await
         }
         VirtualCommand::Delete(server) => {
@@ -239,6 +252,20 @@ async fn virtuals(command: VirtualCommand, client: &mut Client, output: Output) 
             output.done(&format!("Removed the virtual server {}.", server.id))
         }
     }
+}
+
+/// What was for some is not opened to all by leaving something out.
+async fn check_opening(server: &Virtual, client: &mut Client) -> anyhow::Result<()> {
+    let known = client.send(Call::get(path(&["virtual-servers", &server.name]))).await?;
+    let allowed = known.attributes()["allowed"].as_array().cloned().unwrap_or_default();
+    if allowed.is_empty() || server.everybody || !server.allowed.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
+    Err(hinted(
+        format!("The virtual server {} is for {} only.", server.name, names.join(", ")),
+        "name them again with --allow, or open it with --everybody",
+    ))
 }
 
 fn selection(server: &Virtual) -> Value {
