@@ -214,18 +214,19 @@ def test_should_call_off_what_the_client_calls_off(upstreams, client, kind):
     door, name = upstreams(kind).door, unique("wait")
     one = client(Legacy, door, capabilities={})
     running = threading.Thread(target=lambda: pytest.raises(AssertionError, one.ask, "tools/call", {"name": "test_wait", "arguments": {"name": name}}))
+    number = one.number + 1
     running.start()
-    time.sleep(0.3)
     other = mcp_clients.Legacy(one.url, one.http.headers)
     other.session, other.number = one.session, 1_000
-    assert other.post({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": one.number}}).status_code == 202
+    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": number}}
+    # It may not have begun yet when it is called off for the first time.
+    until(lambda: other.post(cancelled).status_code == 202 and name in json.loads(other.call("test_cancelled")[0]), "the server heard of it", every=0.1)
     running.join(10)
-    until(lambda: name in json.loads(one.call("test_cancelled")[0]), "the server heard of it")
     # A client of the newest version leaves.
     late, name = client(Modern, door, capabilities={}), unique("wait")
     body = late.body("tools/call", {"name": "test_wait", "arguments": {"name": name}})
     with pytest.raises(mcp_clients.httpx2.ReadTimeout):
-        late.http.post(late.url, json=body, headers=late.headers("tools/call", body["params"]), timeout=0.3)
+        late.http.post(late.url, json=body, headers=late.headers("tools/call", body["params"]), timeout=1)
     until(lambda: name in json.loads(one.call("test_cancelled")[0]), "the server heard of it")
     other.close()
 
@@ -520,7 +521,7 @@ def test_should_write_down_calls_whose_client_left(admin, upstreams, client):
     late = client(Modern, upstreams("legacy-http").door, capabilities={})
     body = late.body("tools/call", {"name": "test_wait", "arguments": {"name": name}})
     with pytest.raises(mcp_clients.httpx2.TimeoutException):
-        late.http.post(late.url, json=body, headers=late.headers("tools/call", body["params"]), timeout=0.3)
+        late.http.post(late.url, json=body, headers=late.headers("tools/call", body["params"]), timeout=1)
     entry = until(lambda: [e for e in journal(admin) if name in json.dumps(e)], "it is written down")
     assert entry[0]["attributes"]["kind"] == "tools.call.failed" and entry[0]["attributes"]["data"]["error"]["code"] == "ABANDONED"
 

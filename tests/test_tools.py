@@ -373,7 +373,7 @@ def test_should_record_calls_with_arguments_and_results(admin, tmp_path):
 def test_should_record_a_call_whose_client_did_not_wait(admin, tmp_path):
     name = f"{register(admin, odd(tmp_path))}__wait"
     with pytest.raises(httpx2.TimeoutException):
-        admin._http.post(f"/api/v1/tools/{name}/actions/call", json={"arguments": {"s": 1}}, headers=admin.headers, timeout=0.3)
+        admin._http.post(f"/api/v1/tools/{name}/actions/call", json={"arguments": {"s": 3}}, headers=admin.headers, timeout=1)
     found = until(lambda: entries(admin, name), "the entry is there")
     assert found[0]["attributes"]["kind"] == "tools.call.failed" and found[0]["attributes"]["data"]["error"]["code"] == "ABANDONED"
 
