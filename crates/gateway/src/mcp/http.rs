@@ -261,10 +261,11 @@ struct Place {
 #[async_trait]
 impl Wire for HttpWire {
     async fn request(&self, call: Call<'_>, aside: Option<&AsideSender>) -> Result<Box<RawValue>, WireError> {
+        // Before it is sent: an older server may ask on another stream before it answers on this one.
+        let (mut answer, _forget) = self.0.pending.wait(call.id, aside);
         let request = self.described(self.post(message(Some(call.id), call.method, call.params)), &call);
         let sent = request.send().await;
         let answered = sent.map_err(|error| self.unsent(&error))?;
-        let (mut answer, _forget) = self.0.pending.wait(call.id, aside);
         let read = tokio::select! {
             biased;
             answer = &mut answer => return answer.unwrap_or_else(|_| Err(WireError::Over(self.0.over.reason()))),
