@@ -106,8 +106,6 @@ pub struct Introduction {
     pub version: String,
     /// The version of the protocol that was agreed on.
     pub protocol_version: String,
-    /// How it wants to be used.
-    pub instructions: Option<String>,
 }
 
 /// What happened to a server.

@@ -3,13 +3,13 @@
 use crate::lanes::Lanes;
 use crate::mcp::{self, ASIDE_MAX, Answers, Aside, Ask, CallError, Client, Connection, Conversations, ListKind, Method, Note};
 use crate::mcp::{Offers, Outcome, Over, Resume, WireError, mirror};
-use crate::{Change, Changes, GatewaySettings, Happening, Key, Report, Spec, What};
+use crate::{Change, Changes, GatewaySettings, Happening, Key, Report, Spec, What, Wishes};
 use kernel::Json;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, Semaphore, mpsc, watch};
@@ -52,7 +52,7 @@ struct Shared {
     /// What it listed last, also while it is not there.
     offers: watch::Sender<Arc<Offers>>,
     /// Resources that somebody wants to be told about, and how many do.
-    watched: watch::Sender<BTreeMap<String, usize>>,
+    watched: Wishes,
     lanes: Lanes,
     again: Notify,
     /// Told when a call had trouble: is the server still there?
@@ -76,7 +76,7 @@ impl Upstream {
         settings: GatewaySettings,
         reports: mpsc::Sender<Report>,
         changes: Arc<Changes>,
-        watched: watch::Sender<BTreeMap<String, usize>>,
+        watched: Wishes,
     ) -> Self {
         let conversations = Arc::<Conversations>::default();
         let spec = Arc::new(spec);

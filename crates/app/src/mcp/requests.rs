@@ -34,6 +34,7 @@ pub enum Kind {
 }
 
 /// A request of a client.
+#[derive(Clone)]
 pub struct McpAsk {
     /// What for.
     pub kind: Kind,

@@ -21,7 +21,6 @@ const VERSION_UNSUPPORTED: i64 = -32_022;
 /// A server over standard streams that is silent for so long is asked as one of an older version, too.
 const PROBE_PATIENCE: Duration = Duration::from_millis(700);
 const NAME_CHARS_MAX: usize = 200;
-const INSTRUCTIONS_CHARS_MAX: usize = 8_000;
 
 /// A connection to a server that introduced itself.
 pub(crate) struct Connection {
@@ -52,8 +51,6 @@ struct Initialized {
     capabilities: Value,
     #[serde(rename = "serverInfo", default)]
     server_info: ServerInfo,
-    #[serde(default)]
-    instructions: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -64,8 +61,6 @@ struct Discovered {
     capabilities: Value,
     #[serde(rename = "_meta", default)]
     meta: DiscoveredMeta,
-    #[serde(default)]
-    instructions: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -120,8 +115,6 @@ impl Connection {
                 self.list("resources", "resources/templates/list", "resourceTemplates").await?,
                 "uriTemplate",
             ),
-            completes: self.has("completions"),
-            subscribes: self.capabilities["resources"]["subscribe"] == true,
         })
     }
 
@@ -464,7 +457,7 @@ fn version_refused(error: &RpcError) -> String {
 
 fn modern(wire: Arc<dyn Wire>, found: Discovered, over_http: bool) -> Result<Connection, String> {
     wire.agreed(MODERN, true);
-    let said = Said { info: found.meta.server_info, version: MODERN.into(), instructions: found.instructions };
+    let said = Said { info: found.meta.server_info, version: MODERN.into() };
     Ok(connection(wire, said, found.capabilities, Map::new(), true, over_http))
 }
 
@@ -474,14 +467,13 @@ fn legacy(
     declared: &Map<String, Value>,
     over_http: bool,
 ) -> Result<Connection, String> {
-    let said = Said { info: answer.server_info, version: answer.protocol_version, instructions: answer.instructions };
+    let said = Said { info: answer.server_info, version: answer.protocol_version };
     Ok(connection(wire, said, answer.capabilities, declared.clone(), false, over_http))
 }
 
 struct Said {
     info: ServerInfo,
     version: String,
-    instructions: Option<String>,
 }
 
 fn connection(
@@ -509,7 +501,6 @@ fn connection(
             name: short(said.info.name, NAME_CHARS_MAX),
             version: short(said.info.version, NAME_CHARS_MAX),
             protocol_version: said.version,
-            instructions: said.instructions.map(|text| short(text, INSTRUCTIONS_CHARS_MAX)),
         },
     }
 }

@@ -158,9 +158,7 @@ impl Talk {
             }
         }
     }
-}
 
-impl Talk {
     /// Hands an answer to the work; nothing is a refusal. If the work has ended, its outcome says so.
     fn answer(&self, question: Question, answer: Option<Value>) {
         let _ = self.answers.send((question.id, answer));

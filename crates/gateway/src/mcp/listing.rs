@@ -55,10 +55,6 @@ pub struct Offers {
     pub resources: Vec<Offer>,
     /// In the server's order.
     pub templates: Vec<Offer>,
-    /// Whether it completes arguments.
-    pub completes: bool,
-    /// Whether it tells when a resource changed.
-    pub subscribes: bool,
 }
 
 /// Kinds of lists.

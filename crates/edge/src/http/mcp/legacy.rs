@@ -169,7 +169,7 @@ async fn handed_on(
     (ask.responses, ask.state) = (None, None);
     for _ in 0..ROUNDS_MAX {
         let (notes, telling) = super::notes(&out, params.progress_token().cloned(), level.clone());
-        let done = visit.hand_on(again(&ask), &client, notes).await;
+        let done = visit.hand_on(ask.clone(), &client, notes).await;
         telling.end().await;
         match (done, session) {
             (Done::Answer(answer), session) => {
@@ -186,19 +186,6 @@ async fn handed_on(
         }
     }
     Err(RpcError::new(super::message::INTERNAL_ERROR, "The server asks again and again, or you may not go on."))
-}
-
-fn again(ask: &McpAsk) -> McpAsk {
-    McpAsk {
-        kind: ask.kind,
-        name: ask.name.clone(),
-        arguments: ask.arguments.clone(),
-        context: ask.context.clone(),
-        meta: ask.meta.clone(),
-        responses: ask.responses.clone(),
-        refused: ask.refused.clone(),
-        state: ask.state.clone(),
-    }
 }
 
 /// Asks the client everything at once, on the stream of the request that it is for.
