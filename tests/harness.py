@@ -276,7 +276,7 @@ class Client:
             headers = {"Content-Type": "application/json", **(headers or {})}
         if timeout:
             kw["timeout"] = timeout
-        full = path if path.split("/")[1] in ("mcp", "sse") or path.startswith(ROOT_PATHS) else "/api/v1" + path
+        full = path if path.split("/")[1] in ("mcp", "sse", "a2a") or path.startswith(ROOT_PATHS) else "/api/v1" + path
         return self._http.request(method, full, headers={**self.headers, **(headers or {})}, **kw)
 
     def get(self, path, headers=None, timeout=None, **params):

@@ -299,7 +299,7 @@ def body_for(path, token):
     by_verb = {
         "complete": {"claim_token": token, "output": {}}, "fail": {"claim_token": token, "error": error, "retryable": True},
         "progress": {"claim_token": token, "percent": 1, "message": "x"}, "release": {"claim_token": token, "reason": "x"},
-        "tasks/heartbeat": {"claim_token": token}, "agents/heartbeat": {},
+        "ask": {"claim_token": token, "message": {"text": "x"}}, "say": {"text": "x"}, "tasks/heartbeat": {"claim_token": token}, "agents/heartbeat": {},
         "agents": {"name": unique("agent"), "capabilities": []}, "users": {"roles": ["user"]}, "roles": {"permissions": []},
         "api-keys": {"name": unique("key")}, "queues": {"paused": False}, "tenants": {"name": "x"},
         "fetch": {"consumer": "c"}, "ack": {"tokens": ["1-x"]}, "nak": {"tokens": ["1-x"]}, "extend": {"tokens": ["1-x"]},
@@ -317,17 +317,18 @@ def test_should_answer_404_to_every_handle_of_another_tenant(neighbours, admin, 
     tried = 0
     for path, operations in document["paths"].items():
         kind = path.removeprefix("/api/v1").split("/")[1]
-        # Doors of MCP are virtual servers.
-        kind = {"mcp": "virtual-servers", "sse": "virtual-servers"}.get(kind, kind)
+        # Doors of MCP are virtual servers, those of A2A agents.
+        kind = {"mcp": "virtual-servers", "sse": "virtual-servers", "a2a": "agents"}.get(kind, kind)
         if "{" not in path or kind in ("tenants", "journal", "audit", "views", "auth"):
             continue  # The record has no handles: test_audit.py shows that each tenant sees its own. Consents are a person's own (test_oauth.py).
         assert kind in neighbours["ids"], f"{path}: this test does not know how to make one of '{kind}'; teach it"
         url = path.replace(path[path.index("{"): path.index("}") + 1], neighbours["ids"][kind])
+        url = url.replace("{task}", neighbours["ids"]["tasks"]).replace("{config}", "mine")
         assert "{" not in url, path
         for method, operation in operations.items():
             if method == "parameters" or (kind == "queues" and method == "put"):
                 continue  # A queue's name is chosen by its tenant: PUT makes B's own queue of that name, see below.
-            holder = kind == "tasks" and url.rsplit("/", 1)[-1] in ("complete", "fail", "progress", "release", "heartbeat")
+            holder = kind == "tasks" and url.rsplit("/", 1)[-1] in ("complete", "fail", "progress", "ask", "release", "heartbeat")
             client = neighbours["agent"].api if holder else neighbours["boss"]
             kw = {"body": body_for(path, neighbours["token"])} if "requestBody" in operation else {}
             answer = client.request(method.upper(), url, **kw)

@@ -12,7 +12,7 @@ OPEN = {
     "/oauth/revoke", "/oauth/introspect", "/oauth/register", "/oauth/logout",
     # Who has no account yet, or no password any more: what a mail proves is found out there (test_mail.py).
     "/api/v1/auth/register", "/api/v1/auth/invitations/accept", "/api/v1/auth/password-resets", "/api/v1/auth/password-resets/confirm",
-    "/api/v1/auth/email/confirm", "/account/register", "/account/join", "/account/reset", "/account/password", "/account/verify",
+    "/api/v1/auth/email/confirm", "/.well-known/agent-card.json", "/account/register", "/account/join", "/account/reset", "/account/password", "/account/verify",
 }
 EVERYONE = ["discovery.read", "profile.*"]
 ROLES = {
@@ -81,6 +81,9 @@ def things(keiko, admin, tmp_path_factory):
     erasure = done(admin.post("/erasures", {"subject": keiko.user(admin, []).id}), 202)
     rebuild = done(admin.post("/views/agent_stats/actions/rebuild", {}), 202)
     mail = done(admin.post("/users/actions/invite", {"email": f"{unique('ada')}@example.com"}), 201)
+    told = submit(admin, capability, delay_ms=3_600_000)
+    hook = {"id": "mine", "url": "https://client.example/hook"}
+    assert admin.post(f"/a2a/fleet/tasks/{told['id']}/pushNotificationConfigs", hook, headers={"A2A-Version": "1.0"}).status_code == 200
     virtual = done(admin.post("/virtual-servers", {"name": unique("door"), "members": [{"server": server}]}), 201)
     return {
         "virtual-servers": virtual["id"], "mcp": virtual["id"], "sse": virtual["id"], "mails": mail["id"],
@@ -88,7 +91,7 @@ def things(keiko, admin, tmp_path_factory):
         # Registering the server wrote the journal's first entry.
         "mcp-servers": server, "tools": tool, "journal": "1",
         "agents": worker.id, "tasks": task["id"], "users": keiko.user(admin, []).id, "roles": role["id"], "api-keys": key["id"],
-        "queues": queue, "tenants": "default", "capability": capability, "audit": "log", "events": "1",
+        "a2a": "fleet", "told": told["id"], "queues": queue, "tenants": "default", "capability": capability, "audit": "log", "events": "1",
     }
 
 
@@ -108,6 +111,8 @@ def filled(path, things):
         return path.replace("{id}", absent("consent"))
     assert kind in things, f"{path}: this test does not know how to make one of '{kind}'; teach it"
     path = path.replace(path[path.index("{"): path.index("}") + 1], things[kind])
+    if kind == "a2a":
+        return path.replace("{task}", things["told"]).replace("{config}", "mine") + "?A2A-Version=1.0"
     needed = {"/inclusion": "?position=1", "/consistency": "?from=1"}
     return path.replace("{path}", "0/000.p/1") + next((query for end, query in needed.items() if path.endswith(end)), "")
 
@@ -175,7 +180,7 @@ def test_should_allow_and_refuse_reading_as_the_table_says(keiko, document, thin
         seen[verdict] += 1
         got = status(callers[role], method, filled(path, things))
         # Somebody else's thing is "not there or not yours"; a list shows the caller's own ones.
-        expected = {"all": (200,), "own": (200, 403, 404) if role == "agent" else (403, 404) if "{" in path else (200,), "none": (403,)}[verdict]
+        expected = {"all": (200,), "own": (200, 403, 404) if role == "agent" else (403, 404) if "{" in path.replace("{door}", "") else (200,), "none": (403,)}[verdict]
         if path.startswith("/mcp") and got == 405:
             continue  # It may come in, and without a session there is nothing to follow (test_mcp_bridge.py).
         if got not in expected:

@@ -269,6 +269,21 @@ def test_progress_and_context_reach_both_sides(keiko, client):
         assert client.tasks.wait(task.id, 10).output == {"run": "7", "input": {"a": 1}, "attempt": 1, "id": task.id}
 
 
+def test_an_agent_asks_and_is_answered(keiko, client):
+    agent, skill = agent_of(keiko), unique("paint")
+
+    @agent.capability(skill)
+    def paint(task: SyncTask) -> dict:
+        return {"colour": task.ask("Which colour?", timeout=20)}
+
+    with agent:
+        task = submitted(client, skill, conversation="fence")
+        asked = until(lambda: (now := client.tasks.get(task.id)).is_input_wanted and now, "the agent asks")
+        assert (asked.messages[0].by, asked.messages[0].text, asked.conversation) == ("agent", "Which colour?", "fence")
+        client.tasks.say(task.id, "green")
+        assert client.tasks.wait(task.id, 20).output == {"colour": "green"}
+
+
 def test_failures_say_whether_another_attempt_helps(keiko, client):
     agent, name, attempts = agent_of(keiko), unique("fail"), []
 

@@ -5,13 +5,13 @@ use crate::errors::{of_handle, of_store};
 use crate::fleet::SharedFleet;
 use crate::replicas::{Delivery, Replicas, Signal};
 use crate::schema::Schemas;
-use crate::tasks::{TaskView, offload, resolve};
+use crate::tasks::{TaskView, check_message, lighter, offload, resolve};
 use crate::workers::{TenantRuntime, handled_by};
 use crate::{Answer, Caller};
 use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
 use domain::process::dispatch::{ClaimDone, ClaimResult, Dispatch, DispatchCommand, DispatchSignal, LoadedTask, WaiterId};
-use domain::task::{Decision, Holder, Outcome, Status, Task, TaskCommand, TaskError, not_found};
+use domain::task::{Decision, Holder, Message, Outcome, Status, Task, TaskCommand, TaskError, not_found};
 use engine::{Context, Engine, Executor, Extras, HandleError, Handled, Step};
 use kernel::id::{AgentId, ClaimId, TaskId, TenantId};
 use kernel::{Decider, Json, Kind, Process, Rejection, Timestamp, limits};
@@ -51,6 +51,11 @@ pub enum TaskOutcome {
         percent: Option<f64>,
         /// For people.
         message: Option<String>,
+    },
+    /// It needs to know something from whoever submitted it.
+    Ask {
+        /// What.
+        message: Message,
     },
     /// Not now.
     Release {
@@ -251,7 +256,7 @@ impl App {
         // A token that is no number was never given out: it is as stale as any.
         let by = Holder { agent, token: token.parse().unwrap_or(0) };
         self.tell(&runtime, Signal::Seen { agent, fill: None });
-        let goes_on = matches!(outcome, TaskOutcome::Heartbeat | TaskOutcome::Progress { .. });
+        let goes_on = matches!(outcome, TaskOutcome::Heartbeat | TaskOutcome::Progress { .. } | TaskOutcome::Ask { .. });
         let reported = match outcome {
             TaskOutcome::Heartbeat => heartbeat(task, by),
             other => {
@@ -272,7 +277,7 @@ impl App {
             self.tell(&runtime, Signal::Renew { task: id, token: by.token });
         }
         let lease = goes_on.then(|| self.env().now().plus_ms(self.0.settings.claim_ttl_ms));
-        Ok((TaskView { entity: reported }, lease))
+        Ok((TaskView { entity: reported }.resolved(&self.0.engine, runtime.id).await?, lease))
     }
 
     fn command(
@@ -286,6 +291,10 @@ impl App {
         let command = match outcome {
             TaskOutcome::Heartbeat => TaskCommand::Progress { by, percent: None, message: None },
             TaskOutcome::Progress { percent, message } => TaskCommand::Progress { by, percent, message },
+            TaskOutcome::Ask { message } => {
+                check_message(&message)?;
+                TaskCommand::Ask { by, message: Box::new(lighter(message, &mut extras)) }
+            }
             TaskOutcome::Release { reason } => TaskCommand::Release { by, reason },
             TaskOutcome::Fail { error, is_retryable } => {
                 TaskCommand::Fail { by, error, is_retryable, retry_delay_base_ms: self.0.settings.retry_delay_base_ms }

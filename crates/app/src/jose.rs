@@ -96,9 +96,14 @@ impl SigningKey {
 
     /// A token of a type, with these claims.
     pub fn sign(&self, typ: &str, claims: &impl Serialize) -> Result<String, String> {
-        let header = json!({ "typ": typ, "alg": self.algorithm().as_str(), "kid": self.kid });
         let claims = serde_json::to_vec(claims).map_err(|e| e.to_string())?;
-        let input = format!("{}.{}", b64(header.to_string().as_bytes()), b64(&claims));
+        self.sign_bytes(json!({ "typ": typ }), &claims)
+    }
+
+    /// Bytes as a signed token, with more in its header.
+    pub fn sign_bytes(&self, header: Value, payload: &[u8]) -> Result<String, String> {
+        let header = merged(header, json!({ "alg": self.algorithm().as_str(), "kid": self.kid }));
+        let input = format!("{}.{}", b64(header.to_string().as_bytes()), b64(payload));
         let signature = match &self.pair {
             Pair::Ed25519(pair) => pair.sign(input.as_bytes()).as_ref().to_vec(),
             Pair::Es256(pair) => {

@@ -32,6 +32,7 @@ pub(crate) fn kinds() -> Kinds {
         .and::<domain::virtual_server::VirtualServer>()
         .and::<domain::erasure::Erasure>()
         .and::<domain::rebuild::Rebuild>()
+        .and::<domain::push::Push>()
         .and::<domain::consumer_group::ConsumerGroup>()
 }
 

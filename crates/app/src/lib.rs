@@ -4,6 +4,7 @@
 //! all is decided by [`App::authorise`] before; how far an `:own` permission reaches is decided here.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod a2a;
 mod admin;
 mod agents;
 mod app;
@@ -40,6 +41,7 @@ mod mcp_servers;
 mod mfa;
 pub mod oauth;
 mod passwords;
+mod pushes;
 mod queues;
 mod recognise;
 mod removal;
@@ -80,6 +82,7 @@ pub use limits::{LimitSettings, RouteClass};
 pub use mails::{Registration, ShownMail};
 pub use mcp_servers::{NewServer, NewTransport};
 pub use mfa::Enrolment;
+pub use pushes::{NewPush, PushView};
 pub use recognise::Resource;
 pub use replicas::Membership;
 pub use tasks::{HistoryEntry, NewTask, TaskView};

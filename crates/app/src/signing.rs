@@ -93,10 +93,19 @@ impl App {
 
     /// A signed token.
     pub(crate) fn sign(&self, typ: &str, claims: &impl Serialize) -> Answer<String> {
+        self.with_signing_key(|key| key.sign(typ, claims))
+    }
+
+    /// Bytes that are signed, with more in the header: its three parts.
+    pub(crate) fn sign_bytes(&self, header: Value, payload: &[u8]) -> Answer<String> {
+        self.with_signing_key(|key| key.sign_bytes(header, payload))
+    }
+
+    fn with_signing_key(&self, sign: impl FnOnce(&SigningKey) -> Result<String, String>) -> Answer<String> {
         let loaded = self.ring();
         let current = loaded.ring.signing(self.env().now()).and_then(|key| loaded.private.get(&key.kid));
         let key = current.ok_or_else(|| internal("there is no key to sign tokens with".into()))?;
-        key.sign(typ, claims).map_err(internal)
+        sign(key).map_err(internal)
     }
 
     /// The claims of a token that this installation signed, whatever time it is.

@@ -4,9 +4,9 @@ use crate::app::App;
 use crate::errors::{Problems, of_store};
 use crate::workers::handled_by;
 use crate::{Answer, Caller, ListOrder, Page};
-use domain::agent::Agent;
+use domain::agent::{Agent, name_key};
 use domain::queue::DEFAULT_QUEUE;
-use domain::task::{Attempt, Collision, Decision, Submitted, Task, TaskCommand, TaskEvent, not_found};
+use domain::task::{Attempt, Collision, Decision, Message, Submitted, Task, TaskCommand, TaskEvent, not_found};
 use engine::{Engine, Extras, Handled, Step};
 use kernel::id::{AgentId, TaskId, TenantId};
 use kernel::{ActorKind, EventSet, IndexField, Json, Kind, Problem, Recorded, Rejection, Timestamp, limits, taskhash, text};
@@ -43,6 +43,12 @@ pub struct NewTask {
     pub queue: Option<String>,
     /// What happens when everybody has done it before.
     pub collision: Option<Collision>,
+    /// The only agent that may do it, by id or name.
+    pub agent: Option<String>,
+    /// What it belongs to together with other tasks.
+    pub conversation: Option<String>,
+    /// The message that asks for it.
+    pub message: Option<Message>,
 }
 
 /// A task as it is shown.
@@ -57,8 +63,13 @@ impl TaskView {
     pub(crate) async fn resolved(mut self, engine: &Engine, log: TenantId) -> Answer<TaskView> {
         let task = self.entity.state.as_ref();
         let outputs = task.outcome.iter().flat_map(|o| [&o.output, &o.metrics].into_iter().chain(&o.learned_patterns));
-        let has_references =
-            [&task.submitted.input, &task.submitted.context].into_iter().chain(outputs).any(|v| v.reference().is_some());
+        let said = task.submitted.message.iter().chain(task.messages.iter().map(|said| &said.message));
+        let said = said.flat_map(|message| [&message.parts, &message.metadata]);
+        let has_references = [&task.submitted.input, &task.submitted.context]
+            .into_iter()
+            .chain(outputs)
+            .chain(said)
+            .any(|v| v.reference().is_some());
         if !has_references {
             return Ok(self);
         }
@@ -71,6 +82,11 @@ impl TaskView {
             for pattern in &mut outcome.learned_patterns {
                 *pattern = resolve(engine, log, pattern).await?;
             }
+        }
+        let said = task.messages.iter_mut().map(|said| &mut said.message);
+        for message in task.submitted.message.iter_mut().chain(said) {
+            message.parts = resolve(engine, log, &message.parts).await?;
+            message.metadata = resolve(engine, log, &message.metadata).await?;
         }
         self.entity.state = Arc::new(task);
         Ok(self)
@@ -92,7 +108,8 @@ impl App {
             return self.view(caller, task).await;
         }
         check(&new)?;
-        let fits = self.check_input(caller, &new)?;
+        let agent = self.only_agent(caller, new.agent.as_deref()).await?;
+        let fits = self.check_input(caller, &new, agent.as_ref())?;
         let now = self.env().now();
         if new.deadline.is_some_and(|deadline| deadline <= now) {
             return Err(Rejection::new(
@@ -125,17 +142,46 @@ impl App {
             deadline: new.deadline,
             max_attempts: new.max_attempts.unwrap_or(ATTEMPTS_DEFAULT),
             collision,
+            agent,
+            conversation: new.conversation,
+            message: new.message.map(|message| lighter(message, &mut extras)),
         };
         let step = Step::new::<Task>(id, TaskCommand::Submit(Box::new(submitted)));
         let task = self.execute::<Task>(caller, step, extras).await?;
         self.view(caller, task).await
     }
 
-    /// The agents whose schema takes the input; refused when the capability is unknown or no schema does.
-    fn check_input(&self, caller: &Caller, new: &NewTask) -> Answer<BTreeSet<AgentId>> {
+    /// The agent that a task is for, by id or name.
+    async fn only_agent(&self, caller: &Caller, named: Option<&str>) -> Answer<Option<AgentId>> {
+        let Some(named) = named else { return Ok(None) };
+        let stream = match named.parse::<AgentId>() {
+            Ok(id) => Some(id.to_string()),
+            Err(_) => self.holder(caller.actor.tenant, &name_key(named)).await?,
+        };
+        let found = match stream {
+            Some(stream) => self.entity::<Agent>(caller.actor.tenant, &stream).await?,
+            None => None,
+        };
+        let id = found.and_then(|agent| agent.stream.parse().ok());
+        id.map(Some).ok_or_else(|| domain::agent::not_found(named))
+    }
+
+    /// The agents whose schema takes the input; refused when the capability is unknown, not that of the only agent, or no
+    /// schema does.
+    fn check_input(&self, caller: &Caller, new: &NewTask, only: Option<&AgentId>) -> Answer<BTreeSet<AgentId>> {
         let fleet = self.fleet(caller)?;
         let fleet = fleet.read();
-        let Some(agents) = fleet.with_capability(&new.capability) else {
+        let agents = fleet.with_capability(&new.capability);
+        if let Some(agent) = only.and_then(|only| fleet.get(only))
+            && agent.state.capability(&new.capability).is_none()
+        {
+            let profile = &agent.state.profile;
+            let message = format!("The agent '{}' has no capability '{}'.", profile.name, new.capability);
+            let has: Vec<&str> = profile.capabilities.iter().map(|c| c.name.as_str()).collect();
+            let hint = "Ask for one that it has, or let any agent do it that has this one.";
+            return Err(Rejection::new(Kind::Refused, "CAPABILITY_UNKNOWN", message, hint).with("near", has));
+        }
+        let Some(agents) = agents else {
             let near = fleet.near_names(&new.capability);
             let hint = match near.first() {
                 Some(name) => format!("Did you mean '{name}'? GET /api/v1/discovery lists what agents can do."),
@@ -146,7 +192,7 @@ impl App {
         };
         let input = new.input.value();
         let (mut fits, mut problems) = (BTreeSet::new(), vec![]);
-        for id in agents {
+        for id in agents.iter().filter(|id| only.is_none_or(|only| only == *id)) {
             let schema = fleet.get(id).and_then(|a| a.state.capability(&new.capability)?.input_schema.as_ref());
             let found = schema.map(|schema| self.0.schemas.problems(schema, &input, "/input")).unwrap_or_default();
             if found.is_empty() {
@@ -244,6 +290,16 @@ impl App {
         self.change(caller, id, TaskCommand::Retry).await
     }
 
+    /// Says more about a task: an answer to what its agent asked, or anything else that it should know.
+    pub async fn say(&self, caller: &Caller, id: TaskId, message: Message) -> Answer<TaskView> {
+        self.visible(caller, id).await?;
+        check_message(&message)?;
+        let mut extras = Extras::default();
+        let command = TaskCommand::Say { message: Box::new(lighter(message, &mut extras)) };
+        let task = self.execute::<Task>(caller, Step::on::<Task>(id, command), extras).await?;
+        self.view(caller, task).await
+    }
+
     async fn change(&self, caller: &Caller, id: TaskId, command: TaskCommand) -> Answer<TaskView> {
         self.visible(caller, id).await?;
         let task = self.execute::<Task>(caller, Step::on::<Task>(id, command), Extras::default()).await?;
@@ -289,8 +345,32 @@ fn check(new: &NewTask) -> Answer<()> {
     if new.max_attempts.is_some_and(|n| !(1..=limits::ATTEMPTS_MAX).contains(&n)) {
         problems.add("/max_attempts", format!("must be 1 to {}", limits::ATTEMPTS_MAX));
     }
+    if let Some(conversation) = &new.conversation {
+        problems.name("/conversation", conversation);
+    }
     if new.delay_ms.is_some_and(|ms| ms > limits::DELAY_MS_MAX) {
         problems.add("/delay_ms", format!("must be at most {}", limits::DELAY_MS_MAX));
+    }
+    problems.check()?;
+    new.message.as_ref().map_or(Ok(()), check_message)
+}
+
+/// Whether a message is one: its parts are objects that hold one thing each.
+pub(crate) fn check_message(message: &Message) -> Answer<()> {
+    const HOLD: [&str; 4] = ["text", "data", "url", "raw"];
+    let mut problems = Problems::default();
+    problems.name("/id", &message.id);
+    match message.parts.value().as_array() {
+        Some(parts) if (1..=limits::ENTRIES_MAX).contains(&parts.len()) => {
+            for (i, part) in parts.iter().enumerate() {
+                let held = HOLD.iter().filter(|name| part.get(name).is_some()).count();
+                let is_text = part.get("data").is_some() || HOLD.iter().any(|name| part.get(name).is_some_and(|v| v.is_string()));
+                if held != 1 || !is_text {
+                    problems.add(format!("/parts/{i}"), "must hold one of text, url and raw (texts) and data (anything)");
+                }
+            }
+        }
+        _ => problems.add("/parts", format!("must be an array of 1 to {} parts", limits::ENTRIES_MAX)),
     }
     problems.check()
 }
@@ -321,6 +401,11 @@ pub(crate) fn offload(value: Json, extras: &mut Extras) -> Json {
             reference
         }
     }
+}
+
+/// A message whose large values go beside the events.
+pub(crate) fn lighter(message: Message, extras: &mut Extras) -> Message {
+    Message { id: message.id, parts: offload(message.parts, extras), metadata: offload(message.metadata, extras) }
 }
 
 /// The value that a reference points to; any other value is itself.

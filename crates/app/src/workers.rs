@@ -8,6 +8,7 @@ use crate::fleet::{Fleet, FleetFollower, FleetReader, SharedFleet};
 use crate::groups::{self, GroupFollower, Groups};
 use crate::mails::{MailWorker, end_old};
 use crate::mcp::catalogue::{Catalogue, CatalogueFollower, CatalogueReader};
+use crate::pushes::PushWorker;
 use crate::removal::RemovalWorker;
 use crate::tenants::ProvisionWorker;
 use crate::views::RebuildWorker;
@@ -21,7 +22,8 @@ use domain::identity::tenant::Tenant;
 use domain::mcp_server::McpServer;
 use domain::process::dispatch::{Dispatch, DispatchSettings, LoadedTask};
 use domain::process::liveness::{Liveness, LivenessCommand};
-use domain::process::outstanding::{Erase, Outstanding, Provision, RebuildView, RemoveTenant, SendMail};
+use domain::process::outstanding::{Erase, Notify, Outstanding, Provision, RebuildView, RemoveTenant, SendMail};
+use domain::push::Push;
 use domain::queue::Queue;
 use domain::rebuild::Rebuild;
 use domain::task::{Status, Task};
@@ -268,6 +270,7 @@ pub(crate) async fn start_lead(
     }
     start_eraser(app, engine, id, tail).await?;
     start_postman(app, engine, id, tail).await?;
+    start_notifier(app, engine, id, tail).await?;
     start_rebuilder(engine, id, tail, stats_view.clone()).await?;
     let worker = ClaimWorker {
         engine: engine.clone(),
@@ -335,6 +338,18 @@ async fn start_postman(app: &App, engine: &Engine, tenant: TenantId, position: u
     let worker = MailWorker { app: Arc::downgrade(&app.0), engine: engine.clone(), tenant, under_way, handed_over };
     drive(engine, tenant, send, position, Arc::new(worker));
     engine.env().spawn(end_old(engine.clone(), tenant));
+    Ok(())
+}
+
+async fn start_notifier(app: &App, engine: &Engine, tenant: TenantId, position: u64) -> Result<(), StoreError> {
+    let mut notify = Outstanding::<Notify>::default();
+    for push in each::<Push>(engine, tenant, &[IndexField::new("status", "open")]).await? {
+        if let Ok(id) = push.stream.parse() {
+            notify.put(id);
+        }
+    }
+    let worker = PushWorker { app: Arc::downgrade(&app.0), engine: engine.clone(), tenant, under_way: Default::default() };
+    drive(engine, tenant, notify, position, Arc::new(worker));
     Ok(())
 }
 

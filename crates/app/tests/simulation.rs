@@ -89,6 +89,9 @@ fn task(number: usize, collision: Collision) -> NewTask {
         max_attempts: Some(20),
         queue: None,
         collision: Some(collision),
+        agent: None,
+        conversation: None,
+        message: None,
     }
 }
 

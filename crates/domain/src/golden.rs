@@ -79,6 +79,7 @@ fn every_shape_ever_written_stays_readable() {
     check::<crate::erasure::ErasureEvent>();
     check::<crate::erasure::ErasedEvent>();
     check::<crate::rebuild::RebuildEvent>();
+    check::<crate::push::PushEvent>();
     check::<crate::consumer_group::GroupEvent>();
 }
 
@@ -106,6 +107,7 @@ fn every_golden_file_belongs_to_a_known_shape() {
     known.extend(crate::erasure::ErasureEvent::known());
     known.extend(crate::erasure::ErasedEvent::known());
     known.extend(crate::rebuild::RebuildEvent::known());
+    known.extend(crate::push::PushEvent::known());
     known.extend(crate::consumer_group::GroupEvent::known());
     for entry in std::fs::read_dir(folder()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();

@@ -13,6 +13,7 @@ pub mod mcp_server;
 pub mod policy;
 pub mod process;
 pub mod progress;
+pub mod push;
 pub mod queue;
 pub mod rebuild;
 pub mod task;

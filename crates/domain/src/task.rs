@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// Attempts that a task's own record keeps; older ones are in its events.
 const ATTEMPTS_KEPT: usize = 100;
+/// Messages after the first that a task takes.
+pub const MESSAGES_MAX: usize = 100;
 
 /// What happens when every agent that could do the task has done the same before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +143,18 @@ pub enum TaskCommand {
         /// The first retry's delay; doubled with each attempt.
         retry_delay_base_ms: u64,
     },
+    /// The agent asks whoever submitted it.
+    Ask {
+        /// Who and which claim.
+        by: Holder,
+        /// What it wants to know.
+        message: Box<Message>,
+    },
+    /// Whoever submitted it says more.
+    Say {
+        /// What.
+        message: Box<Message>,
+    },
     /// A write with a token that no longer counts was refused: keep that it happened.
     NoteStale {
         /// Who and which claim.
@@ -166,6 +180,38 @@ pub struct Holder {
     pub agent: AgentId,
     /// The token.
     pub token: u64,
+}
+
+/// Something that is said about a task. Large values are references to stored values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// Whoever says it gives it: the same message twice is once.
+    pub id: String,
+    /// What is said, as parts of A2A: an array of `{"text": …}`, `{"data": …}`, `{"url": …}` or `{"raw": …}`.
+    pub parts: Json,
+    /// What else goes with it.
+    pub metadata: Json,
+}
+
+/// Which side says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// Whoever submitted the task.
+    Submitter,
+    /// The agent that works on it.
+    Agent,
+}
+
+/// A message of a task, in its place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Said {
+    /// By which side.
+    pub by: Side,
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub message: Message,
 }
 
 /// How a task was done.
@@ -206,6 +252,26 @@ pub struct Submitted {
     pub collision: Collision,
     /// Words of description and context by which specialised agents are found.
     pub keywords: Vec<String>,
+    /// The only agent that may do it, if it is for one.
+    #[serde(default)]
+    pub agent: Option<AgentId>,
+    /// What it belongs to together with other tasks and messages.
+    #[serde(default)]
+    pub conversation: Option<String>,
+    /// The message that asked for it, if one did.
+    #[serde(default)]
+    pub message: Option<Message>,
+}
+
+/// `tasks.task.submitted` before a task could be for one agent, or be asked for by a message
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct SubmittedFirst(Submitted);
+
+impl From<SubmittedFirst> for Submitted {
+    fn from(first: SubmittedFirst) -> Self {
+        first.0
+    }
 }
 
 /// `tasks.task.claimed`
@@ -250,6 +316,22 @@ pub struct Progressed {
     pub percent: Option<f64>,
     /// For people.
     pub message: Option<String>,
+}
+
+/// `tasks.task.input_requested`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InputRequested {
+    /// Who asks.
+    pub agent_id: AgentId,
+    /// What.
+    pub message: Message,
+}
+
+/// `tasks.task.input_given`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InputGiven {
+    /// What is said.
+    pub message: Message,
 }
 
 /// `tasks.task.completed`
@@ -325,11 +407,13 @@ pub struct StaleWriteRefused {
 kernel::events! {
     /// What happened to a task.
     TaskEvent {
-        Submitted(Submitted) = "tasks.task.submitted" @ 1,
+        Submitted(Submitted) = "tasks.task.submitted" @ 2 [1: SubmittedFirst],
         Claimed(Claimed) = "tasks.task.claimed" @ 1,
         ClaimExpired(ClaimExpired) = "tasks.task.claim_expired" @ 1,
         Released(Released) = "tasks.task.released" @ 1,
         Progressed(Progressed) = "tasks.task.progressed" @ 1,
+        InputRequested(InputRequested) = "tasks.task.input_requested" @ 1,
+        InputGiven(InputGiven) = "tasks.task.input_given" @ 1,
         Completed(Completed) = "tasks.task.completed" @ 1,
         AttemptFailed(AttemptFailed) = "tasks.task.attempt_failed" @ 1,
         RetryScheduled(RetryScheduled) = "tasks.task.retry_scheduled" @ 1,
@@ -402,6 +486,9 @@ pub struct Task {
     pub outcome: Option<Outcome>,
     /// What went wrong last.
     pub error: Option<TaskError>,
+    /// What was said after the message that asked for it.
+    #[serde(default)]
+    pub messages: Vec<Said>,
 }
 
 /// A claim in force.
@@ -425,6 +512,24 @@ impl Task {
     pub fn agent(&self) -> Option<AgentId> {
         let last = self.attempts.last().filter(|_| self.status == Status::Completed);
         self.claim.map(|c| c.agent_id).or(last.map(|a| a.agent_id))
+    }
+
+    /// Whether the agent has asked something and waits for an answer.
+    pub fn is_input_wanted(&self) -> bool {
+        self.claim.is_some() && self.messages.last().is_some_and(|said| said.by == Side::Agent)
+    }
+
+    /// Whether a message is there already, or one more is too many.
+    fn takes(&self, message: &Message) -> Result<bool, Rejection> {
+        let first = self.submitted.message.as_ref();
+        if first.into_iter().chain(self.messages.iter().map(|said| &said.message)).any(|known| known.id == message.id) {
+            return Ok(false);
+        }
+        if self.messages.len() < MESSAGES_MAX {
+            return Ok(true);
+        }
+        let message = format!("The task has taken {MESSAGES_MAX} messages, which is the most.");
+        Err(Rejection::new(Kind::Refused, "MESSAGES_FULL", message, "Submit another task in the same conversation."))
     }
 
     fn held(&self, by: &Holder) -> Result<Claim, Rejection> {
@@ -492,6 +597,18 @@ impl Decider for Task {
                 let claim = task.held(by)?;
                 Ok(fail(task, claim, error, *is_retryable, *retry_delay_base_ms, facts))
             }
+            TaskCommand::Ask { by, message } => {
+                let agent_id = task.held(by)?.agent_id;
+                let asked = || TaskEvent::InputRequested(InputRequested { agent_id, message: message.as_ref().clone() });
+                Ok(task.takes(message)?.then(asked).into_iter().collect())
+            }
+            TaskCommand::Say { message } => match task.status {
+                Status::Pending | Status::Claimed => {
+                    let said = || TaskEvent::InputGiven(InputGiven { message: message.as_ref().clone() });
+                    Ok(task.takes(message)?.then(said).into_iter().collect())
+                }
+                _ => Err(not_open(task, "told anything")),
+            },
             TaskCommand::NoteStale { by } => Ok(note_stale(task, by)),
             TaskCommand::Cancel { reason } => match task.status {
                 Status::Pending | Status::Claimed => Ok(vec![TaskEvent::Cancelled(Cancelled { reason: reason.clone() })]),
@@ -524,6 +641,7 @@ impl Decider for Task {
                 progress: None,
                 outcome: None,
                 error: None,
+                messages: vec![],
             });
         }
         let mut task = state?;
@@ -542,6 +660,8 @@ impl Decider for Task {
             IndexField::new("task_hash", &state.submitted.task_hash),
             IndexField::new("creator", &state.submitted_by.id),
         ];
+        fields.extend(state.submitted.agent.map(|agent| IndexField::new("assigned", agent.to_string())));
+        fields.extend(state.submitted.conversation.as_ref().map(|of| IndexField::new("conversation", of)));
         fields.extend(state.attempts.iter().map(|a| IndexField::new("agent", a.agent_id.to_string())));
         fields.extend(
             state.handled.iter().map(|agent| IndexField::new("handled", handled_value(&state.submitted.task_hash, agent))),
@@ -560,6 +680,10 @@ pub fn handled_value(task_hash: &str, agent: &AgentId) -> String {
 fn claim(task: &Task, agent: AgentId, agent_type: &str, decision: &Decision) -> Result<Vec<TaskEvent>, Rejection> {
     if task.status != Status::Pending {
         return Err(not_open(task, "claimed"));
+    }
+    if task.submitted.agent.is_some_and(|only| only != agent) {
+        let message = format!("The task is for another agent than {agent}.");
+        return Err(Rejection::new(Kind::Refused, "NO_ELIGIBLE_AGENT", message, "Ask for other work."));
     }
     if task.submitted.collision == Collision::Strict && task.handled.contains(&agent) {
         return Err(Rejection::new(
@@ -685,6 +809,12 @@ fn apply(task: &mut Task, event: &TaskEvent, meta: &Meta) {
         }
         TaskEvent::Released(r) => end_attempt(task, AttemptStatus::Abandoned, Some(r.reason.clone()), meta),
         TaskEvent::Progressed(p) => task.progress = Some(p.clone()),
+        TaskEvent::InputRequested(asked) => {
+            task.messages.push(Said { by: Side::Agent, at: meta.at, message: asked.message.clone() });
+        }
+        TaskEvent::InputGiven(given) => {
+            task.messages.push(Said { by: Side::Submitter, at: meta.at, message: given.message.clone() });
+        }
         TaskEvent::Completed(c) => {
             end_attempt(task, AttemptStatus::Completed, None, meta);
             spend(task, c.agent_id);

@@ -26,6 +26,9 @@ fn submitted(collision: Collision, max_attempts: u32) -> TaskCommand {
         max_attempts,
         collision,
         keywords: vec![],
+        agent: None,
+        conversation: None,
+        message: None,
     }))
 }
 
@@ -257,4 +260,45 @@ proptest! {
             prop_assert!(after.attempts.iter().filter(|a| a.status == AttemptStatus::InProgress).count() <= 1);
         }
     }
+}
+
+fn message(id: &str) -> Box<Message> {
+    Box::new(Message { id: id.into(), parts: Json::parse(r#"[{"text":"?"}]"#.into()).unwrap(), metadata: Json::empty_object() })
+}
+
+#[test]
+fn given_a_claim_when_its_holder_asks_then_it_waits_for_an_answer_and_keeps_the_claim() {
+    let by = holder(1, 2);
+    let ask = |by, id| TaskCommand::Ask { by, message: message(id) };
+    let mut story = Story::given(&[submitted(Collision::Lru, 3), claim_by(1)]);
+    assert_eq!(story.when(&ask(holder(2, 2), "q")), Err("CLAIM_STALE"));
+    assert_eq!(story.when(&ask(by, "q")), Ok(vec!["input_requested"]));
+    assert!(story.state.as_ref().unwrap().is_input_wanted());
+    assert_eq!(story.when(&ask(by, "q")), Ok(vec![]), "the same question twice is once");
+    let mut expired = story.clone();
+    assert_eq!(story.when(&TaskCommand::Say { message: message("a") }), Ok(vec!["input_given"]));
+    assert!(!story.state.as_ref().unwrap().is_input_wanted());
+    assert_eq!(story.when(&complete_by(1, 2, "{}")), Ok(vec!["completed"]));
+    assert_eq!(story.when(&TaskCommand::Say { message: message("b") }), Err("TASK_NOT_OPEN"));
+    expired.when(&TaskCommand::Expire { token: 2 }).unwrap();
+    assert!(!expired.state.unwrap().is_input_wanted(), "nobody waits any more");
+}
+
+#[test]
+fn given_as_many_messages_as_a_task_takes_then_one_more_is_refused() {
+    let mut story = Story::given(&[submitted(Collision::Lru, 3)]);
+    for n in 0..MESSAGES_MAX {
+        story.when(&TaskCommand::Say { message: message(&n.to_string()) }).unwrap();
+    }
+    assert_eq!(story.when(&TaskCommand::Say { message: message("one more") }), Err("MESSAGES_FULL"));
+    assert_eq!(story.when(&TaskCommand::Say { message: message("7") }), Ok(vec![]), "what is there already is no more");
+}
+
+#[test]
+fn given_a_task_for_one_agent_then_no_other_may_claim_it() {
+    let TaskCommand::Submit(mut for_one) = submitted(Collision::Lru, 3) else { unreachable!() };
+    for_one.agent = Some(agent(1));
+    let mut story = Story::given(&[TaskCommand::Submit(for_one)]);
+    assert_eq!(story.when(&claim_by(2)), Err("NO_ELIGIBLE_AGENT"));
+    assert_eq!(story.when(&claim_by(1)), Ok(vec!["claimed"]));
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// What following needs, checked again and again.
+/// What following a log needs.
 pub(crate) const PERMISSION: &str = "events.read";
 /// After a look at the log, the next one is at least so much later: what happens meanwhile goes out together.
 const GATHER: Duration = Duration::from_millis(20);
@@ -46,8 +46,15 @@ impl Rooms {
         Rooms { app, open: Mutex::default() }
     }
 
-    /// Follows a log from behind a position, or from now on.
-    pub async fn follow(&self, actor: Actor, wanted: Selection, after: Option<u64>, is_told: bool) -> Answer<Follower> {
+    /// Follows a log from behind a position, or from now on, as long as the reader has the permission.
+    pub async fn follow(
+        &self,
+        actor: Actor,
+        permission: &'static str,
+        wanted: Selection,
+        after: Option<u64>,
+        is_told: bool,
+    ) -> Answer<Follower> {
         let tenant = actor.tenant;
         let after = match after {
             Some(after) => self.app.not_ahead(tenant, after).await?,
@@ -56,7 +63,17 @@ impl Rooms {
         let room = self.room(tenant, wanted);
         let tail = self.app.tail(tenant);
         let status = is_told.then_some(Standing::Unknown);
-        Ok(Follower { room, actor, after, tail, allowed_at: None, is_asked_since: false, looks_anyway: false, status })
+        Ok(Follower {
+            room,
+            actor,
+            permission,
+            after,
+            tail,
+            allowed_at: None,
+            is_asked_since: false,
+            looks_anyway: false,
+            status,
+        })
     }
 
     fn room(&self, tenant: TenantId, wanted: Selection) -> Arc<Room> {
@@ -177,6 +194,8 @@ impl Room {
 pub(crate) struct Follower {
     room: Arc<Room>,
     actor: Actor,
+    /// What it needs, checked again and again.
+    permission: &'static str,
     after: u64,
     tail: watch::Receiver<u64>,
     allowed_at: Option<Instant>,
@@ -247,7 +266,7 @@ impl Follower {
         if self.allowed_at.is_some_and(|at| at.elapsed() < ALLOWED_FOR) {
             return true;
         }
-        let is_allowed = self.room.app.may_still(&self.actor, PERMISSION).await;
+        let is_allowed = self.room.app.may_still(&self.actor, self.permission).await;
         (self.allowed_at, self.is_asked_since) = (Some(Instant::now()), true);
         is_allowed
     }

@@ -11,11 +11,13 @@ mod postbox;
 mod process;
 mod target;
 mod upstream;
+mod webhook;
 
 pub use document::{Document, fetch};
 pub use mcp::{Answers, Ask, CallError, Client, Method, Note, Offer, Offers, Outcome, Resume, ToolListing};
 pub use postbox::{Letter, MailSettings, PostError, Postbox, Way, is_address, smtp_problem};
 pub use target::check as check_target;
+pub use webhook::{Notice, tell};
 
 use kernel::id::{McpServerId, TenantId};
 use std::collections::BTreeMap;

@@ -68,7 +68,7 @@ pub struct Letter {
     pub id: String,
 }
 
-/// Why a mail was not handed over.
+/// Why a mail or notice was not handed over.
 #[derive(Debug, thiserror::Error)]
 pub enum PostError {
     /// It never will be.

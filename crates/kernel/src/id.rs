@@ -200,6 +200,12 @@ ids! {
     ClaimId = ClaimTag "claim";
     /// A queue's settings.
     QueueId = QueueTag "queue";
+    /// A message about a task.
+    MessageId = MessageTag "msg";
+    /// Tasks and messages that belong together.
+    ConversationId = ConversationTag "conv";
+    /// Where somebody wants to be told of a task.
+    PushId = PushTag "push";
     /// A consumer group.
     GroupId = GroupTag "group";
     /// An MCP server whose tools can be called.

@@ -14,6 +14,11 @@ pub struct Json(Arc<RawValue>);
 /// The one member of an object that stands for a large value stored by its hash, `{"$value": "<sha-256 in hex>"}`.
 const REFERENCE: &str = "$value";
 
+/// The canonical form of a value (RFC 8785), or why there is none (numbers beyond IEEE double).
+pub fn canonical(value: &serde_json::Value) -> Result<Vec<u8>, String> {
+    serde_json_canonicalizer::to_vec(value).map_err(|e| e.to_string())
+}
+
 /// The hashes of all values that a JSON text refers to. May name some that it only seems to refer to.
 pub fn references(text: &[u8]) -> Vec<[u8; 32]> {
     const BEGIN: &[u8] = b"\"$value\":\"";

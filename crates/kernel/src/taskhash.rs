@@ -15,13 +15,12 @@ pub fn normalise(description: &str) -> String {
 
 /// The hash, or why the values have no canonical form (numbers beyond IEEE double).
 pub fn task_hash(capability: &str, description: &str, input: &Json, context: &Json) -> Result<String, String> {
-    let canonical = serde_json_canonicalizer::to_vec(&serde_json::json!({
+    let canonical = crate::json::canonical(&serde_json::json!({
         "capability": capability,
         "description": normalise(description),
         "input": input.value(),
         "context": context.value(),
-    }))
-    .map_err(|e| e.to_string())?;
+    }))?;
     Ok(crate::text::hex(&Sha256::digest(canonical)))
 }
 

@@ -145,9 +145,9 @@ pub struct Dispatch {
     pub(super) settings: DispatchSettings,
     pub(super) position: u64,
     pub(super) agents: BTreeMap<AgentId, AgentSlot>,
-    pub(super) by_capability: BTreeMap<String, BTreeSet<AgentId>>,
+    pub(super) by_lane: BTreeMap<String, BTreeSet<AgentId>>,
     pub(super) tasks: BTreeMap<TaskId, TaskSlot>,
-    /// Ready tasks by capability, then queue, in the order in which they are given out.
+    /// Ready tasks by lane, then queue, in the order in which they are given out.
     pub(super) ready: BTreeMap<String, BTreeMap<String, BTreeSet<(u8, TaskId)>>>,
     pub(super) by_hash: BTreeMap<String, BTreeSet<TaskId>>,
     pub(super) queues: BTreeMap<String, QueueSlot>,
@@ -173,7 +173,7 @@ impl Dispatch {
             position,
             stats,
             agents: BTreeMap::new(),
-            by_capability: BTreeMap::new(),
+            by_lane: BTreeMap::new(),
             tasks: BTreeMap::new(),
             ready: BTreeMap::new(),
             by_hash: BTreeMap::new(),
@@ -201,28 +201,37 @@ impl Dispatch {
         if self.agents.get(&id).is_some_and(|slot| slot.version >= version) {
             return;
         }
-        let known: Vec<String> = self.agents.get(&id).map(|s| s.capabilities.keys().cloned().collect()).unwrap_or_default();
-        for capability in &known {
-            if let Some(agents) = self.by_capability.get_mut(capability) {
+        let known: Vec<String> = self.agents.get(&id).map(|s| s.lanes(&id).collect()).unwrap_or_default();
+        for lane in &known {
+            if let Some(agents) = self.by_lane.get_mut(lane) {
                 agents.remove(&id);
             }
         }
         self.dirty.extend(known);
         if agent.is_deleted {
             self.agents.remove(&id);
+            self.orphan(id, now);
             self.check_left(now);
             return;
         }
-        self.agents.entry(id).or_insert_with(|| AgentSlot::of(agent, version)).refresh(agent, version);
+        let slot = self.agents.entry(id).or_insert_with(|| AgentSlot::of(agent, version));
+        slot.refresh(agent, version);
+        for lane in slot.lanes(&id) {
+            self.by_lane.entry(lane.clone()).or_default().insert(id);
+            self.dirty.insert(lane);
+        }
         if agent.suspended.is_some() {
             self.end_claims(id, now);
         }
         // Its schemas may be others now.
         self.tasks.values_mut().filter(|slot| !slot.unfit.is_empty()).for_each(|slot| slot.unfit.retain(|agent| *agent != id));
-        for capability in &agent.profile.capabilities {
-            self.by_capability.entry(capability.name.clone()).or_default().insert(id);
-            self.dirty.insert(capability.name.clone());
-        }
+    }
+
+    /// Tasks that wait for an agent which is removed wait for nobody.
+    fn orphan(&mut self, agent: AgentId, now: Timestamp) {
+        let of_it = |slot: &TaskSlot| slot.agent == Some(agent) && slot.state == Hold::Free;
+        let orphans: Vec<TaskId> = self.tasks.iter().filter(|(_, slot)| of_it(slot)).map(|(id, _)| *id).collect();
+        orphans.into_iter().for_each(|id| self.give_up_orphan(id, agent, now));
     }
 
     /// Whoever is suspended holds nothing any more: its claims end now instead of at the end of their time.
@@ -271,9 +280,9 @@ impl Dispatch {
         }
         let Some(slot) = self.tasks.get_mut(&id).filter(|slot| slot.state == Hold::Free) else { return };
         slot.ready_since.get_or_insert(now);
-        let (capability, queue, rank) = (slot.capability.clone(), slot.queue.clone(), slot.rank(id));
-        self.dirty.insert(capability.clone());
-        self.ready.entry(capability).or_default().entry(queue).or_default().insert(rank);
+        let (lane, queue, rank) = (slot.lane(), slot.queue.clone(), slot.rank(id));
+        self.dirty.insert(lane.clone());
+        self.ready.entry(lane).or_default().entry(queue).or_default().insert(rank);
         self.wait_for_a_fresh_agent(id);
         self.give_up_if_nobody_left(id, now);
     }
@@ -290,7 +299,8 @@ impl Dispatch {
 
     pub(super) fn unready(&mut self, id: TaskId) {
         let Some(slot) = self.tasks.get(&id) else { return };
-        let Some(queues) = self.ready.get_mut(&slot.capability) else { return };
+        let lane = slot.lane();
+        let Some(queues) = self.ready.get_mut(&lane) else { return };
         if let Some(ranks) = queues.get_mut(&slot.queue) {
             ranks.remove(&slot.rank(id));
             if ranks.is_empty() {
@@ -298,7 +308,7 @@ impl Dispatch {
             }
         }
         if queues.is_empty() {
-            self.ready.remove(&slot.capability);
+            self.ready.remove(&lane);
         }
     }
 
@@ -326,7 +336,7 @@ impl Dispatch {
         }
         if let Some(agent) = self.agents.get_mut(&holder) {
             agent.holds.remove(&id);
-            self.dirty.extend(agent.capabilities.keys().cloned());
+            self.dirty.extend(agent.lanes(&holder));
         }
         if let Some(tasks) = self.undelivered.get_mut(&holder) {
             tasks.remove(&id);
@@ -509,7 +519,7 @@ impl Dispatch {
         let waiter = Waiter { max: ask.max, until: ask.until, min_position: ask.min_position, is_busy: false };
         self.waiters.entry(ask.agent).or_default().insert(ask.waiter, waiter);
         if let Some(agent) = self.agents.get(&ask.agent) {
-            self.dirty.extend(agent.capabilities.keys().cloned());
+            self.dirty.extend(agent.lanes(&ask.agent));
         }
         self.deliver_undelivered(ask.agent, ask.waiter);
     }
@@ -578,7 +588,7 @@ impl Dispatch {
         }
         self.not_delivered(done.agent, &unheard);
         if let Some(agent) = self.agents.get(&done.agent) {
-            self.dirty.extend(agent.capabilities.keys().cloned());
+            self.dirty.extend(agent.lanes(&done.agent));
         }
     }
 
@@ -704,9 +714,9 @@ impl Process for Dispatch {
 
 impl Dispatch {
     fn round(&mut self, now: Timestamp) {
-        for capability in std::mem::take(&mut self.dirty) {
+        for lane in std::mem::take(&mut self.dirty) {
             if !self.is_draining {
-                self.match_capability(&capability, now);
+                self.match_lane(&lane, now);
             }
         }
     }

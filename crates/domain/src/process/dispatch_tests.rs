@@ -64,6 +64,9 @@ fn loaded(change: impl FnOnce(&mut Task), handled: &[AgentId]) -> LoadedTask {
         max_attempts: 3,
         collision: Collision::Lru,
         keywords: vec!["rust".into()],
+        agent: None,
+        conversation: None,
+        message: None,
     };
     let mut task = Task {
         submitted,
@@ -77,6 +80,7 @@ fn loaded(change: impl FnOnce(&mut Task), handled: &[AgentId]) -> LoadedTask {
         progress: None,
         outcome: None,
         error: None,
+        messages: vec![],
     };
     change(&mut task);
     LoadedTask { version: 1, task: Box::new(task), handled: handled.to_vec() }
@@ -386,4 +390,30 @@ fn given_a_request_that_says_again_that_it_waits_then_it_waits_on_and_gets_one_a
     assert_eq!(dispatch.decide(Timestamp(1_000), 0), [], "its first time is over, its second is not");
     assert_eq!(dispatch.decide(Timestamp(1_800), 0), [DispatchCommand::Deliver { agent: agent(1), waiter: 7, tasks: vec![] }]);
     assert_eq!(dispatch.decide(Timestamp(9_000), 0), []);
+}
+
+#[test]
+fn given_tasks_for_one_agent_then_they_wait_for_it_and_never_before_others() {
+    let mut dispatch = with_agents(2);
+    let for_second = |t: &mut Task| (t.submitted.agent, t.submitted.priority) = (Some(agent(2)), 9);
+    dispatch.put_task(task(1), loaded(for_second, &[]), Timestamp(0));
+    dispatch.put_task(task(2), loaded(|t| t.submitted.task_hash = "other".into(), &[]), Timestamp(0));
+    ask(&mut dispatch, 1, 7, 0, 1_000);
+    assert_eq!(granted(&dispatch.decide(Timestamp(0), 0)), [(agent(1), vec![task(2)])]);
+    ask(&mut dispatch, 2, 8, 0, 1_000);
+    let commands = dispatch.decide(Timestamp(0), 0);
+    assert_eq!(granted(&commands), [(agent(2), vec![task(1)])]);
+    assert_eq!(decision_of(&commands).excluded, BTreeMap::new(), "nobody else was ever asked");
+}
+
+#[test]
+fn given_an_agent_that_is_removed_then_tasks_for_it_end_and_others_stay() {
+    let mut dispatch = with_agents(2);
+    for (n, only) in [(1, Some(agent(2))), (2, None)] {
+        dispatch.put_task(task(n), loaded(|t| t.submitted.agent = only, &[]), Timestamp(0));
+    }
+    dispatch.put_agent(agent(2), 2, &entity("agent-2", |a| a.is_deleted = true), Timestamp(1));
+    let commands = dispatch.decide(Timestamp(1), 0);
+    let [DispatchCommand::GiveUp(id, error)] = &commands[..] else { panic!("one task ends, not {commands:?}") };
+    assert_eq!((*id, error.code.as_str()), (task(1), "AGENT_GONE"));
 }

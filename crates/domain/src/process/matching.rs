@@ -10,7 +10,7 @@ use kernel::Timestamp;
 use kernel::id::{AgentId, TaskId};
 use std::collections::BTreeMap;
 
-/// Ready tasks of one capability that one round looks at, so that blocked ones cannot stall everything.
+/// Ready tasks of one lane that one round looks at, so that blocked ones cannot stall everything.
 const SCAN_TASKS_MAX: usize = 1_024;
 /// Candidates that a decision keeps.
 const CANDIDATES_MAX: usize = 20;
@@ -19,14 +19,14 @@ const CANDIDATES_MAX: usize = 20;
 type Granted = BTreeMap<(AgentId, WaiterId), Vec<(TaskId, Decision)>>;
 
 impl Dispatch {
-    /// Gives ready tasks of a capability to agents that ask.
-    pub(super) fn match_capability(&mut self, capability: &str, now: Timestamp) {
+    /// Gives ready tasks of a lane to agents that ask.
+    pub(super) fn match_lane(&mut self, lane: &str, now: Timestamp) {
         let mut granted = Granted::new();
-        for id in self.next_tasks(capability, now) {
-            if !self.is_anybody_asking(capability, &granted) {
+        for id in self.next_tasks(lane, now) {
+            if !self.is_anybody_asking(lane, &granted) {
                 break;
             }
-            if let Some((agent, waiter, decision)) = self.choose(id, capability, &granted, now) {
+            if let Some((agent, waiter, decision)) = self.choose(id, lane, &granted, now) {
                 self.unready(id);
                 if let Some(slot) = self.tasks.get_mut(&id) {
                     slot.state = Hold::Claiming(agent);
@@ -44,11 +44,11 @@ impl Dispatch {
         }
     }
 
-    /// The first ready tasks over all queues of the capability that give out tasks now, most urgent first.
-    fn next_tasks(&mut self, capability: &str, now: Timestamp) -> Vec<TaskId> {
-        let names: Vec<String> = self.ready.get(capability).into_iter().flat_map(BTreeMap::keys).cloned().collect();
+    /// The first ready tasks over all queues of the lane that give out tasks now, most urgent first.
+    fn next_tasks(&mut self, lane: &str, now: Timestamp) -> Vec<TaskId> {
+        let names: Vec<String> = self.ready.get(lane).into_iter().flat_map(BTreeMap::keys).cloned().collect();
         let open: Vec<String> = names.into_iter().filter(|name| self.is_open(name, now)).collect();
-        let queues = self.ready.get(capability).into_iter().flat_map(|queues| open.iter().filter_map(|name| queues.get(name)));
+        let queues = self.ready.get(lane).into_iter().flat_map(|queues| open.iter().filter_map(|name| queues.get(name)));
         let mut ranks: Vec<(u8, TaskId)> = queues.flat_map(|ranks| ranks.iter().take(SCAN_TASKS_MAX).copied()).collect();
         ranks.sort_unstable();
         ranks.into_iter().take(SCAN_TASKS_MAX).map(|(_, id)| id).collect()
@@ -65,8 +65,8 @@ impl Dispatch {
         }
     }
 
-    fn is_anybody_asking(&self, capability: &str, granted: &Granted) -> bool {
-        let agents = self.by_capability.get(capability).into_iter().flatten();
+    fn is_anybody_asking(&self, lane: &str, granted: &Granted) -> bool {
+        let agents = self.by_lane.get(lane).into_iter().flatten();
         agents.into_iter().any(|agent| self.open_waiter(agent, granted).is_some())
     }
 
@@ -79,13 +79,7 @@ impl Dispatch {
         waiters.iter().find(|(id, w)| !w.is_busy && taken(id) < w.max).map(|(id, _)| *id)
     }
 
-    fn choose(
-        &mut self,
-        id: TaskId,
-        capability: &str,
-        granted: &Granted,
-        now: Timestamp,
-    ) -> Option<(AgentId, WaiterId, Decision)> {
+    fn choose(&mut self, id: TaskId, lane: &str, granted: &Granted, now: Timestamp) -> Option<(AgentId, WaiterId, Decision)> {
         let queue = self.tasks.get(&id)?.queue.clone();
         if !self.is_open(&queue, now) {
             return None;
@@ -96,7 +90,7 @@ impl Dispatch {
         let mut repeated = Vec::new();
         let mut excluded: BTreeMap<String, u64> = BTreeMap::new();
         let mut is_fresh_one_expected = false;
-        for agent in self.by_capability.get(capability).into_iter().flatten() {
+        for agent in self.by_lane.get(lane).into_iter().flatten() {
             let Some(known) = self.agents.get(agent) else { continue };
             let is_repeat = slot.handled.contains(agent) || self.is_at_same_work(slot, id, agent);
             let reason = match self.open_waiter(agent, granted) {
@@ -127,7 +121,7 @@ impl Dispatch {
         if let Some(repeats) = excluded.get_mut("TASK_COLLISION").filter(|_| !warnings.is_empty()) {
             *repeats -= asking.len() as u64;
         }
-        let candidates = self.scored(slot, capability, &weights, &asking);
+        let candidates = self.scored(slot, &weights, &asking);
         let outscored = asking.len().saturating_sub(candidates.len()) as u64;
         if outscored > 0 {
             excluded.insert("LOWER_SCORE".to_owned(), outscored);
@@ -153,13 +147,13 @@ impl Dispatch {
         same.filter(|other| **other != id).any(|other| self.tasks.get(other).and_then(TaskSlot::holder) == Some(*agent))
     }
 
-    fn scored(&self, slot: &TaskSlot, capability: &str, weights: &Weights, asking: &[(AgentId, WaiterId)]) -> Vec<Candidate> {
+    fn scored(&self, slot: &TaskSlot, weights: &Weights, asking: &[(AgentId, WaiterId)]) -> Vec<Candidate> {
         let known = || asking.iter().filter_map(|(id, _)| Some((*id, self.agents.get(id)?)));
         let cheapest = known().map(|(_, a)| a.cost_per_task).fold(f64::INFINITY, f64::min);
         let mut found: Vec<(Candidate, Timestamp)> = known()
             .map(|(id, agent)| {
-                let record = self.stats.get(&stats::key(&id, capability)).copied().unwrap_or_default();
-                let parts = [specialisation(slot, agent, capability), record.success(), freedom(agent), thrift(agent, cheapest)];
+                let record = self.stats.get(&stats::key(&id, &slot.capability)).copied().unwrap_or_default();
+                let parts = [specialisation(slot, agent), record.success(), freedom(agent), thrift(agent, cheapest)];
                 let score = weighted(weights, &parts);
                 (Candidate { agent_id: id, name: agent.name.clone(), score, parts }, agent.last_claimed_at)
             })
@@ -174,11 +168,23 @@ impl Dispatch {
     /// tried yet waits: another agent may come.
     pub(super) fn give_up_if_nobody_left(&mut self, id: TaskId, now: Timestamp) {
         let Some(slot) = self.tasks.get(&id) else { return };
-        let Some(agents) = self.by_capability.get(&slot.capability).filter(|a| !a.is_empty()) else { return };
+        if let Some(gone) = slot.agent.filter(|only| slot.is_retry && !self.agents.contains_key(only)) {
+            return self.give_up_orphan(id, gone, now);
+        }
+        let Some(agents) = self.by_lane.get(&slot.lane()).filter(|a| !a.is_empty()) else { return };
         let is_stuck = slot.is_retry && slot.collision == Collision::Strict && slot.state == Hold::Free;
         if is_stuck && agents.iter().all(|a| slot.handled.contains(a)) {
             let message = format!("Every agent with the capability '{}' has handled this task before.", slot.capability);
             self.commands.push(DispatchCommand::GiveUp(id, TaskError { code: "NO_ELIGIBLE_AGENT".into(), message }));
+            self.give_up_again(id, now);
+        }
+    }
+
+    /// Ends a task that only an agent may do which is not there any more.
+    pub(super) fn give_up_orphan(&mut self, id: TaskId, agent: AgentId, now: Timestamp) {
+        if self.tasks.get(&id).is_some_and(|slot| slot.state == Hold::Free) {
+            let message = format!("The task is for agent {agent} only, which was removed.");
+            self.commands.push(DispatchCommand::GiveUp(id, TaskError { code: "AGENT_GONE".into(), message }));
             self.give_up_again(id, now);
         }
     }
@@ -197,9 +203,9 @@ fn absent(agent: &AgentSlot) -> &'static str {
 }
 
 /// How well the agent's words meet the task's; agents with few capabilities count as a little more specialised.
-fn specialisation(slot: &TaskSlot, agent: &AgentSlot, capability: &str) -> f64 {
+fn specialisation(slot: &TaskSlot, agent: &AgentSlot) -> f64 {
     let focus = 1.0 / (agent.capabilities.len().max(1) as f64).sqrt();
-    let Some(words) = agent.capabilities.get(capability).filter(|w| !w.is_empty() && !slot.keywords.is_empty()) else {
+    let Some(words) = agent.capabilities.get(&slot.capability).filter(|w| !w.is_empty() && !slot.keywords.is_empty()) else {
         return 0.3 * focus;
     };
     let met = slot.keywords.iter().filter(|w| words.contains(*w)).count() as f64;

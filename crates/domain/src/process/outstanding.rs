@@ -145,6 +145,18 @@ impl Effect for SendMail {
     type Id = kernel::id::MailId;
 }
 
+/// Tells somebody of a task, until the task has ended.
+pub struct Notify;
+
+impl Effect for Notify {
+    const NAME: &'static str = "notifier";
+    const BEGINS: &'static str = "tasks.push.configured";
+    const ENDS: &'static [&'static str] = &["tasks.push.ended"];
+    const PAUSE_MS_MAX: u64 = 10 * 60_000;
+    type Entity = crate::push::Push;
+    type Id = kernel::id::PushId;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

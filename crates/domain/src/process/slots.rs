@@ -14,6 +14,8 @@ pub(super) struct TaskSlot {
     /// Stream version that this reflects.
     pub version: u64,
     pub capability: String,
+    /// The only agent that may do it.
+    pub agent: Option<AgentId>,
     pub queue: String,
     pub priority: u8,
     pub task_hash: String,
@@ -54,6 +56,7 @@ impl TaskSlot {
         Some(TaskSlot {
             version,
             capability: task.submitted.capability.clone(),
+            agent: task.submitted.agent,
             queue: task.submitted.queue.clone(),
             priority: task.submitted.priority,
             task_hash: task.submitted.task_hash.clone(),
@@ -69,6 +72,11 @@ impl TaskSlot {
         })
     }
 
+    /// Among which tasks it waits: those that need the same capability, or those for the same agent only.
+    pub fn lane(&self) -> String {
+        self.agent.map_or_else(|| self.capability.clone(), |agent| lane_of(&agent))
+    }
+
     /// The agent that has it or is about to.
     pub fn holder(&self) -> Option<AgentId> {
         match self.state {
@@ -81,6 +89,11 @@ impl TaskSlot {
     pub fn rank(&self, id: TaskId) -> (u8, TaskId) {
         (u8::MAX - self.priority, id)
     }
+}
+
+/// Where tasks wait that only this agent may do: nothing that a capability can be called.
+fn lane_of(agent: &AgentId) -> String {
+    format!("\0{agent}")
 }
 
 /// A known agent.
@@ -142,6 +155,11 @@ impl AgentSlot {
                 (c.name.clone(), words(&text).into_iter().collect())
             })
             .collect();
+    }
+
+    /// Where tasks wait that it may get.
+    pub fn lanes(&self, id: &AgentId) -> impl Iterator<Item = String> {
+        self.capabilities.keys().cloned().chain([lane_of(id)])
     }
 
     pub fn free_places(&self) -> usize {

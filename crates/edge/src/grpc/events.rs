@@ -29,7 +29,7 @@ impl Service {
         let reader = caller(&self.app, &metadata, peer, PERMISSION).await?;
         let asked = request.into_inner();
         let (after, is_told) = (asked.after, asked.status);
-        self.rooms.follow(reader.actor, selection(asked)?, after, is_told).await
+        self.rooms.follow(reader.actor, PERMISSION, selection(asked)?, after, is_told).await
     }
 }
 

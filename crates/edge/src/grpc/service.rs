@@ -68,6 +68,9 @@ impl Service {
             max_attempts: body.max_attempts,
             queue: (!body.queue.is_empty()).then_some(body.queue),
             collision: None,
+            agent: None,
+            conversation: None,
+            message: None,
         })
     }
 }

@@ -67,8 +67,8 @@ pub(super) fn query_names(document: &Value) -> BTreeMap<(String, String), Vec<St
 
 /// An unknown name in a query string is an error like an unknown field in a body.
 fn check_query(state: &EdgeState, route: &(String, String), query: Option<&str>) -> Result<(), Failure> {
-    // OAuth asks the opposite: what is not known there is left alone.
-    if is_page(&route.1) {
+    // OAuth and A2A ask the opposite: what is not known there is left alone.
+    if is_page(&route.1) || route.1.starts_with("/a2a/") {
         return Ok(());
     }
     let (Some(query), Some(known)) = (query, state.query_names.get(route)) else { return Ok(()) };

@@ -1,5 +1,6 @@
 //! The HTTP interface: one router, one accept loop.
 
+mod a2a;
 mod access;
 mod asof;
 mod body;
@@ -71,6 +72,7 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::backups::routes())
         .merge(v1::views::routes())
         .merge(mcp::routes())
+        .merge(a2a::routes())
 }
 
 /// The router of an application. Fails when a route declares no permission: such a server must not start.

@@ -15,12 +15,13 @@ use utoipa_axum::router::OpenApiRouter;
 const ABOUT: &str = "The backbone of a fleet of agents: identity, registry, tasks, record. Every answer has the form {data, meta} or {error, meta}; \
 errors carry a stable code, a message and a hint. Times are RFC 3339 in UTC. Unknown fields are errors.";
 
-const TAGS: [(&str, &str); 10] = [
+const TAGS: [(&str, &str); 11] = [
     ("identity", "Who is who: logins, tenants, users, services, roles and API keys."),
     ("agents", "Agents, what they can do, and whether they are there."),
     ("discovery", "Find agents by capability, tag, health and free text."),
     ("tasks", "Work: submit it, see what became of it and why."),
     ("work", "What agents do: claim tasks, and say how they go."),
+    ("a2a", "Agents as A2A agents: cards, messages, tasks, over JSON-RPC and HTTP with JSON."),
     ("tools", "Tools of MCP servers: register servers, find, approve and call tools, over HTTP and MCP."),
     ("journal", "Observations: calls of tools, privileged actions."),
     ("audit", "Proofs that the record is whole: checkpoints, tiles, inclusion and consistency."),
@@ -73,7 +74,12 @@ fn complete_operation(operation: &mut Value) {
     if !is_open {
         operation["security"] = json!([{ "bearer": [] }, { "api_key": [] }]);
     }
-    let error = |description: &str| json!({ "description": description, "content": { "application/json": { "schema": { "$ref": "#/components/schemas/ErrorEnvelope" } } } });
+    let mut content = json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorEnvelope" } } });
+    if operation["tags"] == json!(["a2a"]) {
+        // What A2A itself says of an operation has its own form; who may come in is said as everywhere.
+        content["application/a2a+json"] = json!({ "schema": { "type": "object" } });
+    }
+    let error = |description: &str| json!({ "description": description, "content": content });
     let responses = &mut operation["responses"];
     if !is_open {
         responses["401"] = error("Nobody known asks.");

@@ -16,7 +16,7 @@ from .errors import (
     Unauthenticated,
     Unavailable,
 )
-from .models import AgentInfo, DiscoveredAgent, Event, IssuedKey, JournalEntry, Me, Page, ServerInfo, TaskInfo, ToolCall, ToolInfo
+from .models import AgentInfo, DiscoveredAgent, Event, IssuedKey, JournalEntry, Me, Message, Page, ServerInfo, TaskInfo, ToolCall, ToolInfo
 from .tools import http, stdio
 from .work import Task
 

@@ -38,6 +38,20 @@ class TaskError(Model):
     message: str
 
 
+class Message(Model):
+    """Something that was said about a task. `parts` are those of A2A: `{"text": …}`, `{"data": …}`, `{"url": …}` or `{"raw": …}`."""
+
+    id: str
+    by: str
+    at: datetime
+    parts: list[dict[str, Any]]
+
+    @property
+    def text(self) -> str:
+        """Its words."""
+        return "\n".join(part["text"] for part in self.parts if "text" in part)
+
+
 class TaskInfo(Model):
     """A task."""
 
@@ -59,6 +73,10 @@ class TaskInfo(Model):
     claim: Claim | None = None
     progress: Progress | None = None
     agent_id: str | None = None
+    assigned_to: str | None = None
+    conversation: str | None = None
+    messages: list[Message] = Field(default_factory=list)
+    is_input_wanted: bool = False
     created_by: str
     task_hash: str
     not_before: datetime | None = None

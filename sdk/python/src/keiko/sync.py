@@ -81,6 +81,7 @@ class Tasks(Face[tasks.Tasks]):
     list = iterating(tasks.Tasks.list)
     events = blocking(tasks.Tasks.events)
     cancel = blocking(tasks.Tasks.cancel)
+    say = blocking(tasks.Tasks.say)
     retry = blocking(tasks.Tasks.retry)
 
 
@@ -207,6 +208,7 @@ class Task(Face[work.Task]):
     """The task in a plain function: what `keiko.Task` says and does, with methods that wait."""
 
     progress = blocking(work.Task.progress)
+    ask = blocking(work.Task.ask)
 
     @property
     def id(self) -> str:

@@ -30,13 +30,15 @@ class Tasks(Resource):
         max_attempts: int | None = None,
         delay_ms: int | None = None,
         deadline: datetime | None = None,
+        agent: str | None = None,
+        conversation: str | None = None,
         idempotency_key: str | None = None,
     ) -> TaskInfo:
         """Submits a task. The same `idempotency_key` again answers the same task; without one, only repeats of this call do."""
         body = given(
             capability=capability, description=description or f"Do {capability}", input=input, context=context,
             priority=priority, queue=queue, collision=collision, max_attempts=max_attempts, delay_ms=delay_ms,
-            deadline=deadline.isoformat() if deadline else None,
+            deadline=deadline.isoformat() if deadline else None, agent=agent, conversation=conversation,
         )  # fmt: skip
         return opened(TaskInfo, await self._http.append("/tasks", body, key=idempotency_key))
 
@@ -67,6 +69,10 @@ class Tasks(Resource):
     async def cancel(self, task_id: str) -> TaskInfo:
         """Ends a task that has not ended."""
         return opened(TaskInfo, await self._http.append(path_of("tasks", task_id, "actions", "cancel")))
+
+    async def say(self, task_id: str, text: str) -> TaskInfo:
+        """Answers what the agent of a task asks, or tells it more."""
+        return opened(TaskInfo, await self._http.append(path_of("tasks", task_id, "actions", "say"), {"text": text}))
 
     async def retry(self, task_id: str) -> TaskInfo:
         """Brings a failed or dead task back."""

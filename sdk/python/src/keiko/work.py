@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from .client import Client
 from .models import Claim, TaskInfo, ToolCall
-from .resources import given, path_of
+from .resources import given, opened, path_of
 
 # When the server does not say how long a claim holds.
 TTL_S = 30.0
 MESSAGE_MAX = 8000
+# Between two looks for an answer.
+LOOK_FIRST_S, LOOK_MAX_S = 0.1, 2.0
 
 
 class TaskTools:
@@ -64,10 +68,28 @@ class Task:
         """Says how far the work is. Keeps the claim like a heartbeat."""
         await self._act("progress", given(percent=percent, message=message))
 
+    async def ask(self, question: str, *, timeout: float | None = None) -> str:
+        """Asks whoever submitted the task and waits for the answer's words. Raises TimeoutError after `timeout` seconds."""
+        until = time.monotonic() + timeout if timeout is not None else math.inf
+        every = LOOK_FIRST_S
+        await self._act("ask", {"message": {"text": question}})
+        while (task := await self._looked()).is_input_wanted:
+            if time.monotonic() + every > until:
+                raise TimeoutError(f"nobody answered within {timeout} s")
+            await asyncio.sleep(every)
+            every = min(LOOK_MAX_S, every * 1.5)
+        self.info = task
+        return task.messages[-1].text
+
     async def heartbeat(self) -> None:
         """Keeps the claim. The agent does this by itself."""
+        await self._looked()
+
+    async def _looked(self) -> TaskInfo:
         path = path_of("tasks", self.id, "actions", "heartbeat")
-        self._kept(await self.client.connection.request("POST", path, {"claim_token": self.claim.token}))
+        answer = await self.client.connection.request("POST", path, {"claim_token": self.claim.token})
+        self._kept(answer)
+        return opened(TaskInfo, answer)
 
     async def complete(self, output: Mapping[str, Any]) -> None:
         """Ends the task well. Repeated until the server answers."""

@@ -1,6 +1,7 @@
 //! `/api/v1/events`: the record, read in pages or followed live.
 
 use super::tasks::EventList;
+use crate::follow::PERMISSION;
 use crate::http::access::By;
 use crate::http::body::{Params, limit};
 use crate::http::envelope::{Failure, One, Reply};
@@ -272,6 +273,6 @@ async fn follow(
         _ => Form::Native,
     };
     let wanted = selection(params.kind, params.stream, params.category.as_deref(), params.filter.as_deref())?;
-    let follower = state.rooms.follow(caller.actor, wanted, resumed.or(params.after), params.status).await?;
+    let follower = state.rooms.follow(caller.actor, PERMISSION, wanted, resumed.or(params.after), params.status).await?;
     Ok(sse::response(follower, form, state.frames.clone()))
 }

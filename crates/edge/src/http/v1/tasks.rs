@@ -12,10 +12,10 @@ use crate::http::state::EdgeState;
 use app::NewTask;
 use axum::extract::State;
 use axum::http::StatusCode;
-use domain::task::{Collision, Task, not_found};
+use domain::task::{Collision, Message, Side, Task, not_found};
 use engine::Handled;
 use kernel::id::TaskId;
-use kernel::{IndexField, Json};
+use kernel::{IndexField, Json, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -31,6 +31,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .routes(routes!(decision))
         .routes(routes!(events))
         .routes(routes!(cancel))
+        .routes(routes!(say))
         .routes(routes!(retry))
 }
 
@@ -77,6 +78,34 @@ struct CreateTask {
     queue: Option<Name>,
     /// `lru` when nothing is said.
     collision: Option<CollisionBody>,
+    /// The only agent that may do it, by id or name; any that can when nothing is said.
+    agent: Option<Name>,
+    /// What it belongs to together with other tasks.
+    conversation: Option<Name>,
+}
+
+/// A message of a task.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MessageBody {
+    /// Whoever sends it chooses it: the same message twice is once. A fresh one when nothing is said.
+    id: Option<Name>,
+    /// What is said, as text; this or parts.
+    text: Option<Text>,
+    /// What is said, as parts of A2A: `{"text": …}`, `{"data": …}`, `{"url": …}` or `{"raw": …}`.
+    #[serde(default)]
+    #[schema(max_items = 64, value_type = Vec<Object>)]
+    parts: Vec<Value>,
+}
+
+impl MessageBody {
+    pub(crate) fn message(self, state: &EdgeState) -> Result<Message, Failure> {
+        let mut parts = self.parts;
+        parts.extend(self.text.map(|text| serde_json::json!({ "text": text.0 })));
+        let fresh = || state.app.engine().env().id::<kernel::id::MessageTag>().to_string();
+        let id = self.id.map_or_else(fresh, |id| id.0);
+        Ok(Message { id, parts: Json::of(&parts).map_err(|_| Failure::internal())?, metadata: Json::empty_object() })
+    }
 }
 
 /// A claim in force, as its holder sees it.
@@ -113,6 +142,20 @@ struct ProgressBody {
     percent: Option<f64>,
     /// For people.
     message: Option<String>,
+}
+
+/// What was said about a task.
+#[derive(Serialize, ToSchema)]
+struct SaidBody {
+    /// Names the message.
+    id: String,
+    /// `submitter` or `agent`
+    by: String,
+    /// When.
+    at: String,
+    /// What: parts of A2A.
+    #[schema(value_type = Vec<Object>)]
+    parts: Json,
 }
 
 /// A task. In lists, values over 16 KiB stand as `{"$value": "<sha-256>"}`; the task itself has them whole.
@@ -159,6 +202,14 @@ pub(crate) struct TaskAttributes {
     progress: Option<ProgressBody>,
     /// The agent that has it, or did it.
     agent_id: Option<String>,
+    /// The only agent that may do it.
+    assigned_to: Option<String>,
+    /// What it belongs to together with other tasks.
+    conversation: Option<String>,
+    /// What was said, in order: the message that asked for it, questions of its agent, answers.
+    messages: Vec<SaidBody>,
+    /// Whether its agent waits for an answer.
+    is_input_wanted: bool,
     /// Who submitted it.
     created_by: String,
     /// Not before, when it waits for that.
@@ -199,6 +250,10 @@ pub(crate) fn task_attributes(task: &Handled<Task>, claim: Option<ClaimBody>) ->
         claim: claim.or_else(known_claim),
         progress: state.progress.as_ref().map(|p| ProgressBody { percent: p.percent, message: p.message.clone() }),
         agent_id: state.agent().map(|a| a.to_string()),
+        assigned_to: submitted.agent.map(|agent| agent.to_string()),
+        conversation: submitted.conversation.clone(),
+        messages: messages(task),
+        is_input_wanted: state.is_input_wanted(),
         created_by: state.submitted_by.to_string(),
         not_before: state.not_before.map(|t| t.to_string()),
         deadline: submitted.deadline.map(|t| t.to_string()),
@@ -206,6 +261,17 @@ pub(crate) fn task_attributes(task: &Handled<Task>, claim: Option<ClaimBody>) ->
         updated_at: task.updated_at.to_string(),
         version: task.version,
     }
+}
+
+fn messages(task: &Handled<Task>) -> Vec<SaidBody> {
+    let said = |by: Side, at: Timestamp, message: &Message| SaidBody {
+        id: message.id.clone(),
+        by: word(&by),
+        at: at.to_string(),
+        parts: message.parts.clone(),
+    };
+    let first = task.state.submitted.message.iter().map(|message| said(Side::Submitter, task.created_at, message));
+    first.chain(task.state.messages.iter().map(|one| said(one.by, one.at, &one.message))).collect()
 }
 
 fn app_claim_id(task: TaskId, token: u64) -> String {
@@ -298,6 +364,9 @@ async fn create(State(state): State<Arc<EdgeState>>, input: Input<CreateTask>) -
             CollisionBody::Strict => Collision::Strict,
             CollisionBody::Lru => Collision::Lru,
         }),
+        agent: body.agent.map(|agent| agent.0),
+        conversation: body.conversation.map(|conversation| conversation.0),
+        message: None,
     };
     let task = state.app.submit(&input.by, new).await?.entity;
     Reply::entity(StatusCode::CREATED, "task", &task, task_attributes(&task, None))
@@ -413,6 +482,17 @@ struct CancelTask {
 async fn cancel(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<CancelTask>) -> Outcome {
     let reason = input.body.reason.map(|reason| reason.0);
     let task = state.app.cancel(&input.by, task_id(&id)?, reason).await?.entity;
+    Reply::entity(StatusCode::OK, "task", &task, task_attributes(&task, None))
+}
+
+/// Say more about a task
+///
+/// An answer to what its agent asked, or anything else that it should know; the agent sees it with its next heartbeat.
+#[utoipa::path(post, path = "/api/v1/tasks/{id}/actions/say", tag = "tasks", extensions(("x-permission" = json!("tasks.update"))),
+    params(("id" = String, Path, description = "Id")), request_body = MessageBody, responses((status = 200, body = One<TaskAttributes>)))]
+async fn say(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<MessageBody>) -> Outcome {
+    let message = input.body.message(&state)?;
+    let task = state.app.say(&input.by, task_id(&id)?, message).await?.entity;
     Reply::entity(StatusCode::OK, "task", &task, task_attributes(&task, None))
 }
 

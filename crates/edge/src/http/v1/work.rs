@@ -1,6 +1,6 @@
 //! What agents do with tasks: claim them, and say how they go.
 
-use super::tasks::{ClaimBody, TaskAttributes, TaskErrorBody, task_attributes, task_id};
+use super::tasks::{ClaimBody, MessageBody, TaskAttributes, TaskErrorBody, task_attributes, task_id};
 use crate::http::body::{Input, whole};
 use crate::http::envelope::{Failure, Many, One, Outcome, Reply, Resource};
 use crate::http::names::Handle;
@@ -22,6 +22,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .routes(routes!(claim))
         .routes(routes!(heartbeat))
         .routes(routes!(progress))
+        .routes(routes!(ask))
         .routes(routes!(release))
         .routes(routes!(complete))
         .routes(routes!(fail))
@@ -61,6 +62,16 @@ struct Progress {
     /// For people.
     #[schema(max_length = 8000)]
     message: Option<String>,
+}
+
+/// What the agent wants to know.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Ask {
+    /// The claim's token.
+    claim_token: String,
+    /// What.
+    message: MessageBody,
 }
 
 /// The claim that is given back.
@@ -176,6 +187,16 @@ async fn progress(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input
     }
     short("/message", message.as_deref().unwrap_or_default())?;
     report(&state, &input.by, &id, &claim_token, TaskOutcome::Progress { percent, message }).await
+}
+
+/// Ask whoever submitted the task; keeps the claim too
+///
+/// The answer comes with later heartbeats, in `messages`; until then the claim wants to be kept as ever.
+#[utoipa::path(post, path = "/api/v1/tasks/{id}/actions/ask", tag = "work", extensions(("x-permission" = json!("tasks.work"))),
+    params(("id" = String, Path, description = "Id")), request_body = Ask, responses((status = 200, body = One<TaskAttributes>)))]
+async fn ask(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Ask>) -> Outcome {
+    let message = input.body.message.message(&state)?;
+    report(&state, &input.by, &id, &input.body.claim_token, TaskOutcome::Ask { message }).await
 }
 
 /// Give a task back; the agent has not handled it

@@ -52,6 +52,12 @@ pub struct Submit {
     /// When every agent has handled this task before: refuse it, or take the least recently used agent
     #[arg(long, value_parser = ["strict", "lru"])]
     collision: Option<String>,
+    /// Give it to this agent only
+    #[arg(long, value_name = "AGENT")]
+    agent: Option<String>,
+    /// What it belongs to together with other tasks
+    #[arg(long, value_name = "NAME")]
+    conversation: Option<String>,
     /// Wait until it has ended; fail unless it is completed
     #[arg(long)]
     wait: bool,
@@ -70,7 +76,9 @@ impl Submit {
             .with("deadline", self.deadline)
             .with("max_attempts", self.max_attempts)
             .with("queue", self.queue)
-            .with("collision", self.collision);
+            .with("collision", self.collision)
+            .with("agent", self.agent)
+            .with("conversation", self.conversation);
         Ok(fields.into())
     }
 }

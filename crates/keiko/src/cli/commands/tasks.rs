@@ -18,6 +18,7 @@ Examples:
   keiko tasks submit --capability review-code --description 'Review the patch' --input @patch.json --priority 8
   keiko tasks list --status dead
   keiko tasks decision task_01h...                why this agent
+  keiko tasks say task_01h... 'The main branch'   an answer to what its agent asks
   keiko tasks retry task_01h...                   one more chance for a dead task";
 
 /// The columns of a list of tasks.
@@ -71,6 +72,14 @@ pub enum TasksCommand {
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
     },
+    /// Answer what the agent of a task asks, or tell it more
+    Say {
+        /// Which task
+        #[command(flatten)]
+        task: Target,
+        /// What
+        text: String,
+    },
     /// Try a failed or dead task again
     Retry(Target),
 }
@@ -92,6 +101,10 @@ pub async fn run(command: TasksCommand, client: &mut Client, output: Output) -> 
         TasksCommand::Cancel { task, reason } => {
             let body = Fields::default().with("reason", reason);
             show_one(client, Call::append(path(&["tasks", &task.id, "actions", "cancel"]), body), output).await
+        }
+        TasksCommand::Say { task, text } => {
+            let body = Fields::default().with("text", Some(text));
+            show_one(client, Call::append(path(&["tasks", &task.id, "actions", "say"]), body), output).await
         }
         TasksCommand::Retry(task) => show_one(client, Call::action(&["tasks", &task.id, "actions", "retry"]), output).await,
     }
