@@ -299,7 +299,7 @@ def body_for(path, token):
     by_verb = {
         "complete": {"claim_token": token, "output": {}}, "fail": {"claim_token": token, "error": error, "retryable": True},
         "progress": {"claim_token": token, "percent": 1, "message": "x"}, "release": {"claim_token": token, "reason": "x"},
-        "ask": {"claim_token": token, "message": {"text": "x"}}, "say": {"text": "x"}, "tasks/heartbeat": {"claim_token": token}, "agents/heartbeat": {},
+        "ask": {"claim_token": token, "message": {"text": "x"}}, "say": {"text": "x"}, "connect": {"url": "https://agent.example"}, "tasks/heartbeat": {"claim_token": token}, "agents/heartbeat": {},
         "agents": {"name": unique("agent"), "capabilities": []}, "users": {"roles": ["user"]}, "roles": {"permissions": []},
         "api-keys": {"name": unique("key")}, "queues": {"paused": False}, "tenants": {"name": "x"},
         "fetch": {"consumer": "c"}, "ack": {"tokens": ["1-x"]}, "nak": {"tokens": ["1-x"]}, "extend": {"tokens": ["1-x"]},

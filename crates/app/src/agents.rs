@@ -169,7 +169,7 @@ impl App {
     }
 
     /// The fleet knows of a change before its answer goes out.
-    fn shown(&self, caller: &Caller, agent: Handled<Agent>) -> Answer<Handled<Agent>> {
+    pub(crate) fn shown(&self, caller: &Caller, agent: Handled<Agent>) -> Answer<Handled<Agent>> {
         if let Ok(id) = agent.stream.parse() {
             self.fleet(caller)?.write().put(id, agent.clone());
         }

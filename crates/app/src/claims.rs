@@ -57,6 +57,11 @@ pub enum TaskOutcome {
         /// What.
         message: Message,
     },
+    /// The agent, which is elsewhere, has taken it there.
+    HandedOver {
+        /// What it is called there.
+        remote_id: String,
+    },
     /// Not now.
     Release {
         /// Why.
@@ -256,7 +261,7 @@ impl App {
         // A token that is no number was never given out: it is as stale as any.
         let by = Holder { agent, token: token.parse().unwrap_or(0) };
         self.tell(&runtime, Signal::Seen { agent, fill: None });
-        let goes_on = matches!(outcome, TaskOutcome::Heartbeat | TaskOutcome::Progress { .. } | TaskOutcome::Ask { .. });
+        let goes_on = matches!(outcome, TaskOutcome::Heartbeat | TaskOutcome::Progress { .. } | TaskOutcome::Ask { .. } | TaskOutcome::HandedOver { .. });
         let reported = match outcome {
             TaskOutcome::Heartbeat => heartbeat(task, by),
             other => {
@@ -295,6 +300,7 @@ impl App {
                 check_message(&message)?;
                 TaskCommand::Ask { by, message: Box::new(lighter(message, &mut extras)) }
             }
+            TaskOutcome::HandedOver { remote_id } => TaskCommand::HandOver { by, remote_id },
             TaskOutcome::Release { reason } => TaskCommand::Release { by, reason },
             TaskOutcome::Fail { error, is_retryable } => {
                 TaskCommand::Fail { by, error, is_retryable, retry_delay_base_ms: self.0.settings.retry_delay_base_ms }

@@ -243,7 +243,8 @@ impl App {
         Ok(Some(id))
     }
 
-    fn agent_actor(&self, log: TenantId, slug: &str, agent: &Handled<Agent>) -> Actor {
+    /// An agent as it acts.
+    pub(crate) fn agent_actor(&self, log: TenantId, slug: &str, agent: &Handled<Agent>) -> Actor {
         Actor {
             tenant: log,
             tenant_slug: slug.to_owned(),

@@ -12,7 +12,7 @@ use crate::pushes::PushWorker;
 use crate::removal::RemovalWorker;
 use crate::tenants::ProvisionWorker;
 use crate::views::RebuildWorker;
-use crate::{audit, journal, mcp_servers, replicas};
+use crate::{audit, envoys, journal, mcp_servers, replicas};
 use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
 use domain::consumer_group::ConsumerGroup;
@@ -280,6 +280,7 @@ pub(crate) async fn start_lead(
         claim_ttl_ms: settings.claim_ttl_ms,
     };
     let marker = LivenessWorker { engine: engine.clone(), log: id, fleet: runtime.fleet.clone() };
+    engine.env().spawn(envoys::look_after(app.clone(), runtime.clone(), engine.clone()));
     engine.env().spawn(groups::look_after(app.clone(), runtime.clone(), engine.clone()));
     Ok(Lead {
         authority,

@@ -53,6 +53,20 @@ pub struct Mandate {
     pub purpose: Option<String>,
 }
 
+/// Where an agent is that speaks A2A: work is brought to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The address of its card, or the one below which the card lies.
+    pub url: String,
+    /// The names of the headers that are sealed beside the log.
+    pub headers: Vec<String>,
+}
+
+/// Where the headers of an agent's endpoint are sealed.
+pub fn endpoint_secret(id: &str) -> String {
+    format!("endpoint:{id}")
+}
+
 /// Whether it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -86,6 +100,10 @@ pub enum AgentCommand {
     Register(Profile, Mandate),
     /// Replace what it says of itself and, where something is said, its mandate.
     Update(Profile, Option<Mandate>),
+    /// Bring work to it.
+    Connect(Endpoint),
+    /// Let it fetch its work.
+    Disconnect,
     /// It was heard of.
     MarkUp,
     /// It reports trouble.
@@ -151,6 +169,13 @@ pub struct Mandated {
     pub mandate: Mandate,
 }
 
+/// `registry.agent.connected`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Connected {
+    /// Where it is.
+    pub endpoint: Endpoint,
+}
+
 /// Payload of events that say everything by their type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Nothing {}
@@ -175,6 +200,8 @@ kernel::events! {
         Registered(Registered) = "registry.agent.registered" @ 2 [1: RegisteredFirst],
         Updated(Updated) = "registry.agent.updated" @ 1,
         Mandated(Mandated) = "registry.agent.mandated" @ 1,
+        Connected(Connected) = "registry.agent.connected" @ 1,
+        Disconnected(Nothing) = "registry.agent.disconnected" @ 1,
         WentUp(Nothing) = "registry.agent.went_up" @ 1,
         Degraded(Degraded) = "registry.agent.degraded" @ 1,
         WentDown(Nothing) = "registry.agent.went_down" @ 1,
@@ -208,6 +235,9 @@ pub struct Agent {
     /// Why it may do nothing for now.
     #[serde(default)]
     pub suspended: Option<String>,
+    /// Where it is, when work is brought to it.
+    #[serde(default)]
+    pub endpoint: Option<Endpoint>,
     /// Whether it was removed.
     pub is_deleted: bool,
 }
@@ -266,6 +296,9 @@ impl Decider for Agent {
                 let mandated = mandate.map(|mandate| AgentEvent::Mandated(Mandated { mandate: mandate.clone() }));
                 updated.into_iter().chain(mandated).collect()
             }
+            AgentCommand::Connect(endpoint) => vec![AgentEvent::Connected(Connected { endpoint: endpoint.clone() })],
+            AgentCommand::Disconnect if agent.endpoint.is_none() => vec![],
+            AgentCommand::Disconnect => vec![AgentEvent::Disconnected(Nothing {})],
             AgentCommand::MarkUp if agent.liveness == Liveness::Up => vec![],
             AgentCommand::MarkUp => vec![AgentEvent::WentUp(Nothing {})],
             AgentCommand::MarkDegraded { .. } if agent.liveness == Liveness::Degraded => vec![],
@@ -300,6 +333,7 @@ impl Decider for Agent {
                 mode: Mode::Active,
                 is_restart_requested: false,
                 suspended: None,
+                endpoint: None,
                 is_deleted: false,
             });
         }
@@ -308,6 +342,8 @@ impl Decider for Agent {
             AgentEvent::Registered(_) => {}
             AgentEvent::Updated(updated) => agent.profile = updated.profile.clone(),
             AgentEvent::Mandated(mandated) => agent.mandate = mandated.mandate.clone(),
+            AgentEvent::Connected(connected) => agent.endpoint = Some(connected.endpoint.clone()),
+            AgentEvent::Disconnected(_) => agent.endpoint = None,
             AgentEvent::WentUp(_) => {
                 agent.liveness = Liveness::Up;
                 agent.degraded_reason = None;

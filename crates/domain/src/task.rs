@@ -150,6 +150,13 @@ pub enum TaskCommand {
         /// What it wants to know.
         message: Box<Message>,
     },
+    /// The agent, which is elsewhere, has taken it there.
+    HandOver {
+        /// Who and which claim.
+        by: Holder,
+        /// What it is called there.
+        remote_id: String,
+    },
     /// Whoever submitted it says more.
     Say {
         /// What.
@@ -318,6 +325,17 @@ pub struct Progressed {
     pub message: Option<String>,
 }
 
+/// `tasks.task.handed_over`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HandedOver {
+    /// To whom.
+    pub agent_id: AgentId,
+    /// With which claim.
+    pub token: u64,
+    /// What the task is called there.
+    pub remote_id: String,
+}
+
 /// `tasks.task.input_requested`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InputRequested {
@@ -412,6 +430,7 @@ kernel::events! {
         ClaimExpired(ClaimExpired) = "tasks.task.claim_expired" @ 1,
         Released(Released) = "tasks.task.released" @ 1,
         Progressed(Progressed) = "tasks.task.progressed" @ 1,
+        HandedOver(HandedOver) = "tasks.task.handed_over" @ 1,
         InputRequested(InputRequested) = "tasks.task.input_requested" @ 1,
         InputGiven(InputGiven) = "tasks.task.input_given" @ 1,
         Completed(Completed) = "tasks.task.completed" @ 1,
@@ -489,6 +508,9 @@ pub struct Task {
     /// What was said after the message that asked for it.
     #[serde(default)]
     pub messages: Vec<Said>,
+    /// Where it was taken last, when its agent is elsewhere.
+    #[serde(default)]
+    pub handed_over: Option<HandedOver>,
 }
 
 /// A claim in force.
@@ -602,6 +624,10 @@ impl Decider for Task {
                 let asked = || TaskEvent::InputRequested(InputRequested { agent_id, message: message.as_ref().clone() });
                 Ok(task.takes(message)?.then(asked).into_iter().collect())
             }
+            TaskCommand::HandOver { by, remote_id } => {
+                let (claim, remote_id) = (task.held(by)?, remote_id.clone());
+                Ok(vec![TaskEvent::HandedOver(HandedOver { agent_id: claim.agent_id, token: claim.token, remote_id })])
+            }
             TaskCommand::Say { message } => match task.status {
                 Status::Pending | Status::Claimed => {
                     let said = || TaskEvent::InputGiven(InputGiven { message: message.as_ref().clone() });
@@ -642,6 +668,7 @@ impl Decider for Task {
                 outcome: None,
                 error: None,
                 messages: vec![],
+                handed_over: None,
             });
         }
         let mut task = state?;
@@ -809,6 +836,7 @@ fn apply(task: &mut Task, event: &TaskEvent, meta: &Meta) {
         }
         TaskEvent::Released(r) => end_attempt(task, AttemptStatus::Abandoned, Some(r.reason.clone()), meta),
         TaskEvent::Progressed(p) => task.progress = Some(p.clone()),
+        TaskEvent::HandedOver(handed) => task.handed_over = Some(handed.clone()),
         TaskEvent::InputRequested(asked) => {
             task.messages.push(Said { by: Side::Agent, at: meta.at, message: asked.message.clone() });
         }

@@ -4,6 +4,7 @@
 //! answer, it is started again with growing pauses. What happens to it is told as [`Report`]s; this crate writes nothing
 //! down and never touches the store.
 
+mod a2a;
 mod document;
 mod lanes;
 pub mod mcp;
@@ -13,6 +14,7 @@ mod target;
 mod upstream;
 mod webhook;
 
+pub use a2a::{AgentEndpoint, AgentTrouble, RemoteAgent};
 pub use document::{Document, fetch};
 pub use mcp::{Answers, Ask, CallError, Client, Method, Note, Offer, Offers, Outcome, Resume, ToolListing};
 pub use postbox::{Letter, MailSettings, PostError, Postbox, Way, is_address, smtp_problem};

@@ -45,6 +45,7 @@ impl Updates {
         match event {
             TaskEvent::Claimed(_) => self.is_claimed = true,
             TaskEvent::Progressed(_)
+            | TaskEvent::HandedOver(_)
             | TaskEvent::InputRequested(_)
             | TaskEvent::InputGiven(_)
             | TaskEvent::StaleWriteRefused(_)
@@ -96,7 +97,7 @@ impl Updates {
                 self.state(event, "TASK_STATE_CANCELED", why)
             }
             TaskEvent::Submitted(_) => self.state(event, "TASK_STATE_SUBMITTED", None),
-            TaskEvent::StaleWriteRefused(_) => return Ok(vec![]),
+            TaskEvent::StaleWriteRefused(_) | TaskEvent::HandedOver(_) => return Ok(vec![]),
         };
         Ok(vec![told])
     }

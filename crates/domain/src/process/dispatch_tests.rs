@@ -44,6 +44,7 @@ fn entity(name: &str, change: impl FnOnce(&mut Agent)) -> Agent {
         mode: Mode::Active,
         is_restart_requested: false,
         suspended: None,
+        endpoint: None,
         is_deleted: false,
     };
     change(&mut agent);
@@ -81,6 +82,7 @@ fn loaded(change: impl FnOnce(&mut Task), handled: &[AgentId]) -> LoadedTask {
         outcome: None,
         error: None,
         messages: vec![],
+        handed_over: None,
     };
     change(&mut task);
     LoadedTask { version: 1, task: Box::new(task), handled: handled.to_vec() }

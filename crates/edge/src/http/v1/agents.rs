@@ -35,6 +35,8 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .routes(routes!(restart))
         .routes(routes!(suspend))
         .routes(routes!(reinstate))
+        .routes(routes!(connect))
+        .routes(routes!(disconnect))
         .routes(routes!(issue_key))
         .routes(routes!(tasks))
         .routes(routes!(history))
@@ -149,6 +151,8 @@ pub(crate) struct AgentAttributes {
     owner: Option<String>,
     /// What it is for.
     purpose: Option<String>,
+    /// Where it is, when work is brought to it over A2A.
+    endpoint: Option<EndpointBody>,
     /// Whether it is asked to restart and was not told yet.
     restart_requested: bool,
     /// Until when it counts as there; only in the answer to a heartbeat.
@@ -164,6 +168,15 @@ pub(crate) struct AgentAttributes {
     version: u64,
 }
 
+/// Where an agent is that speaks A2A.
+#[derive(Serialize, ToSchema)]
+struct EndpointBody {
+    /// The address of its card, or the one below which the card lies.
+    url: String,
+    /// The names of the headers that go with every request to it.
+    headers: Vec<String>,
+}
+
 pub(crate) fn attributes(agent: &Handled<Agent>) -> AgentAttributes {
     let (state, profile) = (&agent.state, &agent.state.profile);
     let schema = |schema: &Option<Json>| schema.as_ref().map(Json::value);
@@ -172,6 +185,7 @@ pub(crate) fn attributes(agent: &Handled<Agent>) -> AgentAttributes {
         agent_type: profile.agent_type.clone(),
         description: profile.description.clone(),
         status: state.status(),
+        endpoint: state.endpoint.as_ref().map(|at| EndpointBody { url: at.url.clone(), headers: at.headers.clone() }),
         status_reason: state.suspended.clone().or(state.degraded_reason.clone()),
         capabilities: profile
             .capabilities
@@ -369,6 +383,37 @@ async fn heartbeat(State(state): State<Arc<EdgeState>>, Handle(id): Handle, inpu
 
 async fn act(state: &EdgeState, input: Input<Empty>, id: &str, command: AgentCommand) -> Outcome {
     shown(StatusCode::OK, &state.app.command_agent(&input.by, id, command).await?)
+}
+
+/// Where an agent is that speaks A2A.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Connect {
+    /// The address of its card, or the one below which `/.well-known/agent-card.json` lies. Shown with the agent.
+    #[schema(max_length = 2048)]
+    url: String,
+    /// Headers that go with every request to it, such as its credentials. Sealed; only their names are shown.
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+}
+
+/// Bring work to an agent that speaks A2A
+///
+/// Its card is read; an agent without capabilities gets the card's skills. From now on tasks are sent to it.
+#[utoipa::path(post, path = "/api/v1/agents/{id}/actions/connect", tag = "agents", extensions(("x-permission" = json!("agents.connect"))),
+    params(("id" = String, Path, description = "Id or name")), request_body = Connect, responses((status = 200, body = One<AgentAttributes>)))]
+async fn connect(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Connect>) -> Outcome {
+    let Connect { url, headers } = input.body;
+    let agent = state.app.connect_agent(&input.by, &id, app::NewEndpoint { url, headers }).await?;
+    shown(StatusCode::OK, &agent)
+}
+
+/// Let an agent fetch its work by itself again
+#[utoipa::path(post, path = "/api/v1/agents/{id}/actions/disconnect", tag = "agents", extensions(("x-permission" = json!("agents.connect"))),
+    params(("id" = String, Path, description = "Id or name")), request_body = Empty, responses((status = 200, body = One<AgentAttributes>)))]
+async fn disconnect(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
+    let agent = state.app.disconnect_agent(&input.by, &id).await?;
+    shown(StatusCode::OK, &agent)
 }
 
 /// Give an agent no new work

@@ -2,6 +2,7 @@
 //!
 //! Owns the command's arguments and columns. Never does an agent's work.
 
+use super::mcp::pair;
 use super::{Paging, Past, Target, show_list, show_one, show_past, show_secret};
 use crate::cli::Output;
 use crate::cli::call::{Call, Fields, path};
@@ -91,6 +92,20 @@ pub enum AgentsCommand {
     },
     /// Let a suspended agent work again
     Reinstate(Target),
+    /// Bring work to an agent that speaks A2A; without capabilities it gets the skills of its card
+    Connect {
+        /// Which agent
+        #[command(flatten)]
+        agent: Target,
+        /// The address of its card, or the one below which the card lies
+        #[arg(long)]
+        url: String,
+        /// A header that is sent with each request, such as its credentials; may be repeated
+        #[arg(long = "header", value_name = "NAME=VALUE", value_parser = pair)]
+        headers: Vec<(String, String)>,
+    },
+    /// Let an agent fetch its work by itself again
+    Disconnect(Target),
     /// Make the key that the agent authenticates with; it is shown once
     IssueKey(Target),
     /// List the tasks that an agent holds or held
@@ -183,6 +198,12 @@ pub async fn run(command: AgentsCommand, client: &mut Client, output: Output) ->
             show_one(client, call, output).await
         }
         AgentsCommand::Reinstate(agent) => act(client, &agent, "reinstate", output).await,
+        AgentsCommand::Connect { agent, url, headers } => {
+            let headers: std::collections::BTreeMap<_, _> = headers.into_iter().collect();
+            let body = json!({ "url": url, "headers": headers });
+            show_one(client, Call::append(path(&["agents", &agent.id, "actions", "connect"]), body), output).await
+        }
+        AgentsCommand::Disconnect(agent) => act(client, &agent, "disconnect", output).await,
         AgentsCommand::IssueKey(agent) => {
             let call = Call::post(path(&["agents", &agent.id, "actions", "issue-key"]), json!({}));
             show_secret(client, call, output).await
