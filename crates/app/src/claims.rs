@@ -261,7 +261,10 @@ impl App {
         // A token that is no number was never given out: it is as stale as any.
         let by = Holder { agent, token: token.parse().unwrap_or(0) };
         self.tell(&runtime, Signal::Seen { agent, fill: None });
-        let goes_on = matches!(outcome, TaskOutcome::Heartbeat | TaskOutcome::Progress { .. } | TaskOutcome::Ask { .. } | TaskOutcome::HandedOver { .. });
+        let goes_on = matches!(
+            outcome,
+            TaskOutcome::Heartbeat | TaskOutcome::Progress { .. } | TaskOutcome::Ask { .. } | TaskOutcome::HandedOver { .. }
+        );
         let reported = match outcome {
             TaskOutcome::Heartbeat => heartbeat(task, by),
             other => {

@@ -79,7 +79,9 @@ impl App {
         let mut problems = Problems::default();
         match gateway::check_target(&new.url, self.0.settings.fetch_private) {
             Err(problem) => problems.add("/url", problem),
-            Ok(_) if new.url.len() > URL_CHARS_MAX => problems.add("/url", format!("must have at most {URL_CHARS_MAX} characters")),
+            Ok(_) if new.url.len() > URL_CHARS_MAX => {
+                problems.add("/url", format!("must have at most {URL_CHARS_MAX} characters"))
+            }
             // An address is shown to everybody who sees the agent.
             Ok(url) if url.query().is_some() || url.fragment().is_some() => {
                 problems.add("/url", "must have no query; put secrets into headers");
@@ -144,7 +146,8 @@ pub(crate) async fn look_after(app: App, runtime: Arc<TenantRuntime>, engine: En
     loop {
         for (id, agent) in connected(&runtime) {
             if running.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
-                let envoy = Envoy { app: app.clone(), runtime: runtime.clone(), engine: engine.clone(), id, under_way: Arc::default() };
+                let envoy =
+                    Envoy { app: app.clone(), runtime: runtime.clone(), engine: engine.clone(), id, under_way: Arc::default() };
                 let (running, stop) = (running.clone(), engine.env().stop().clone());
                 engine.env().spawn(async move {
                     tokio::select! {

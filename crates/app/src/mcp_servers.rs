@@ -457,6 +457,7 @@ async fn changes(
     listed: &[ToolListing],
 ) -> Result<Vec<Step>, HandleError> {
     let known = each::<Tool>(app.engine(), tenant, &[of_server(id)]).await.map_err(HandleError::Store)?;
+    let names = app.tool_names(tenant);
     let mut steps = vec![];
     for listing in listed {
         let stream = tool_id(id, &listing.name).to_string();
@@ -468,6 +469,7 @@ async fn changes(
                 server: server.profile.name.clone(),
                 manifest: manifest(listing),
                 is_first_listing: server.introduced.is_none(),
+                is_look_alike: names.look_alike(id, &listing.name).is_some(),
             };
             steps.push(Step::on::<Tool>(stream, command));
         }

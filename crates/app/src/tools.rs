@@ -5,15 +5,17 @@ use crate::journal::Values;
 use crate::schema::Schemas;
 use crate::{Answer, Caller};
 use domain::mcp_server::{McpServer, ServerStatus};
+use domain::scrutiny::{self, Finding, Names};
 use domain::task::Task;
 use domain::tool::{Tool, ToolCommand, name_key, not_found};
 use engine::{Extras, Handled, Step};
 use gateway::{Ask, CallError, Client, Method, Outcome};
-use kernel::id::{AgentId, CallId, TaskId, ToolId};
+use kernel::id::{AgentId, CallId, TaskId, TenantId, ToolId};
 use kernel::journal::Class;
 use kernel::{ActorKind, Json, Kind, Rejection, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::cell::LazyCell;
 use std::time::Duration;
 
 /// Whether a tool can be called.
@@ -57,6 +59,18 @@ pub struct ListedTool {
     pub tool: Handled<Tool>,
     /// Whether it can be called.
     pub status: ToolStatus,
+    /// What somebody should look at before approving it; nothing once it is.
+    pub findings: Vec<Finding>,
+}
+
+/// What is odd about a tool that is not approved as it is now.
+fn findings(tool: &Tool, names: &LazyCell<Names, impl FnOnce() -> Names>) -> Vec<Finding> {
+    if tool.is_approved() {
+        return vec![];
+    }
+    let mut findings = scrutiny::of_manifest(&tool.manifest);
+    findings.extend(names.look_alike(tool.server_id, &tool.manifest.tool));
+    findings
 }
 
 /// What a tool answered.
@@ -174,7 +188,18 @@ impl App {
         let tool = self.tool_record(caller, id_or_name).await?;
         let server = self.read::<McpServer>(caller, &tool.state.server_id.to_string()).await?;
         let status = ToolStatus::of(&tool.state, server.as_ref().map(|server| server.state.status));
-        Ok(ListedTool { tool, status })
+        let findings = findings(&tool.state, &LazyCell::new(|| self.tool_names(caller.actor.tenant)));
+        Ok(ListedTool { tool, status, findings })
+    }
+
+    /// What servers call their tools.
+    pub(crate) fn tool_names(&self, tenant: TenantId) -> Names {
+        let mut names = Names::default();
+        if let Some(runtime) = self.runtimes().into_iter().find(|runtime| runtime.id == tenant) {
+            let known = runtime.catalogue.known();
+            known.tools.values().for_each(|tool| names.put(tool.state.server_id, &tool.state.manifest.tool));
+        }
+        names
     }
 
     async fn tool_record(&self, caller: &Caller, id_or_name: &str) -> Answer<Handled<Tool>> {
@@ -197,11 +222,13 @@ impl App {
         let words: Vec<String> = query.split_whitespace().map(str::to_lowercase).collect();
         let mut found = vec![];
         let known = runtime.catalogue.known();
+        let names = LazyCell::new(|| self.tool_names(caller.actor.tenant));
         for tool in known.tools.values() {
             let Some(fit) = fit(&tool.state, &words) else { continue };
             let server = known.servers.get(&tool.state.server_id);
             let status = ToolStatus::of(&tool.state, server.map(|server| server.state.status));
-            found.push((std::cmp::Reverse(fit), tool.state.name(), ListedTool { tool: (**tool).clone(), status }));
+            let findings = findings(&tool.state, &names);
+            found.push((std::cmp::Reverse(fit), tool.state.name(), ListedTool { tool: (**tool).clone(), status, findings }));
         }
         found.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         Ok((found.into_iter().map(|(_, _, tool)| tool).collect(), position))

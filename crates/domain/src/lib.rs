@@ -16,6 +16,7 @@ pub mod progress;
 pub mod push;
 pub mod queue;
 pub mod rebuild;
+pub mod scrutiny;
 pub mod task;
 pub mod tool;
 pub mod view;

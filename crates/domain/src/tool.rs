@@ -1,6 +1,7 @@
 //! A tool of an MCP server, pinned by the hash of what it says of itself.
 
 use crate::agent::Nothing;
+use crate::scrutiny;
 use kernel::id::{McpServerId, ToolId};
 use kernel::rules::Meta;
 use kernel::{Decider, Facts, IndexField, Json, Kind, Rejection, UniqueChange};
@@ -35,8 +36,10 @@ pub enum ToolCommand {
         server: String,
         /// What it says of itself.
         manifest: Manifest,
-        /// Whether this is its server's first listing, which counts as approved.
+        /// Whether this is its server's first listing, which counts as approved unless something is odd about it.
         is_first_listing: bool,
+        /// Whether its name looks like that of another server's tool.
+        is_look_alike: bool,
     },
     /// Its server lists it no more.
     Withdraw,
@@ -123,12 +126,13 @@ impl Decider for Tool {
 
     fn decide(state: Option<&Tool>, command: &ToolCommand, _: &Facts) -> Result<Vec<ToolEvent>, Rejection> {
         let tool = match (command, state) {
-            (ToolCommand::Observe { server_id, server, manifest, is_first_listing }, None) => {
+            (ToolCommand::Observe { server_id, server, manifest, is_first_listing, is_look_alike }, None) => {
+                let is_plain = !is_look_alike && scrutiny::of_manifest(manifest).is_empty();
                 return Ok(vec![ToolEvent::Discovered(Discovered {
                     server_id: *server_id,
                     server: server.clone(),
                     manifest: manifest.clone(),
-                    is_approved: *is_first_listing,
+                    is_approved: *is_first_listing && is_plain,
                 })]);
             }
             (ToolCommand::Remove, Some(tool)) if tool.is_deleted => return Ok(vec![]),
@@ -231,7 +235,13 @@ mod tests {
             more: Json::empty_object(),
             hash: hash.into(),
         };
-        Observe { server_id: McpServerId::from_bytes([1; 16]), server: "files".into(), manifest, is_first_listing }
+        Observe {
+            server_id: McpServerId::from_bytes([1; 16]),
+            server: "files".into(),
+            manifest,
+            is_first_listing,
+            is_look_alike: false,
+        }
     }
 
     fn decide(state: Option<&Tool>, command: &ToolCommand) -> Vec<ToolEvent> {

@@ -72,9 +72,13 @@ impl RemoteAgent {
         let card = answer.map_err(|(status, _)| AgentTrouble::Unreachable(format!("its card cannot be read: {status}")))?;
         let (binding, interface) = interface(&card)?;
         let url = interface["url"].as_str().unwrap_or_default().trim_end_matches('/').to_owned();
-        let checked = target::check(&url, allow_private).map_err(|e| AgentTrouble::Unusable(format!("the address in its card {e}")))?;
+        let checked =
+            target::check(&url, allow_private).map_err(|e| AgentTrouble::Unusable(format!("the address in its card {e}")))?;
         if !endpoint.headers.is_empty() && checked.origin() != of_card.origin() {
-            let message = format!("its card names another origin ({}), to which the credentials do not belong", checked.origin().ascii_serialization());
+            let message = format!(
+                "its card names another origin ({}), to which the credentials do not belong",
+                checked.origin().ascii_serialization()
+            );
             return Err(AgentTrouble::Unusable(message));
         }
         let tenant = interface["tenant"].as_str().filter(|tenant| !tenant.is_empty()).map(str::to_owned);
@@ -123,7 +127,9 @@ impl RemoteAgent {
 fn result(answer: Result<Value, (StatusCode, Value)>) -> Result<Value, AgentTrouble> {
     let mut body = match answer {
         Ok(body) => body,
-        Err((status, body)) if body.get("error").is_none_or(|error| !error.is_object()) => return Err(refused(status, &Value::Null)),
+        Err((status, body)) if body.get("error").is_none_or(|error| !error.is_object()) => {
+            return Err(refused(status, &Value::Null));
+        }
         Err((_, body)) => body,
     };
     match body.get("error").filter(|error| !error.is_null()) {
@@ -155,7 +161,8 @@ fn card_url(url: &str, allow_private: bool) -> Result<Url, AgentTrouble> {
 /// The first interface of a card that is spoken here.
 fn interface(card: &Value) -> Result<(Binding, &Value), AgentTrouble> {
     let all = card["supportedInterfaces"].as_array().into_iter().flatten();
-    let spoken = all.filter(|one| one["protocolVersion"].as_str().is_some_and(|version| version == VERSION || version.starts_with("1.0.")));
+    let spoken = all
+        .filter(|one| one["protocolVersion"].as_str().is_some_and(|version| version == VERSION || version.starts_with("1.0.")));
     let known = |one: &Value| match one["protocolBinding"].as_str() {
         Some("JSONRPC") => Some(Binding::JsonRpc),
         Some("HTTP+JSON") => Some(Binding::Http),
@@ -188,7 +195,10 @@ fn client(endpoint: &AgentEndpoint, allow_private: bool) -> Result<reqwest::Clie
 }
 
 /// Sends a request. What is answered with an error status comes back with it; an agent that is not well is unreachable.
-async fn exchange(request: reqwest::RequestBuilder, bytes_max: usize) -> Result<Result<Value, (StatusCode, Value)>, AgentTrouble> {
+async fn exchange(
+    request: reqwest::RequestBuilder,
+    bytes_max: usize,
+) -> Result<Result<Value, (StatusCode, Value)>, AgentTrouble> {
     let unreachable = |what: &str| AgentTrouble::Unreachable(what.to_owned());
     let mut response = request.send().await.map_err(|_| unreachable("it could not be reached"))?;
     let status = response.status();
@@ -238,7 +248,9 @@ mod tests {
         let rpc = json!({ "code": -32001, "message": "gone" });
         let http = json!({ "code": 404, "message": "gone", "details": [{ "reason": "TASK_NOT_FOUND" }] });
         assert_eq!(refused(StatusCode::OK, &rpc), refused(StatusCode::NOT_FOUND, &http));
-        assert!(matches!(result(Err((StatusCode::FORBIDDEN, json!("no")))), Err(AgentTrouble::Refused { message, .. }) if message.contains("403")));
+        assert!(
+            matches!(result(Err((StatusCode::FORBIDDEN, json!("no")))), Err(AgentTrouble::Refused { message, .. }) if message.contains("403"))
+        );
         assert!(matches!(result(Ok(json!([]))), Err(AgentTrouble::Unusable(_))));
     }
 

@@ -189,7 +189,12 @@ impl Errand {
             "TASK_STATE_REJECTED" => return Err(ended("REJECTED", words, "it does not want this task", false)),
             "TASK_STATE_CANCELED" => return Err(ended("AGENT_CANCELLED", words, "it called the task off", false)),
             "TASK_STATE_AUTH_REQUIRED" => {
-                return Err(ended("AGENT_WANTS_SIGN_IN", words, "it wants somebody to sign in, which cannot be passed on", false));
+                return Err(ended(
+                    "AGENT_WANTS_SIGN_IN",
+                    words,
+                    "it wants somebody to sign in, which cannot be passed on",
+                    false,
+                ));
             }
             "TASK_STATE_INPUT_REQUIRED" => self.ask(there, &status["message"], &now.entity.state).await?,
             "TASK_STATE_SUBMITTED" | "TASK_STATE_WORKING" => self.progress(there, words).await?,
@@ -318,6 +323,9 @@ mod tests {
         let mixed = json!([{ "text": "a" }, { "url": "https://a.example" }]);
         assert_eq!(output_of(&mixed), json!({ "parts": mixed }));
         assert_eq!(output_of(&json!([{ "data": [1] }])), json!({ "parts": [{ "data": [1] }] }));
-        assert_eq!(outputs(&json!([{ "parts": [{ "text": "a" }] }, {}, { "parts": [{ "text": "b" }] }])), json!([{ "text": "a" }, { "text": "b" }]));
+        assert_eq!(
+            outputs(&json!([{ "parts": [{ "text": "a" }] }, {}, { "parts": [{ "text": "b" }] }])),
+            json!([{ "text": "a" }, { "text": "b" }])
+        );
     }
 }

@@ -60,6 +60,8 @@ struct ToolAttributes {
     output_schema: Option<Value>,
     /// `ready`, `needs_approval` (it is not what was approved), `unavailable` (its server is not ready) or `withdrawn`
     status: &'static str,
+    /// What somebody should look at before approving it; nothing once it is approved as it is.
+    findings: Vec<FindingBody>,
     /// SHA-256 of everything that it says of itself.
     hash: String,
     /// When it was first listed.
@@ -68,6 +70,17 @@ struct ToolAttributes {
     updated_at: String,
     /// Counts its changes.
     version: u64,
+}
+
+/// Something odd about what a tool says of itself.
+#[derive(Serialize, ToSchema)]
+struct FindingBody {
+    /// `hidden_text`, `instruction`, `concealment`, `secrets`, `encoded_text` or `look_alike`
+    concern: String,
+    /// `name`, or a JSON pointer into the tool's listing.
+    place: String,
+    /// What is there; what cannot be seen is written as its code.
+    excerpt: String,
 }
 
 fn attributes(listed: &ListedTool) -> ToolAttributes {
@@ -81,6 +94,11 @@ fn attributes(listed: &ListedTool) -> ToolAttributes {
         input_schema: tool.manifest.input_schema.value(),
         output_schema: tool.manifest.output_schema.as_ref().map(Json::value),
         status: listed.status.as_str(),
+        findings: listed
+            .findings
+            .iter()
+            .map(|f| FindingBody { concern: f.concern.into(), place: f.place.clone(), excerpt: f.excerpt.clone() })
+            .collect(),
         hash: tool.manifest.hash.clone(),
         created_at: listed.tool.created_at.to_string(),
         updated_at: listed.tool.updated_at.to_string(),
