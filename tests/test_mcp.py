@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 import httpx2
-from harness import done, refused, submit, tool_server, unique
+from harness import done, refused, submit, tool_server, unique, until
+from mcp_clients import Legacy, Modern
 
 BUILTINS = {"task_submit", "task_claim", "task_heartbeat", "task_complete", "task_fail", "agents_discover"}
 
@@ -157,3 +159,56 @@ def test_should_not_show_another_tenants_tools(keiko, admin, echo):
     names = {tool["name"] for tool in ask(other, "tools/list").json()["result"]["tools"]}
     assert names == BUILTINS
     assert call(other, echo, text="x")["error"]["code"] == -32602
+
+
+# Tools that are found instead of listed
+
+
+@pytest.fixture(scope="module")
+def many(admin, tmp_path_factory):
+    """A server with a hundred tools, and its name."""
+    text = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    tools = [{"name": f"filler_{n}", "description": f"Does something of kind {n}", "inputSchema": text} for n in range(98)]
+    tools += [{"name": "echo", "description": "Repeats a sentence word by word", "inputSchema": text}]
+    tools += [{"name": "convertCurrency", "description": "Turns an amount of money into another currency", "inputSchema": text}]
+    listed, name = tmp_path_factory.mktemp("many") / "tools.json", unique("many").replace("-", "_")
+    listed.write_text(json.dumps(tools))
+    args = [str(Path(__file__).parent / "servers" / "odd.py"), str(listed), "well"]
+    done(admin.post("/mcp-servers", {"name": name, "transport": {"type": "stdio", "command": sys.executable, "args": args}}), 201)
+    until(lambda: admin.get(f"/tools/{name}__echo").status_code == 200, "the tools are listed")
+    return name
+
+
+@pytest.mark.parametrize("era", [Modern, Legacy])
+def test_should_find_and_call_tools_without_listing_them(keiko, admin, many, era):
+    with era(f"{keiko.url}/mcp?tools=search", admin.headers) as client:
+        assert set(client.names()) == BUILTINS | {"find_tools", "call_tool"}
+        answer, _ = client.ask("tools/call", {"name": "find_tools", "arguments": {"query": "converting money to other currencies", "limit": 3}})
+        found = answer["result"]["structuredContent"]["tools"]
+        assert found[0]["name"] == f"{many}__convertCurrency" and found[0]["inputSchema"]["required"] == ["text"] and len(found) <= 3
+        answer, _ = client.ask("tools/call", {"name": "call_tool", "arguments": {"name": f"{many}__echo", "arguments": {"text": "hello"}}})
+        assert answer["result"]["structuredContent"] == {"text": "hello"}
+        refused_, _ = client.ask("tools/call", {"name": "call_tool", "arguments": {"name": f"{many}__echo", "arguments": {}}})
+        assert refused_["result"]["isError"] and "ARGUMENTS_INVALID" in refused_["result"]["content"][0]["text"]
+        empty, _ = client.ask("tools/call", {"name": "find_tools", "arguments": {"query": " "}})
+        assert empty["result"]["isError"]
+        for wrong in ({}, {"name": ""}, {"name": 7}, {"name": "call_tool"}, {"name": f"{many}__echo", "arguments": []}):
+            error, _ = client.ask("tools/call", {"name": "call_tool", "arguments": wrong})
+            assert error["error"]["code"] == -32602, wrong
+        unknown, _ = client.ask("tools/call", {"name": "call_tool", "arguments": {"name": "nobody__knows"}})
+        assert unknown["error"]["code"] == -32602
+    with era(f"{keiko.url}/mcp", admin.headers) as client:
+        assert "find_tools" not in client.names() and f"{many}__echo" in client.names()
+        answer, _ = client.ask("tools/call", {"name": "find_tools", "arguments": {"query": "money"}})
+        assert "error" in answer, "where all are listed there is nothing to find"
+
+
+def test_should_find_only_what_the_caller_may_use(keiko, admin, many):
+    role = unique("role")
+    done(admin.post("/roles", {"name": role, "permissions": [f"tools.call.{many}.echo"]}), 201)
+    user = keiko.user(admin, [role])
+    with Modern(f"{keiko.url}/mcp?tools=search", user.headers) as client:
+        answer, _ = client.ask("tools/call", {"name": "find_tools", "arguments": {"query": "repeat a sentence, convert money", "limit": 25}})
+        assert [t["name"] for t in answer["result"]["structuredContent"]["tools"]] == [f"{many}__echo"]
+        answer, _ = client.ask("tools/call", {"name": "call_tool", "arguments": {"name": f"{many}__convertCurrency", "arguments": {"text": "x"}}})
+        assert answer.get("error") or answer["result"]["isError"]

@@ -5,6 +5,7 @@
 
 pub(crate) mod catalogue;
 mod requests;
+mod search;
 mod session;
 mod state;
 mod view;
@@ -14,6 +15,7 @@ pub use gateway::mcp::mirror::Mirrored;
 pub use gateway::mcp::{LEGACY, ListKind, MODERN, QUESTIONS};
 pub use gateway::{Change, Key, Note, Watched, What};
 pub use requests::{Kind as AskKind, McpAsk, McpClient, McpOutcome};
+pub use search::found_json;
 pub use session::SessionFacts;
 pub use view::{Door, Offered, OfferedTool, Part, View};
 pub use virtual_servers::{NewMember, NewVirtualServer};

@@ -5,6 +5,7 @@
 //! is reached as `mcp+SERVER:URI`.
 
 use super::catalogue::Known;
+use super::search::ToolIndex;
 use crate::tools::ToolStatus;
 use domain::mcp_server::{McpServer, ServerStatus};
 use domain::tool::{Tool, full_name};
@@ -18,7 +19,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The way in: everything of the tenant, or a virtual server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +96,7 @@ pub struct View {
     /// Differs when the list of tools does.
     pub tools_stamp: u64,
     tools_by_name: BTreeMap<String, usize>,
+    index: OnceLock<ToolIndex>,
     prompts_by_name: BTreeMap<String, usize>,
     resources_by_uri: BTreeMap<String, usize>,
 }
@@ -205,6 +207,12 @@ impl View {
     /// A tool by the name it is offered by.
     pub fn tool(&self, name: &str) -> Option<&OfferedTool> {
         self.tools.get(*self.tools_by_name.get(name)?)
+    }
+
+    /// Tools that have any of the words, best first, with their scores.
+    pub fn find(&self, query: &str) -> Vec<(&OfferedTool, f64)> {
+        let index = self.index.get_or_init(|| ToolIndex::of(&self.tools));
+        index.find(query).into_iter().filter_map(|(at, score)| Some((self.tools.get(at)?, score))).collect()
     }
 
     /// A prompt by the name it is offered by.

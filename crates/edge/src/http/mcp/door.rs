@@ -2,7 +2,7 @@
 //! servers are not read again.
 
 use super::message::{Answer, INVALID_PARAMS, Params, RpcError, carried, shown};
-use super::{Api, builtin};
+use super::{Api, builtin, search};
 use crate::http::state::EdgeState;
 use app::Caller;
 use app::mcp::{AskKind, Door, McpAsk, McpClient, McpOutcome, Note, OfferKind, View};
@@ -32,6 +32,8 @@ pub(super) struct Visit {
     pub door_name: String,
     /// Whether the client speaks the newest version.
     pub is_modern: bool,
+    /// Whether tools are found instead of listed.
+    pub is_search: bool,
 }
 
 /// What came of a request that may be handed on.
@@ -142,6 +144,9 @@ impl Visit {
 
     fn tools<'a>(&'a self, view: &'a View) -> Vec<&'a str> {
         let own = self.state.built_in_tools.iter().filter(|_| view.built_in).map(String::as_str);
+        if self.is_search {
+            return search::ENTRIES.iter().map(String::as_str).chain(own).collect();
+        }
         let app = &self.state.app;
         let may_use = |(server, tool): (&str, &str)| app.may_use(&self.caller, self.door, OfferKind::Tool, server, tool);
         // Whoever may use all is asked once.
@@ -181,7 +186,7 @@ impl Visit {
         if arguments.as_ref().is_some_and(|arguments: &Json| !arguments.text().starts_with('{')) {
             return Err(RpcError::new(INVALID_PARAMS, "The arguments must be an object."));
         }
-        Ok(McpAsk {
+        self.unwrapped(McpAsk {
             kind,
             name,
             arguments,
@@ -199,6 +204,9 @@ impl Visit {
             && self.view().is_ok_and(|view| view.built_in)
         {
             return Done::Answer(self.built_in(builtin, &ask).await);
+        }
+        if let Some(found) = self.view().ok().and_then(|view| self.found(&view, &ask)) {
+            return Done::Answer(Ok(self.complete(&found.to_string(), false)));
         }
         let (kind, name) = (ask.kind, ask.name.clone());
         if self.is_new_here(&ask) {

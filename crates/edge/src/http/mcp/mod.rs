@@ -13,6 +13,7 @@ mod listen;
 mod message;
 mod modern;
 mod oldest;
+mod search;
 mod sessions;
 mod stream;
 
@@ -69,7 +70,7 @@ fn versions() -> Vec<&'static str> {
 /// One JSON-RPC message of the Model Context Protocol over streamable HTTP, in any of its versions. A client of version
 /// 2026-07-28 says everything with each request; older ones begin with `initialize` and send the `Mcp-Session-Id` that they get.
 /// Answers are JSON, or a stream of server-sent events when something is told before them.
-#[utoipa::path(post, path = "/mcp", tag = "tools", extensions(("x-permission" = json!("discovery.read"))), request_body = Object,
+#[utoipa::path(post, path = "/mcp", tag = "tools", extensions(("x-permission" = json!("discovery.read"))), params(search::SearchParams), request_body = Object,
     responses((status = 200, description = "The JSON-RPC answer.", body = Object),
         (status = 202, description = "A notification was taken."),
         (status = 400, description = "Not a JSON-RPC message.", body = Object)))]
@@ -81,7 +82,7 @@ async fn all(State(state): State<Arc<EdgeState>>, Extension(api): Extension<Api>
 ///
 /// Like `/mcp`, with what the virtual server selects, for those whom it is for.
 #[utoipa::path(post, path = "/mcp/{virtual_server}", tag = "tools", extensions(("x-permission" = json!("discovery.read"))),
-    params(("virtual_server" = String, Path, description = "Id or name")), request_body = Object,
+    params(("virtual_server" = String, Path, description = "Id or name"), search::SearchParams), request_body = Object,
     responses((status = 200, description = "The JSON-RPC answer.", body = Object),
         (status = 202, description = "A notification was taken."),
         (status = 400, description = "Not a JSON-RPC message.", body = Object)))]
@@ -97,7 +98,7 @@ async fn one(
 /// Follow an MCP session
 ///
 /// What changes behind the door of a session, as server-sent events.
-#[utoipa::path(get, path = "/mcp", tag = "tools", extensions(("x-permission" = json!("discovery.read"))),
+#[utoipa::path(get, path = "/mcp", tag = "tools", extensions(("x-permission" = json!("discovery.read"))), params(search::SearchParams),
     responses((status = 200, description = "A stream of server-sent events.")))]
 async fn follow_all(State(state): State<Arc<EdgeState>>, Extension(api): Extension<Api>, request: Request) -> Response {
     answered(followed(&state, &api, None, request).await)
@@ -107,7 +108,7 @@ async fn follow_all(State(state): State<Arc<EdgeState>>, Extension(api): Extensi
 ///
 /// What changes behind the door of a session, as server-sent events.
 #[utoipa::path(get, path = "/mcp/{virtual_server}", tag = "tools", extensions(("x-permission" = json!("discovery.read"))),
-    params(("virtual_server" = String, Path, description = "Id or name")),
+    params(("virtual_server" = String, Path, description = "Id or name"), search::SearchParams),
     responses((status = 200, description = "A stream of server-sent events.")))]
 async fn follow_one(
     State(state): State<Arc<EdgeState>>,
@@ -119,7 +120,7 @@ async fn follow_one(
 }
 
 /// End an MCP session
-#[utoipa::path(delete, path = "/mcp", tag = "tools", extensions(("x-permission" = json!("discovery.read"))),
+#[utoipa::path(delete, path = "/mcp", tag = "tools", extensions(("x-permission" = json!("discovery.read"))), params(search::SearchParams),
     responses((status = 204, description = "It is over.")))]
 async fn end_all(State(state): State<Arc<EdgeState>>, Extension(api): Extension<Api>, request: Request) -> Response {
     answered(ended(&state, &api, None, request).await)
@@ -127,7 +128,7 @@ async fn end_all(State(state): State<Arc<EdgeState>>, Extension(api): Extension<
 
 /// End an MCP session with a virtual server
 #[utoipa::path(delete, path = "/mcp/{virtual_server}", tag = "tools", extensions(("x-permission" = json!("discovery.read"))),
-    params(("virtual_server" = String, Path, description = "Id or name")), responses((status = 204, description = "It is over.")))]
+    params(("virtual_server" = String, Path, description = "Id or name"), search::SearchParams), responses((status = 204, description = "It is over.")))]
 async fn end_one(
     State(state): State<Arc<EdgeState>>,
     Extension(api): Extension<Api>,
@@ -153,7 +154,8 @@ async fn visit(
     let By(caller) = By::from_request_parts(parts, state).await?;
     let door = state.app.mcp_door(&caller, name.as_deref())?;
     let door_name = name.unwrap_or_default();
-    Ok(Visit { state: state.clone(), api: api.clone(), parts: parts.clone(), caller, door, door_name, is_modern })
+    let is_search = search::is_wanted(&parts.uri);
+    Ok(Visit { state: state.clone(), api: api.clone(), parts: parts.clone(), caller, door, door_name, is_modern, is_search })
 }
 
 async fn taken(state: &Arc<EdgeState>, api: &Api, name: Option<String>, request: Request) -> Result<Response, Failure> {
