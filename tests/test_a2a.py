@@ -663,6 +663,32 @@ def test_should_give_up_an_address_that_does_not_want_it(keiko, admin):
     assert hook.told == [] and task_of(admin, task["id"])["status"] == "completed"
 
 
+def test_should_tell_nothing_to_somebody_who_is_locked_out(keiko, admin):
+    agent, user = keiko.agent(admin, unique("skill")), keiko.user(admin, ["user"])
+    with Hook() as hook:
+        peer = Peer(keiko, user, agent.name, "JSONRPC")
+        task = peer.task(message("Do it"), return_immediately=True, task_push_notification_config=pb.TaskPushNotificationConfig(url=hook.url))
+        claimed = agent.take()
+        until(lambda: hook.states() == ["WORKING"], "the claim is told")
+        done(admin.post(f"/users/{user.id}/actions/suspend", {"reason": "test"}), 200)
+        agent.complete(claimed)
+        until(lambda: [e for e in admin.events(type="tasks.push.ended") if e["data"]["reason"] == "revoked"], "it is over")
+        assert hook.states() == ["WORKING"] and task_of(admin, task["id"])["status"] == "completed"
+
+
+def test_should_keep_addresses_to_whoever_named_them(keiko, admin, agent):
+    user = keiko.user(admin, ["user"])
+    theirs, ours = Peer(keiko, user, agent.name, "JSONRPC"), Peer(keiko, admin, agent.name, "JSONRPC")
+    task = theirs.task(message("Review"), return_immediately=True)
+    with Hook() as hook:
+        for peer, url in ((theirs, hook.url), (ours, hook.url + "&admin=1")):
+            peer.ask("create_task_push_notification_config", pb.TaskPushNotificationConfig(task_id=task["id"], id="mine", url=url))
+        for peer, url in ((theirs, hook.url), (ours, hook.url + "&admin=1")):
+            listed = peer.ask("list_task_push_notification_configs", pb.ListTaskPushNotificationConfigsRequest(task_id=task["id"]))
+            assert [c.url for c in listed.configs] == [url], "nobody sees or replaces another's address"
+    done(admin.post(f"/tasks/{task['id']}/actions/cancel", {}))
+
+
 def test_should_refuse_addresses_of_this_network(new_keiko):
     keiko = new_keiko()
     keiko.start()

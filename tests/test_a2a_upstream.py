@@ -304,7 +304,7 @@ def rpc(result):
         (lambda *_: rpc({}), "AGENT_ANSWER_UNUSABLE"),
         (lambda *_: rpc({"task": {"id": "x" * 5_000}}), "AGENT_ANSWER_UNUSABLE"),
         (lambda *_: (302, b""), "AGENT_REFUSED"),
-        (lambda *_: (403, b"no"), "AGENT_REFUSED"),
+        (lambda *_: (400, b"no"), "AGENT_REFUSED"),
         (lambda *_: (200, b'{"jsonrpc":"2.0","id":1,"error":{"code":-32603,"message":"boom"}}'), "AGENT_REFUSED"),
         (lambda method, _: rpc({"task": {"id": "a"}}) if method == "SendMessage" else rpc({"id": "a", "status": {"state": "DONE"}}), "AGENT_ANSWER_UNUSABLE"),
         (lambda method, _: rpc({"task": {"id": "a"}}) if method == "SendMessage" else rpc(7), "AGENT_ANSWER_UNUSABLE"),

@@ -61,6 +61,8 @@ pub enum TaskOutcome {
     HandedOver {
         /// What it is called there.
         remote_id: String,
+        /// How many messages of the submitter it has heard.
+        heard: u32,
     },
     /// Not now.
     Release {
@@ -285,7 +287,12 @@ impl App {
             self.tell(&runtime, Signal::Renew { task: id, token: by.token });
         }
         let lease = goes_on.then(|| self.env().now().plus_ms(self.0.settings.claim_ttl_ms));
-        Ok((TaskView { entity: reported }.resolved(&self.0.engine, runtime.id).await?, lease))
+        let view = TaskView { entity: reported };
+        // What was said is to be read here; input and context the agent has.
+        match view.entity.state.messages.is_empty() {
+            true => Ok((view, lease)),
+            false => Ok((view.resolved(&self.0.engine, runtime.id).await?, lease)),
+        }
     }
 
     fn command(
@@ -303,7 +310,7 @@ impl App {
                 check_message(&message)?;
                 TaskCommand::Ask { by, message: Box::new(lighter(message, &mut extras)) }
             }
-            TaskOutcome::HandedOver { remote_id } => TaskCommand::HandOver { by, remote_id },
+            TaskOutcome::HandedOver { remote_id, heard } => TaskCommand::HandOver { by, remote_id, heard },
             TaskOutcome::Release { reason } => TaskCommand::Release { by, reason },
             TaskOutcome::Fail { error, is_retryable } => {
                 TaskCommand::Fail { by, error, is_retryable, retry_delay_base_ms: self.0.settings.retry_delay_base_ms }

@@ -144,7 +144,8 @@ fn skills(card: &Value) -> Vec<Capability> {
 pub(crate) async fn look_after(app: App, runtime: Arc<TenantRuntime>, engine: Engine) {
     let running: Arc<Mutex<BTreeSet<AgentId>>> = Arc::default();
     loop {
-        for (id, agent) in connected(&runtime) {
+        let is_draining = app.draining().is_cancelled();
+        for (id, agent) in connected(&runtime).into_iter().filter(|_| !is_draining) {
             if running.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
                 let envoy =
                     Envoy { app: app.clone(), runtime: runtime.clone(), engine: engine.clone(), id, under_way: Arc::default() };
@@ -187,7 +188,7 @@ impl Envoy {
     /// Serves until the agent is at another place, or there no more.
     async fn serve(&self, agent: Handled<Agent>) {
         let mut pause_ms = PAUSE_MS_MIN;
-        while self.is_at(&agent) {
+        while self.is_at(&agent) && !self.app.draining().is_cancelled() {
             match self.work(&agent).await {
                 Ok(()) => pause_ms = PAUSE_MS_MIN,
                 Err(why) => {

@@ -6,10 +6,12 @@
 use crate::a2a::Updates;
 use crate::app::{App, Inner, internal};
 use crate::errors::{Problems, of_handle, of_store};
+use crate::tasks::is_own;
 use crate::{Answer, Caller};
 use async_trait::async_trait;
+use domain::policy::Reach;
 use domain::process::outstanding::{Effect, Notify, Outstanding};
-use domain::push::{Configured, Ended, Push, PushCommand, Reason, address_secret, name_key, not_found};
+use domain::push::{Configured, Ended, Push, PushCommand, Reason, address_secret, name_key_of, not_found};
 use domain::task::Task;
 use engine::{Context, Engine, Executor, Extras, Handled, Step};
 use gateway::{Notice, PostError};
@@ -73,7 +75,7 @@ impl App {
         let tenant = caller.actor.tenant;
         let id: PushId = self.env().id();
         let name = new.name.clone().unwrap_or_else(|| id.to_string());
-        if let Some(known) = self.holder(tenant, &name_key(&task_id, &name)).await? {
+        if let Some(known) = self.holder(tenant, &name_key_of(&task_id, &caller.actor.who.id, &name)).await? {
             self.end_push(caller, &known).await?;
         }
         self.check_push_room(tenant, &task.stream).await?;
@@ -84,7 +86,7 @@ impl App {
         let place = address_secret(&id);
         let plain = serde_json::to_vec(&address).map_err(|e| internal(e.to_string()))?;
         let sealed = self.0.crypto.sealer.seal(tenant, &place, &plain, self.env().bytes()).map_err(internal)?;
-        let configured = Configured { task_id, name, host: host.unwrap_or_default(), after };
+        let configured = Configured { task_id, by: caller.actor.who.id.clone(), name, host: host.unwrap_or_default(), after };
         let step = Step::new::<Push>(id, PushCommand::Configure(configured));
         let extras = Extras { secrets: vec![(place, Some(sealed))], ..Extras::default() };
         let plain_caller = Caller { idempotency: None, if_match: None, ..caller.clone() };
@@ -98,10 +100,11 @@ impl App {
         self.shown_push(caller.actor.tenant, &push).await
     }
 
-    /// The addresses of a task that are told.
+    /// The caller's own addresses that are told of a task. Those of others are theirs: an address is often a secret.
     pub async fn pushes(&self, caller: &Caller, task: &Handled<Task>) -> Answer<Vec<PushView>> {
         let mut shown = vec![];
-        for push in self.open_pushes(caller.actor.tenant, Some(&task.stream)).await? {
+        let all = self.open_pushes(caller.actor.tenant, Some(&task.stream)).await?;
+        for push in all.into_iter().filter(|push| push.state.configured.by == caller.actor.who.id) {
             shown.push(self.shown_push(caller.actor.tenant, &push).await?);
         }
         Ok(shown)
@@ -117,7 +120,7 @@ impl App {
 
     async fn named_push(&self, caller: &Caller, task: &Handled<Task>, name: &str) -> Answer<Option<Handled<Push>>> {
         let Ok(task_id) = task.stream.parse() else { return Ok(None) };
-        match self.holder(caller.actor.tenant, &name_key(&task_id, name)).await? {
+        match self.holder(caller.actor.tenant, &name_key_of(&task_id, &caller.actor.who.id, name)).await? {
             Some(stream) => self.entity::<Push>(caller.actor.tenant, &stream).await,
             None => Ok(None),
         }
@@ -235,6 +238,9 @@ impl PushWorker {
             let task = self.engine.entity::<Task>(self.tenant, &configured.task_id.to_string()).await.map_err(of_store)?;
             let Some(task) = task else { return self.end(id, Reason::Told, None).await };
             if seen.is_none_or(|seen| seen < task.version) {
+                if !self.may_know(&configured.by, &task.state).await? {
+                    return self.end(id, Reason::Revoked, None).await;
+                }
                 if let Err(PostError::Permanent(why) | PostError::Transient(why)) =
                     self.tell_new(id, seen.unwrap_or(configured.after), &task).await?
                 {
@@ -249,6 +255,14 @@ impl PushWorker {
             let _ = tail.changed().await;
             self.engine.env().sleep_ms(GATHER_MS).await;
         }
+    }
+
+    /// Whether whoever asked may still see the task.
+    async fn may_know(&self, by: &str, task: &Task) -> Answer<bool> {
+        let Some(app) = self.app.upgrade().map(App) else { return Ok(true) };
+        let Some(actor) = app.identity(self.tenant, by).await? else { return Ok(false) };
+        let reach = app.authorise(&actor, "tasks.read");
+        Ok(reach.is_ok_and(|reach| reach == Reach::All || is_own(task, by)))
     }
 
     /// Tells what happened to a task behind one of its versions and up to this one.

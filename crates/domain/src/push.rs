@@ -4,7 +4,7 @@
 
 use kernel::id::{PushId, TaskId};
 use kernel::rules::Meta;
-use kernel::{ActorRef, Decider, Facts, IndexField, Kind, Rejection, UniqueChange};
+use kernel::{Decider, Facts, IndexField, Kind, Rejection, UniqueChange};
 use serde::{Deserialize, Serialize};
 
 /// What may be asked of it.
@@ -21,7 +21,9 @@ pub enum PushCommand {
 pub struct Configured {
     /// Of which task.
     pub task_id: TaskId,
-    /// What whoever asked calls it; unique among those of the task that go on.
+    /// Who asked, by id.
+    pub by: String,
+    /// What they call it; unique among theirs of the task that go on.
     pub name: String,
     /// The host of the address.
     pub host: String,
@@ -37,6 +39,8 @@ pub enum Reason {
     Told,
     /// Somebody took it back.
     Deleted,
+    /// Whoever asked may not see the task any more.
+    Revoked,
     /// The address does not take it.
     Undeliverable,
 }
@@ -63,8 +67,6 @@ kernel::events! {
 pub struct Push {
     /// As it was asked for.
     pub configured: Configured,
-    /// By whom.
-    pub configured_by: ActorRef,
     /// Why it is over; absent while it goes on.
     pub ended: Option<Ended>,
 }
@@ -84,11 +86,9 @@ impl Decider for Push {
         })
     }
 
-    fn evolve(state: Option<Push>, event: &PushEvent, meta: &Meta) -> Option<Push> {
+    fn evolve(state: Option<Push>, event: &PushEvent, _: &Meta) -> Option<Push> {
         match event {
-            PushEvent::Configured(configured) => {
-                Some(Push { configured: configured.clone(), configured_by: meta.actor.clone(), ended: None })
-            }
+            PushEvent::Configured(configured) => Some(Push { configured: configured.clone(), ended: None }),
             PushEvent::Ended(ended) => state.map(|push| Push { ended: Some(ended.clone()), ..push }),
         }
     }
@@ -104,18 +104,22 @@ impl Decider for Push {
 
     fn unique(state: Option<&Push>, event: &PushEvent) -> Vec<UniqueChange> {
         match (event, state) {
-            (PushEvent::Configured(configured), _) => vec![UniqueChange::Take(name_key(&configured.task_id, &configured.name))],
+            (PushEvent::Configured(configured), _) => vec![UniqueChange::Take(name_key(configured))],
             (PushEvent::Ended(_), Some(push)) => {
-                vec![UniqueChange::Free(name_key(&push.configured.task_id, &push.configured.name))]
+                vec![UniqueChange::Free(name_key(&push.configured))]
             }
             (PushEvent::Ended(_), None) => vec![],
         }
     }
 }
 
-/// The unique key of a name.
-pub fn name_key(task: &TaskId, name: &str) -> String {
-    format!("push.name:{task}:{name}")
+fn name_key(configured: &Configured) -> String {
+    name_key_of(&configured.task_id, &configured.by, &configured.name)
+}
+
+/// The unique key of somebody's name for an address.
+pub fn name_key_of(task: &TaskId, by: &str, name: &str) -> String {
+    format!("push.name:{task}:{by}:{name}")
 }
 
 /// Where address and credentials are sealed.
@@ -132,11 +136,11 @@ pub fn not_found(searched: &str) -> Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernel::Timestamp;
+    use kernel::{ActorRef, Timestamp};
 
     fn configured() -> Configured {
         let task_id = TaskId::from_bytes([1; 16]);
-        Configured { task_id, name: "a".into(), host: "client.example".into(), after: 1 }
+        Configured { task_id, by: "user_1".into(), name: "a".into(), host: "client.example".into(), after: 1 }
     }
 
     #[test]
@@ -149,7 +153,7 @@ mod tests {
         let end = Ended { reason: Reason::Told, detail: None };
         assert_eq!(Push::decide(open.as_ref(), &PushCommand::End(end.clone()), &facts), Ok(vec![PushEvent::Ended(end.clone())]));
         let freed = Push::unique(open.as_ref(), &PushEvent::Ended(end.clone()));
-        assert_eq!(freed, [UniqueChange::Free(name_key(&TaskId::from_bytes([1; 16]), "a"))]);
+        assert_eq!(freed, [UniqueChange::Free(name_key_of(&TaskId::from_bytes([1; 16]), "user_1", "a"))]);
         let ended = Push::evolve(open, &PushEvent::Ended(end.clone()), &meta);
         assert_eq!(Push::decide(ended.as_ref(), &PushCommand::End(end), &facts), Ok(vec![]));
     }

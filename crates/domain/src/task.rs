@@ -156,6 +156,8 @@ pub enum TaskCommand {
         by: Holder,
         /// What it is called there.
         remote_id: String,
+        /// How many messages of the submitter it has heard.
+        heard: u32,
     },
     /// Whoever submitted it says more.
     Say {
@@ -334,6 +336,8 @@ pub struct HandedOver {
     pub token: u64,
     /// What the task is called there.
     pub remote_id: String,
+    /// How many messages of the submitter it has heard.
+    pub heard: u32,
 }
 
 /// `tasks.task.input_requested`
@@ -624,9 +628,10 @@ impl Decider for Task {
                 let asked = || TaskEvent::InputRequested(InputRequested { agent_id, message: message.as_ref().clone() });
                 Ok(task.takes(message)?.then(asked).into_iter().collect())
             }
-            TaskCommand::HandOver { by, remote_id } => {
+            TaskCommand::HandOver { by, remote_id, heard } => {
                 let (claim, remote_id) = (task.held(by)?, remote_id.clone());
-                Ok(vec![TaskEvent::HandedOver(HandedOver { agent_id: claim.agent_id, token: claim.token, remote_id })])
+                let (agent_id, token, heard) = (claim.agent_id, claim.token, *heard);
+                Ok(vec![TaskEvent::HandedOver(HandedOver { agent_id, token, remote_id, heard })])
             }
             TaskCommand::Say { message } => match task.status {
                 Status::Pending | Status::Claimed => {

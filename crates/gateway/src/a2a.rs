@@ -202,7 +202,12 @@ async fn exchange(
     let unreachable = |what: &str| AgentTrouble::Unreachable(what.to_owned());
     let mut response = request.send().await.map_err(|_| unreachable("it could not be reached"))?;
     let status = response.status();
-    if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
+    // Credentials that are not taken can be mended, as what is not there can come back.
+    let is_passing = matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+    );
+    if status.is_server_error() || is_passing {
         return Err(unreachable(&format!("it answered {}", status.as_u16())));
     }
     let mut body = vec![];
@@ -249,7 +254,7 @@ mod tests {
         let http = json!({ "code": 404, "message": "gone", "details": [{ "reason": "TASK_NOT_FOUND" }] });
         assert_eq!(refused(StatusCode::OK, &rpc), refused(StatusCode::NOT_FOUND, &http));
         assert!(
-            matches!(result(Err((StatusCode::FORBIDDEN, json!("no")))), Err(AgentTrouble::Refused { message, .. }) if message.contains("403"))
+            matches!(result(Err((StatusCode::GONE, json!("no")))), Err(AgentTrouble::Refused { message, .. }) if message.contains("410"))
         );
         assert!(matches!(result(Ok(json!([]))), Err(AgentTrouble::Unusable(_))));
     }

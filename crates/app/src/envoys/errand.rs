@@ -7,7 +7,7 @@ use domain::task::{Message, Outcome, Side, Task, TaskError};
 use engine::Env;
 use gateway::{AgentTrouble, RemoteAgent};
 use kernel::id::TaskId;
-use kernel::{Json, Rejection, limits};
+use kernel::{Json, Kind, Rejection, limits};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -53,6 +53,8 @@ struct There {
     said: Option<String>,
     /// How many messages of the submitter it has.
     heard: usize,
+    /// Whether it waits for one.
+    is_waiting: bool,
 }
 
 impl Errand {
@@ -84,21 +86,26 @@ impl Errand {
 
     async fn report(&self, outcome: TaskOutcome) -> Answer<TaskView> {
         let id: TaskId = self.stream().parse().map_err(|_| domain::task::not_found(self.stream()))?;
-        let (task, _) = self.app.report(&self.caller, id, &self.task.token.to_string(), outcome).await?;
-        Ok(task)
+        loop {
+            match self.app.report(&self.caller, id, &self.task.token.to_string(), outcome.clone()).await {
+                Ok((task, _)) => return Ok(task),
+                // Not now: what was done elsewhere must not be forgotten for that. The claim's time is the end of it.
+                Err(rejection) if rejection.kind == Kind::Unavailable => self.env.sleep_ms(LOOK_MS_MAX).await,
+                Err(rejection) => return Err(rejection),
+            }
+        }
     }
 
     async fn carry(&self) -> Result<(), Stop> {
         let taken = self.state().handed_over.as_ref().filter(|handed| handed.token == self.task.token);
-        let id = match taken {
-            Some(handed) => handed.remote_id.clone(),
+        let (id, heard) = match taken {
+            Some(handed) => (handed.remote_id.clone(), handed.heard as usize),
             None => match self.hand_over().await? {
-                Some(id) => id,
+                Some(id) => (id, of_submitter(self.state()).count()),
                 None => return Ok(()),
             },
         };
-        let heard = self.state().messages.iter().filter(|said| said.by == Side::Submitter).count();
-        let there = There { id, said: None, heard };
+        let there = There { id, said: None, heard, is_waiting: false };
         let followed = self.follow(there).await;
         if let Err((Stop::Over, id)) = &followed
             && self.is_called_off().await
@@ -125,7 +132,8 @@ impl Errand {
         }
         let id = answer["task"]["id"].as_str().filter(|id| !id.is_empty() && id.len() <= limits::NAME_CHARS_MAX);
         let Some(id) = id else { return Err(unusable("it answered neither a task nor a message")) };
-        self.report(TaskOutcome::HandedOver { remote_id: id.to_owned() }).await?;
+        let heard = of_submitter(self.state()).count() as u32;
+        self.report(TaskOutcome::HandedOver { remote_id: id.to_owned(), heard }).await?;
         Ok(Some(id.to_owned()))
     }
 
@@ -180,6 +188,7 @@ impl Errand {
         let task = self.reach(Asked::Task(&there.id)).await?;
         let status = &task["status"];
         let words = words(&status["message"]["parts"]);
+        there.is_waiting = status["state"] == "TASK_STATE_INPUT_REQUIRED";
         match status["state"].as_str().unwrap_or_default() {
             "TASK_STATE_COMPLETED" => {
                 self.complete(outputs(&task["artifacts"])).await?;
@@ -208,14 +217,21 @@ impl Errand {
 
     /// What the submitter said since goes to the agent.
     async fn pass_on(&self, there: &mut There, now: &TaskView) -> Result<(), Stop> {
-        let of_submitter = now.entity.state.messages.iter().filter(|said| said.by == Side::Submitter);
-        let new: Vec<Message> = of_submitter.skip(there.heard).map(|said| said.message.clone()).collect();
+        let new: Vec<Message> = of_submitter(&now.entity.state).skip(there.heard).cloned().collect();
         for message in new {
             let said = json!({
                 "messageId": message.id, "taskId": there.id, "role": "ROLE_USER", "parts": message.parts, "metadata": message.metadata,
             });
-            self.reach(Asked::Send(&said)).await?;
+            match self.reach(Asked::Send(&said)).await {
+                // Not every agent listens while it works; that is no reason to end what it does.
+                Err(Stop::Failed { code: "AGENT_REFUSED", message, .. }) if !there.is_waiting => {
+                    tracing::info!(task = %self.stream(), why = message, "an agent does not listen while it works");
+                }
+                sent => drop(sent?),
+            }
             there.heard += 1;
+            let (remote_id, heard) = (there.id.clone(), there.heard as u32);
+            self.report(TaskOutcome::HandedOver { remote_id, heard }).await?;
         }
         Ok(())
     }
@@ -273,7 +289,7 @@ fn ended(code: &'static str, words: Option<String>, otherwise: &str, is_retryabl
 /// A task as the message that asks for it. The claim names it: sent again, it is the same.
 fn message_of(task: &str, token: u64, state: &Task) -> Value {
     let submitted = &state.submitted;
-    let parts = match &submitted.message {
+    let mut parts = match &submitted.message {
         Some(message) => message.parts.value(),
         None => {
             let input = submitted.input.value();
@@ -283,9 +299,19 @@ fn message_of(task: &str, token: u64, state: &Task) -> Value {
             json!(parts)
         }
     };
+    // What was said before this attempt goes with it.
+    if let Some(parts) = parts.as_array_mut() {
+        let later = of_submitter(state).filter_map(|message| message.parts.value().as_array().cloned());
+        parts.extend(later.flatten());
+    }
     let mut metadata = submitted.message.as_ref().map_or_else(|| json!({}), |message| message.metadata.value());
     metadata[crate::a2a::SKILL] = json!(submitted.capability);
     json!({ "messageId": format!("{task}:{token}"), "role": "ROLE_USER", "parts": parts, "metadata": metadata })
+}
+
+/// What the submitter said after the message that asked for the task.
+fn of_submitter(task: &Task) -> impl Iterator<Item = &Message> {
+    task.messages.iter().filter(|said| said.by == Side::Submitter).map(|said| &said.message)
 }
 
 /// The words of parts, if they have any.
