@@ -663,6 +663,14 @@ def test_should_give_up_an_address_that_does_not_want_it(keiko, admin):
     assert hook.told == [] and task_of(admin, task["id"])["status"] == "completed"
 
 
+def test_should_do_nothing_when_the_address_is_wrong(keiko, admin, agent):
+    peer = Peer(keiko, admin, agent.name, "JSONRPC")
+    before = peer.ask("list_tasks", pb.ListTasksRequest()).total_size
+    with pytest.raises(a2a_errors.A2AError):
+        peer.task(message("Review"), return_immediately=True, task_push_notification_config=pb.TaskPushNotificationConfig(url="ftp://x"))
+    assert peer.ask("list_tasks", pb.ListTasksRequest()).total_size == before
+
+
 def test_should_tell_nothing_to_somebody_who_is_locked_out(keiko, admin):
     agent, user = keiko.agent(admin, unique("skill")), keiko.user(admin, ["user"])
     with Hook() as hook:
@@ -809,6 +817,10 @@ def test_should_talk_about_a_task_over_rest(keiko, admin):
     said = done(admin.post(f"/tasks/{task['id']}/actions/say", {"text": "That one"}))["attributes"]
     assert [(m["by"], m["parts"]) for m in said["messages"]] == [("agent", [{"text": "Which?"}]), ("submitter", [{"text": "That one"}])]
     assert not said["is_input_wanted"]
+    own = done(admin.post(f"/tasks/{task['id']}/actions/say", {"id": "q1", "text": "an id of the other side"}))["attributes"]
+    assert len(own["messages"]) == 3
+    refused(admin.post(f"/tasks/{task['id']}/actions/say", {"id": "q1", "text": "something else"}), 409, "IDEMPOTENCY_CONFLICT")
+    refused(admin.post(f"/tasks/{task['id']}/actions/say", {"text": "ä" * 8_000, "parts": [{"text": "x" * 60_000}]}), 400, "VALIDATION_FAILED")
     agent.complete(claimed)
     refused(admin.post(f"/tasks/{task['id']}/actions/say", {"text": "too late"}), 409, "TASK_NOT_OPEN")
     refused(keiko.user(admin, ["developer"]).post(f"/tasks/{absent('task')}/actions/say", {"text": "x"}), 404, "TASK_NOT_FOUND")

@@ -316,6 +316,30 @@ def test_should_end_what_an_agent_answers_wrongly(admin, answer, code):
         assert (task["status"], task["error"]["code"]) == ("failed", code), task["error"]
 
 
+def test_should_keep_the_claim_while_an_agent_takes_its_time_to_answer(admin):
+    def answer(method, params):
+        time.sleep(5 if method == "SendMessage" else 0)  # longer than claim.ttl
+        done_ = {"id": "a", "status": {"state": "TASK_STATE_COMPLETED"}, "artifacts": [{"parts": [{"text": "slow"}]}]}
+        return rpc({"task": {"id": "a"}}) if method == "SendMessage" else rpc(done_)
+
+    with Liar(answer) as liar:
+        task = ended(admin, do(admin, connect(admin, liar.url), "work"))
+        assert (task["output"], task["attempt"]) == ({"text": "slow"}, 1)
+        assert liar.asked.count("SendMessage") == 1
+
+
+def test_should_end_what_runs_when_an_agent_is_disconnected(admin, elsewhere):
+    far = connect(admin, elsewhere.url)
+    task_id = do(admin, far, "slow then cut")
+    until(lambda: task_of(admin, task_id)["progress"], "it is on it")
+    before = sum("cancelled" in m for m in elsewhere.heard())
+    done(admin.post(f"/agents/{far['id']}/actions/disconnect"))
+    until(lambda: sum("cancelled" in m for m in elsewhere.heard()) > before, "it is called off there")
+    until(lambda: task_of(admin, task_id)["status"] == "pending", "it waits for its agent again")
+    assert admin.delete(f"/agents/{far['id']}").status_code in (200, 204)
+    assert until(lambda: (t := task_of(admin, task_id))["status"] == "dead" and t, "nobody is left")["error"]["code"] == "AGENT_GONE"
+
+
 def test_should_ask_a_flooding_agent_no_more_than_a_task_takes(admin):
     asked = iter(range(10_000))
 

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::errors::{Problems, of_handle};
 use crate::replicas::Signal;
 use crate::{Answer, Caller, ListOrder, Page};
-use domain::agent::{Agent, AgentCommand, Mandate, Profile, name_key, not_found};
+use domain::agent::{Agent, AgentCommand, Mandate, Profile, endpoint_secret, name_key, not_found};
 use domain::policy::Reach;
 use engine::{Extras, Handled, Step};
 use kernel::id::AgentId;
@@ -109,7 +109,9 @@ impl App {
         let mut steps = vec![Step::on::<Agent>(&agent.stream, AgentCommand::Deregister)];
         self.end_keys(caller, &agent.stream, &mut steps).await?;
         let tenant = caller.actor.tenant;
-        self.0.engine.transact(tenant, &steps, &caller.context(), Extras::default()).await.map_err(of_handle)?;
+        let secrets = agent.state.endpoint.iter().map(|_| (endpoint_secret(&agent.stream), None)).collect();
+        let extras = Extras { secrets, ..Extras::default() };
+        self.0.engine.transact(tenant, &steps, &caller.context(), extras).await.map_err(of_handle)?;
         let removed = self.0.engine.entity::<Agent>(tenant, &agent.stream).await.map_err(crate::errors::of_store)?;
         if let Some(removed) = removed {
             self.shown(caller, removed)?;

@@ -5,7 +5,7 @@ use crate::errors::{of_handle, of_store};
 use crate::fleet::SharedFleet;
 use crate::replicas::{Delivery, Replicas, Signal};
 use crate::schema::Schemas;
-use crate::tasks::{TaskView, check_message, lighter, offload, resolve};
+use crate::tasks::{TaskView, check_said, lighter, offload, resolve};
 use crate::workers::{TenantRuntime, handled_by};
 use crate::{Answer, Caller};
 use async_trait::async_trait;
@@ -307,7 +307,7 @@ impl App {
             TaskOutcome::Heartbeat => TaskCommand::Progress { by, percent: None, message: None },
             TaskOutcome::Progress { percent, message } => TaskCommand::Progress { by, percent, message },
             TaskOutcome::Ask { message } => {
-                check_message(&message)?;
+                check_said(&message)?;
                 TaskCommand::Ask { by, message: Box::new(lighter(message, &mut extras)) }
             }
             TaskOutcome::HandedOver { remote_id, heard } => TaskCommand::HandOver { by, remote_id, heard },

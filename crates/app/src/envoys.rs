@@ -174,6 +174,12 @@ fn connected(runtime: &TenantRuntime) -> Vec<(AgentId, Handled<Agent>)> {
     fleet.all().filter(|(_, agent)| may_work(&agent.state)).map(|(id, agent)| (*id, agent.clone())).collect()
 }
 
+/// Whether an agent is there, may work, and is at this place.
+fn is_at(runtime: &TenantRuntime, id: &AgentId, endpoint: Option<&Endpoint>) -> bool {
+    let fleet = runtime.fleet.read();
+    fleet.get(id).is_some_and(|now| now.state.endpoint.as_ref() == endpoint && now.state.suspended.is_none())
+}
+
 /// Who claims for one agent.
 struct Envoy {
     app: App,
@@ -201,19 +207,32 @@ impl Envoy {
     }
 
     fn is_at(&self, agent: &Handled<Agent>) -> bool {
-        let fleet = self.runtime.fleet.read();
-        fleet.get(&self.id).is_some_and(|now| now.state.endpoint == agent.state.endpoint && now.state.suspended.is_none())
+        is_at(&self.runtime, &self.id, agent.state.endpoint.as_ref())
+    }
+
+    async fn until_moved(&self, agent: &Handled<Agent>) {
+        while self.is_at(agent) {
+            self.engine.env().sleep_ms(LOOK_EVERY_MS).await;
+        }
     }
 
     /// Looks whether the agent is there, and takes work for it. While it is not there nothing is asked for, and its lease ends.
     async fn work(&self, agent: &Handled<Agent>) -> Answer<()> {
+        if self.app.is_suspended(self.runtime.id).await? {
+            return Err(Rejection::new(Kind::Unavailable, "BUSY", "The tenant is suspended.", "Reinstate it."));
+        }
         let endpoint = self.app.endpoint_of(self.runtime.id, agent).await?;
         let endpoint = endpoint.ok_or_else(|| internal("the headers of an agent's endpoint cannot be opened".into()))?;
         let (remote, _) = RemoteAgent::connect(&endpoint, self.app.0.settings.fetch_private).await.map_err(unusable)?;
         let (remote, caller) = (Arc::new(remote), self.caller(agent)?);
-        let (claimed, _) = self.app.claim(&caller, ClaimOrder { max: limits::CLAIM_TASKS_MAX, wait_ms: WAIT_MS }).await?;
+        let order = ClaimOrder { max: limits::CLAIM_TASKS_MAX, wait_ms: WAIT_MS };
+        let (claimed, _) = tokio::select! {
+            biased;
+            claimed = self.app.claim(&caller, order) => claimed?,
+            () = self.until_moved(agent) => return Ok(()),
+        };
         for task in claimed {
-            self.begin(&caller, &remote, task);
+            self.begin(agent, &caller, &remote, task);
         }
         Ok(())
     }
@@ -232,13 +251,16 @@ impl Envoy {
         })
     }
 
-    fn begin(&self, caller: &Caller, remote: &Arc<RemoteAgent>, task: ClaimedTask) {
+    fn begin(&self, agent: &Handled<Agent>, caller: &Caller, remote: &Arc<RemoteAgent>, task: ClaimedTask) {
         let claim = task.claim_id;
         if !self.under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(claim) {
             return;
         }
         let under_way = self.under_way.clone();
-        let errand = errand::Errand::new(self.app.clone(), caller.clone(), remote.clone(), task, self.engine.env().clone());
+        let (runtime, id, endpoint) = (self.runtime.clone(), self.id, agent.state.endpoint.clone());
+        let is_still: errand::IsStill = Box::new(move || is_at(&runtime, &id, endpoint.as_ref()));
+        let errand =
+            errand::Errand::new(self.app.clone(), caller.clone(), remote.clone(), task, self.engine.env().clone(), is_still);
         let stop = self.engine.env().stop().clone();
         self.engine.env().spawn(async move {
             tokio::select! {

@@ -21,8 +21,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError, Weak};
 
-/// Addresses of one task that go on.
+/// Addresses of one caller and task that go on.
 const PER_TASK_MAX: usize = 8;
+/// Addresses of one caller that go on.
+const PER_CALLER_MAX: usize = 100;
 /// Addresses of one tenant that go on.
 const PER_TENANT_MAX: usize = 1_000;
 /// Characters of an address, its credentials and its token.
@@ -78,7 +80,7 @@ impl App {
         if let Some(known) = self.holder(tenant, &name_key_of(&task_id, &caller.actor.who.id, &name)).await? {
             self.end_push(caller, &known).await?;
         }
-        self.check_push_room(tenant, &task.stream).await?;
+        self.check_push_room(caller, &task.stream).await?;
         let (scheme, credentials) = new.authentication.map_or((None, None), |(scheme, credentials)| (Some(scheme), credentials));
         let host = gateway::check_target(&new.url, true).ok().and_then(|url| url.host_str().map(str::to_owned));
         let view = PushView { name: name.clone(), task: task_id, url: new.url.clone(), scheme: scheme.clone() };
@@ -157,7 +159,8 @@ impl App {
         crate::workers::each::<Push>(self.engine(), tenant, &fields).await.map_err(of_store)
     }
 
-    fn check_push(&self, new: &NewPush) -> Answer<()> {
+    /// Whether an address can be told at all.
+    pub fn check_push(&self, new: &NewPush) -> Answer<()> {
         let mut problems = Problems::default();
         if let Err(problem) = gateway::check_target(&new.url, self.0.settings.fetch_private) {
             problems.add("/url", problem);
@@ -181,18 +184,23 @@ impl App {
         problems.check()
     }
 
-    async fn check_push_room(&self, tenant: TenantId, task: &str) -> Answer<()> {
-        let full = |max: usize, whose: &str| {
-            let message = format!("At most {max} addresses of a {whose} are told at a time, and that many are.");
-            Err(Rejection::new(Kind::Refused, "QUOTA_REACHED", message, "Take one back, or wait until a task ends.")
-                .with("limit", max))
-        };
-        if self.open_pushes(tenant, Some(task)).await?.len() >= PER_TASK_MAX {
-            return full(PER_TASK_MAX, "task");
-        }
-        match self.open_pushes(tenant, None).await?.len() >= PER_TENANT_MAX {
-            true => full(PER_TENANT_MAX, "tenant"),
-            false => Ok(()),
+    /// Whether the caller may have one more address told. Nobody takes the places of others.
+    async fn check_push_room(&self, caller: &Caller, task: &str) -> Answer<()> {
+        let all = self.open_pushes(caller.actor.tenant, None).await?;
+        let own = || all.iter().filter(|push| push.state.configured.by == caller.actor.who.id);
+        let of_task = own().filter(|push| push.state.configured.task_id.to_string() == task).count();
+        let limits = [
+            (of_task, PER_TASK_MAX, "for you and this task"),
+            (own().count(), PER_CALLER_MAX, "for you"),
+            (all.len(), PER_TENANT_MAX, "in this tenant"),
+        ];
+        match limits.into_iter().find(|(count, max, _)| count >= max) {
+            None => Ok(()),
+            Some((_, max, whose)) => {
+                let message = format!("At most {max} addresses are told at a time {whose}, and that many are.");
+                let hint = "Take one back, or wait until a task ends.";
+                Err(Rejection::new(Kind::Refused, "QUOTA_REACHED", message, hint).with("limit", max))
+            }
         }
     }
 }
@@ -260,6 +268,9 @@ impl PushWorker {
     /// Whether whoever asked may still see the task.
     async fn may_know(&self, by: &str, task: &Task) -> Answer<bool> {
         let Some(app) = self.app.upgrade().map(App) else { return Ok(true) };
+        if app.is_suspended(self.tenant).await? {
+            return Ok(false);
+        }
         let Some(actor) = app.identity(self.tenant, by).await? else { return Ok(false) };
         let reach = app.authorise(&actor, "tasks.read");
         Ok(reach.is_ok_and(|reach| reach == Reach::All || is_own(task, by)))

@@ -13,6 +13,8 @@ use kernel::{ActorKind, EventSet, IndexField, Json, Kind, Problem, Recorded, Rej
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// Bytes of a message about a task that is there.
+const SAID_BYTES_MAX: usize = 64 * 1024;
 /// Words of a task by which specialised agents are found.
 const KEYWORDS_MAX: usize = 64;
 /// The priority of a task that says none; 9 is the most urgent.
@@ -293,7 +295,7 @@ impl App {
     /// Says more about a task: an answer to what its agent asked, or anything else that it should know.
     pub async fn say(&self, caller: &Caller, id: TaskId, message: Message) -> Answer<TaskView> {
         self.visible(caller, id).await?;
-        check_message(&message)?;
+        check_said(&message)?;
         let mut extras = Extras::default();
         let command = TaskCommand::Say { message: Box::new(lighter(message, &mut extras)) };
         let task = self.execute::<Task>(caller, Step::on::<Task>(id, command), extras).await?;
@@ -403,9 +405,27 @@ pub(crate) fn offload(value: Json, extras: &mut Extras) -> Json {
     }
 }
 
-/// A message whose large values go beside the events.
+/// A message whose values go beside the events unless they are short: a task has many.
 pub(crate) fn lighter(message: Message, extras: &mut Extras) -> Message {
-    Message { id: message.id, parts: offload(message.parts, extras), metadata: offload(message.metadata, extras) }
+    const INLINE_BYTES_MAX: usize = 1_024;
+    let mut light = |value: Json| match value.offload(INLINE_BYTES_MAX) {
+        None => value,
+        Some((reference, hash)) => {
+            extras.values.push((hash, Some(value.text().as_bytes().to_vec())));
+            reference
+        }
+    };
+    Message { id: message.id, parts: light(message.parts), metadata: light(message.metadata) }
+}
+
+/// Whether a message may be said about a task that is there: it is one, and no larger than such messages may be.
+pub(crate) fn check_said(message: &Message) -> Answer<()> {
+    check_message(message)?;
+    let mut problems = Problems::default();
+    if message.parts.text().len() + message.metadata.text().len() > SAID_BYTES_MAX {
+        problems.add("/parts", format!("must have at most {SAID_BYTES_MAX} bytes; submit another task for more"));
+    }
+    problems.check()
 }
 
 /// The value that a reference points to; any other value is itself.

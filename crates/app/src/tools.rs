@@ -15,7 +15,6 @@ use kernel::journal::Class;
 use kernel::{ActorKind, Json, Kind, Rejection, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::cell::LazyCell;
 use std::time::Duration;
 
 /// Whether a tool can be called.
@@ -59,18 +58,8 @@ pub struct ListedTool {
     pub tool: Handled<Tool>,
     /// Whether it can be called.
     pub status: ToolStatus,
-    /// What somebody should look at before approving it; nothing once it is.
+    /// What somebody should look at before approving it; nothing once it is, and in lists.
     pub findings: Vec<Finding>,
-}
-
-/// What is odd about a tool that is not approved as it is now.
-fn findings(tool: &Tool, names: &LazyCell<Names, impl FnOnce() -> Names>) -> Vec<Finding> {
-    if tool.is_approved() {
-        return vec![];
-    }
-    let mut findings = scrutiny::of_manifest(&tool.manifest);
-    findings.extend(names.look_alike(tool.server_id, &tool.manifest.tool));
-    findings
 }
 
 /// What a tool answered.
@@ -188,8 +177,18 @@ impl App {
         let tool = self.tool_record(caller, id_or_name).await?;
         let server = self.read::<McpServer>(caller, &tool.state.server_id.to_string()).await?;
         let status = ToolStatus::of(&tool.state, server.as_ref().map(|server| server.state.status));
-        let findings = findings(&tool.state, &LazyCell::new(|| self.tool_names(caller.actor.tenant)));
+        let findings = self.findings(caller.actor.tenant, &tool.state);
         Ok(ListedTool { tool, status, findings })
+    }
+
+    /// What is odd about a tool that is not approved as it is now.
+    fn findings(&self, tenant: TenantId, tool: &Tool) -> Vec<Finding> {
+        if tool.is_approved() {
+            return vec![];
+        }
+        let mut findings = scrutiny::of_manifest(&tool.manifest);
+        findings.extend(self.tool_names(tenant).look_alike(tool.server_id, &tool.manifest.tool));
+        findings
     }
 
     /// What servers call their tools.
@@ -222,13 +221,15 @@ impl App {
         let words: Vec<String> = query.split_whitespace().map(str::to_lowercase).collect();
         let mut found = vec![];
         let known = runtime.catalogue.known();
-        let names = LazyCell::new(|| self.tool_names(caller.actor.tenant));
         for tool in known.tools.values() {
             let Some(fit) = fit(&tool.state, &words) else { continue };
             let server = known.servers.get(&tool.state.server_id);
             let status = ToolStatus::of(&tool.state, server.map(|server| server.state.status));
-            let findings = findings(&tool.state, &names);
-            found.push((std::cmp::Reverse(fit), tool.state.name(), ListedTool { tool: (**tool).clone(), status, findings }));
+            found.push((
+                std::cmp::Reverse(fit),
+                tool.state.name(),
+                ListedTool { tool: (**tool).clone(), status, findings: vec![] },
+            ));
         }
         found.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         Ok((found.into_iter().map(|(_, _, tool)| tool).collect(), position))

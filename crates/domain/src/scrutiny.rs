@@ -4,6 +4,7 @@
 //! Nothing here is a proof. A finding keeps a tool from being approved by itself; a person decides.
 
 use crate::tool::Manifest;
+use kernel::Json;
 use kernel::id::McpServerId;
 use serde::Serialize;
 use serde_json::Value;
@@ -31,13 +32,15 @@ pub struct Finding {
 /// What is odd about what a tool says of itself.
 pub fn of_manifest(manifest: &Manifest) -> Vec<Finding> {
     let mut findings = vec![];
-    look(&Value::String(manifest.description.clone()), "/description", &mut findings);
-    look(&manifest.input_schema.value(), "/inputSchema", &mut findings);
-    if let Some(schema) = &manifest.output_schema {
-        look(&schema.value(), "/outputSchema", &mut findings);
+    let parts = [
+        ("description", Value::String(manifest.description.clone())),
+        ("inputSchema", manifest.input_schema.value()),
+        ("outputSchema", manifest.output_schema.as_ref().map(Json::value).unwrap_or_default()),
+    ];
+    for (name, part) in &parts {
+        look(part, &mut vec![(*name).to_owned()], &mut findings);
     }
-    look(&manifest.more.value(), "", &mut findings);
-    findings.truncate(FINDINGS_MAX);
+    look(&manifest.more.value(), &mut vec![], &mut findings);
     findings
 }
 
@@ -61,24 +64,37 @@ impl Names {
     }
 }
 
-/// Every text of a value.
-fn look(value: &Value, place: &str, findings: &mut Vec<Finding>) {
+/// Every text of a value, until enough is found.
+fn look(value: &Value, path: &mut Vec<String>, findings: &mut Vec<Finding>) {
+    if findings.len() >= FINDINGS_MAX {
+        return;
+    }
     match value {
-        Value::String(text) => findings.extend(of_text(text).into_iter().map(|(concern, excerpt)| Finding {
-            concern,
-            place: place.to_owned(),
-            excerpt,
-        })),
-        Value::Array(items) => items.iter().enumerate().for_each(|(i, item)| look(item, &format!("{place}/{i}"), findings)),
+        Value::String(text) => judge(text, path, findings),
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate().filter(|(_, item)| !item.is_number()) {
+                path.push(i.to_string());
+                look(item, path, findings);
+                path.pop();
+            }
+        }
         Value::Object(fields) => {
             for (name, item) in fields {
-                let below = format!("{place}/{}", name.replace('~', "~0").replace('/', "~1"));
+                path.push(name.chars().take(EXCERPT_CHARS_MAX).collect::<String>().replace('~', "~0").replace('/', "~1"));
                 // Models read the names of arguments too.
-                look(&Value::String(name.clone()), &below, findings);
-                look(item, &below, findings);
+                judge(name, path, findings);
+                look(item, path, findings);
+                path.pop();
             }
         }
         _ => {}
+    }
+}
+
+fn judge(text: &str, path: &[String], findings: &mut Vec<Finding>) {
+    for (concern, excerpt) in of_text(text) {
+        let place = path.iter().map(|part| format!("/{part}")).collect();
+        findings.push(Finding { concern, place, excerpt });
     }
 }
 
@@ -266,7 +282,6 @@ fn skeleton(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernel::Json;
     use serde_json::json;
 
     fn manifest(tool: &str, description: &str, schema: Value) -> Manifest {

@@ -542,14 +542,21 @@ impl Task {
 
     /// Whether the agent has asked something and waits for an answer.
     pub fn is_input_wanted(&self) -> bool {
-        self.claim.is_some() && self.messages.last().is_some_and(|said| said.by == Side::Agent)
+        let asked = self.messages.last().filter(|said| said.by == Side::Agent);
+        self.claim.zip(asked).is_some_and(|(claim, asked)| asked.at >= claim.claimed_at)
     }
 
-    /// Whether a message is there already, or one more is too many.
-    fn takes(&self, message: &Message) -> Result<bool, Rejection> {
-        let first = self.submitted.message.as_ref();
-        if first.into_iter().chain(self.messages.iter().map(|said| &said.message)).any(|known| known.id == message.id) {
-            return Ok(false);
+    /// Whether a message of a side is not there already; one more may be too many.
+    fn takes(&self, by: Side, message: &Message) -> Result<bool, Rejection> {
+        let first = self.submitted.message.iter().filter(|_| by == Side::Submitter);
+        let own = self.messages.iter().filter(|said| said.by == by).map(|said| &said.message);
+        match first.chain(own).find(|known| known.id == message.id) {
+            Some(known) if known.parts == message.parts => return Ok(false),
+            Some(_) => {
+                let said = format!("Something else was said before under the id '{}'.", message.id);
+                return Err(Rejection::new(Kind::Conflict, "IDEMPOTENCY_CONFLICT", said, "Give each message an id of its own."));
+            }
+            None => {}
         }
         if self.messages.len() < MESSAGES_MAX {
             return Ok(true);
@@ -626,7 +633,7 @@ impl Decider for Task {
             TaskCommand::Ask { by, message } => {
                 let agent_id = task.held(by)?.agent_id;
                 let asked = || TaskEvent::InputRequested(InputRequested { agent_id, message: message.as_ref().clone() });
-                Ok(task.takes(message)?.then(asked).into_iter().collect())
+                Ok(task.takes(Side::Agent, message)?.then(asked).into_iter().collect())
             }
             TaskCommand::HandOver { by, remote_id, heard } => {
                 let (claim, remote_id) = (task.held(by)?, remote_id.clone());
@@ -636,7 +643,7 @@ impl Decider for Task {
             TaskCommand::Say { message } => match task.status {
                 Status::Pending | Status::Claimed => {
                     let said = || TaskEvent::InputGiven(InputGiven { message: message.as_ref().clone() });
-                    Ok(task.takes(message)?.then(said).into_iter().collect())
+                    Ok(task.takes(Side::Submitter, message)?.then(said).into_iter().collect())
                 }
                 _ => Err(not_open(task, "told anything")),
             },

@@ -12,8 +12,10 @@ use url::Url;
 
 /// How long one answer may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of one answer.
-const ANSWER_BYTES_MAX: usize = 10 * 1024 * 1024;
+const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of a card.
 const CARD_BYTES_MAX: usize = 1024 * 1024;
 /// Characters of a reason that an agent gives.
@@ -186,6 +188,7 @@ fn client(endpoint: &AgentEndpoint, allow_private: bool) -> Result<reqwest::Clie
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .timeout(TIMEOUT)
+        .connect_timeout(CONNECT_TIMEOUT)
         .default_headers(headers)
         .user_agent(concat!("keiko/", env!("CARGO_PKG_VERSION")));
     if !allow_private {

@@ -25,8 +25,8 @@ impl App {
             let now = Caller { at: None, ..caller.clone() };
             Answer::Ok(self.list::<Task>(&now, &order, fields).await?.items.len())
         };
-        let running = count([("agent", &agent.stream), ("status", "claimed")]).await?;
-        let waiting = count([("assigned", &agent.stream), ("status", "pending")]).await?;
+        let running = count([("status", "claimed"), ("agent", &agent.stream)]).await?;
+        let waiting = count([("status", "pending"), ("assigned", &agent.stream)]).await?;
         let mean_ms = self.mean_ms(caller, agent)?;
         Ok(Some(described(agent, running, waiting, mean_ms)))
     }

@@ -25,7 +25,7 @@ use kernel::{IndexField, Rejection, Timestamp};
 /// The version of the protocol.
 pub const VERSION: &str = "1.0";
 /// Tasks that one listing looks at: the newest.
-const LISTED_MAX: usize = 5_000;
+const LISTED_MAX: usize = 1_000;
 
 /// Who is spoken to.
 #[derive(Clone)]
@@ -127,11 +127,12 @@ impl App {
         let next = (found.len() > filter.limit)
             .then(|| found.get(filter.limit.saturating_sub(1)).map(|t| (t.updated_at, t.stream.clone())));
         found.truncate(filter.limit);
-        let mut tasks = vec![];
-        for entity in found {
-            tasks.push(crate::TaskView { entity }.resolved(self.engine(), caller.actor.tenant).await?.entity);
-        }
-        Ok(TaskList { tasks, total, next: next.flatten() })
+        Ok(TaskList { tasks: found, total, next: next.flatten() })
+    }
+
+    /// A task of a list with its large values read.
+    pub async fn a2a_whole(&self, caller: &Caller, entity: Handled<Task>) -> Answer<Handled<Task>> {
+        Ok(crate::TaskView { entity }.resolved(self.engine(), caller.actor.tenant).await?.entity)
     }
 
     async fn newest(&self, caller: &Caller, fields: Vec<IndexField>) -> Answer<Vec<Handled<Task>>> {

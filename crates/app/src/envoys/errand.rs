@@ -24,7 +24,11 @@ pub(super) struct Errand {
     remote: Arc<RemoteAgent>,
     task: ClaimedTask,
     env: Env,
+    is_still: IsStill,
 }
+
+/// Whether the agent is still to be reached where it was.
+pub(super) type IsStill = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// Why an errand ends before the agent has ended the task.
 enum Stop {
@@ -58,8 +62,8 @@ struct There {
 }
 
 impl Errand {
-    pub fn new(app: App, caller: Caller, remote: Arc<RemoteAgent>, task: ClaimedTask, env: Env) -> Self {
-        Errand { app, caller, remote, task, env }
+    pub fn new(app: App, caller: Caller, remote: Arc<RemoteAgent>, task: ClaimedTask, env: Env, is_still: IsStill) -> Self {
+        Errand { app, caller, remote, task, env, is_still }
     }
 
     /// Runs it to its end.
@@ -133,7 +137,11 @@ impl Errand {
         let id = answer["task"]["id"].as_str().filter(|id| !id.is_empty() && id.len() <= limits::NAME_CHARS_MAX);
         let Some(id) = id else { return Err(unusable("it answered neither a task nor a message")) };
         let heard = of_submitter(self.state()).count() as u32;
-        self.report(TaskOutcome::HandedOver { remote_id: id.to_owned(), heard }).await?;
+        if let Err(rejection) = self.report(TaskOutcome::HandedOver { remote_id: id.to_owned(), heard }).await {
+            // It was called off meanwhile.
+            let _ = self.remote.cancel(id).await;
+            return Err(rejection.into());
+        }
         Ok(Some(id.to_owned()))
     }
 
@@ -142,11 +150,7 @@ impl Errand {
         let since = self.env.now();
         let mut pause_ms = LOOK_MS_MIN;
         loop {
-            let answer = match asked {
-                Asked::Send(message) => self.remote.send(message.clone()).await,
-                Asked::Task(id) => self.remote.task(id).await,
-            };
-            match answer {
+            match self.ask_once(&asked).await? {
                 Ok(answer) => return Ok(answer),
                 Err(AgentTrouble::Unreachable(why)) if self.env.now().since_ms(since) >= AWAY_MS_MAX => {
                     return Err(Stop::Failed { code: "AGENT_UNREACHABLE", message: why, is_retryable: true });
@@ -167,6 +171,25 @@ impl Errand {
         }
     }
 
+    /// One request, during which the claim is kept: an agent may take longer than that to answer.
+    async fn ask_once(&self, asked: &Asked<'_>) -> Result<Result<Value, AgentTrouble>, Stop> {
+        let request = async {
+            match asked {
+                Asked::Send(message) => self.remote.send((*message).clone()).await,
+                Asked::Task(id) => self.remote.task(id).await,
+            }
+        };
+        let mut request = std::pin::pin!(request);
+        let keep_ms = (self.app.0.settings.claim_ttl_ms / 3).max(1);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut request => return Ok(answer),
+                () = self.env.sleep_ms(keep_ms) => drop(self.report(TaskOutcome::Heartbeat).await?),
+            }
+        }
+    }
+
     /// Looks at the task there until it is over.
     async fn follow(&self, mut there: There) -> Result<(), (Stop, String)> {
         let mut pause_ms = LOOK_MS_MIN;
@@ -183,6 +206,11 @@ impl Errand {
 
     /// One look. Whether it is over.
     async fn look(&self, there: &mut There) -> Result<bool, Stop> {
+        if !(self.is_still)() {
+            let _ = self.remote.cancel(&there.id).await;
+            self.report(TaskOutcome::Release { reason: "The agent is not reached there any more.".into() }).await?;
+            return Err(Stop::Over);
+        }
         let now = self.report(TaskOutcome::Heartbeat).await?;
         self.pass_on(there, &now).await?;
         let task = self.reach(Asked::Task(&there.id)).await?;
@@ -245,7 +273,7 @@ impl Errand {
         let id = message["messageId"].as_str().filter(|id| !id.is_empty() && id.len() <= limits::NAME_CHARS_MAX);
         // A question without a name is new after each answer.
         let id = id.map_or_else(|| format!("{}:{}", there.id, there.heard), str::to_owned);
-        if now.messages.iter().any(|said| said.message.id == id) {
+        if now.messages.iter().any(|said| said.by == Side::Agent && said.message.id == id) {
             return Ok(());
         }
         let json = |value: &Value| Json::of(value).map_err(|_| unusable("what it asks cannot be kept"));

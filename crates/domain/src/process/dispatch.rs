@@ -283,6 +283,9 @@ impl Dispatch {
         let (lane, queue, rank) = (slot.lane(), slot.queue.clone(), slot.rank(id));
         self.dirty.insert(lane.clone());
         self.ready.entry(lane).or_default().entry(queue).or_default().insert(rank);
+        // The only agent that may do it may have been removed meanwhile: then it is the end of the task.
+        let only = self.tasks.get(&id).and_then(|slot| slot.agent);
+        self.commands.extend(only.filter(|only| !self.agents.contains_key(only)).map(DispatchCommand::LoadAgent));
         self.wait_for_a_fresh_agent(id);
         self.give_up_if_nobody_left(id, now);
     }

@@ -419,3 +419,17 @@ fn given_an_agent_that_is_removed_then_tasks_for_it_end_and_others_stay() {
     let [DispatchCommand::GiveUp(id, error)] = &commands[..] else { panic!("one task ends, not {commands:?}") };
     assert_eq!((*id, error.code.as_str()), (task(1), "AGENT_GONE"));
 }
+
+#[test]
+fn given_a_task_for_an_agent_that_is_gone_when_it_waits_again_then_it_is_asked_whether_it_is_the_end() {
+    let mut dispatch = with_agents(1);
+    dispatch.put_task(task(1), loaded(|t| t.submitted.agent = Some(agent(9)), &[]), Timestamp(0));
+    assert_eq!(dispatch.decide(Timestamp(0), 0), [DispatchCommand::LoadAgent(agent(9))]);
+    let gone = entity("gone", |a| a.is_deleted = true);
+    dispatch.signal(DispatchSignal::AgentLoaded(agent(9), 2, Box::new(gone)), Timestamp(1));
+    let commands = dispatch.decide(Timestamp(1), 0);
+    assert!(
+        matches!(&commands[..], [DispatchCommand::GiveUp(id, error)] if *id == task(1) && error.code == "AGENT_GONE"),
+        "{commands:?}"
+    );
+}

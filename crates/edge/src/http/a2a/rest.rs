@@ -80,7 +80,7 @@ async fn stream(State(state): State<Arc<EdgeState>>, Path(door): Path<String>, r
 
 /// List tasks, the one that changed last first
 ///
-/// Of the 5,000 newest. Takes contextId, status, pageSize, pageToken, historyLength, statusTimestampAfter, includeArtifacts.
+/// Of the 1,000 newest; with messages only as many as historyLength says. Takes contextId, status, pageSize, pageToken, historyLength, statusTimestampAfter, includeArtifacts.
 #[utoipa::path(get, path = "/a2a/{door}/tasks", tag = "a2a", extensions(("x-permission" = json!("tasks.read"))),
     params(("door" = String, Path, description = "`fleet`, or an agent by id or name")),
     responses((status = 200, description = "Tasks.", body = Object, content_type = "application/a2a+json")))]

@@ -18,6 +18,8 @@ use tokio::time::timeout;
 
 /// After so much silence a stream says that it is there.
 const SILENCE: Duration = Duration::from_secs(15);
+/// A page of a list ends behind the task with which it has so much.
+const LIST_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What sees a task and follows it.
 const READ: &str = "tasks.read";
 
@@ -65,6 +67,13 @@ impl Visit {
     async fn take(&self, send: &mut Send) -> Result<Handled<Task>, Rejection> {
         let app = &self.state.app;
         let permission = if send.order.task.is_some() { "tasks.update" } else { "tasks.create" };
+        // What would be refused afterwards is refused before anything is done.
+        if let Some(push) = &send.push {
+            app.check_push(push)?;
+        }
+        if send.push.is_some() || !send.is_immediate {
+            self.may(READ)?;
+        }
         let task = app.a2a_send(&self.may(permission)?, &self.door, send.order.clone()).await?;
         if let Some(push) = send.push.take() {
             app.configure_push(&self.may(READ)?, &task, task.version, push).await?;
@@ -127,16 +136,28 @@ impl Visit {
 
     async fn list(&self, list: List) -> Result<Value, Rejection> {
         let found = self.state.app.a2a_tasks(&self.may(READ)?, &self.door, &list.filter).await?;
-        let mut tasks = vec![];
-        for task in &found.tasks {
-            let mut shown = task_json(task, list.history_max, list.with_artifacts);
+        let (mut tasks, mut bytes, mut next) = (vec![], 0, found.next);
+        // A list shows messages only where they are asked for, and ends early when it grows large.
+        let history_max = list.history_max.unwrap_or(0);
+        for task in found.tasks {
+            if bytes > LIST_BYTES_MAX {
+                break;
+            }
+            let place = (task.updated_at, task.stream.clone());
+            let is_plain = history_max == 0 && !list.with_artifacts;
+            let task = if is_plain { task } else { self.state.app.a2a_whole(&self.caller, task).await? };
+            let mut shown = task_json(&task, Some(history_max), list.with_artifacts);
             if list.with_artifacts && shown.get("artifacts").is_none() {
                 shown["artifacts"] = json!([]);
+            }
+            bytes += if is_plain { 0 } else { shown.to_string().len() };
+            if bytes > LIST_BYTES_MAX {
+                next = Some(place);
             }
             tasks.push(shown);
         }
         Ok(json!({
-            "tasks": tasks, "nextPageToken": token(found.next.as_ref()), "pageSize": list.filter.limit, "totalSize": found.total,
+            "tasks": tasks, "nextPageToken": token(next.as_ref()), "pageSize": list.filter.limit, "totalSize": found.total,
         }))
     }
 

@@ -60,7 +60,7 @@ struct ToolAttributes {
     output_schema: Option<Value>,
     /// `ready`, `needs_approval` (it is not what was approved), `unavailable` (its server is not ready) or `withdrawn`
     status: &'static str,
-    /// What somebody should look at before approving it; nothing once it is approved as it is.
+    /// What somebody should look at before approving it; nothing once it is approved as it is, and in lists.
     findings: Vec<FindingBody>,
     /// SHA-256 of everything that it says of itself.
     hash: String,
