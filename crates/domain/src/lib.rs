@@ -10,6 +10,7 @@ pub mod erasure;
 pub mod identity;
 pub mod limit;
 pub mod mcp_server;
+pub mod message;
 pub mod policy;
 pub mod process;
 pub mod progress;

@@ -8,10 +8,10 @@ use kernel::rules::Meta;
 use kernel::{ActorRef, Decider, Facts, IndexField, Json, Kind, Rejection, Timestamp};
 use serde::{Deserialize, Serialize};
 
+pub use crate::message::{Message, Said, Side};
+
 /// Attempts that a task's own record keeps; older ones are in its events.
 const ATTEMPTS_KEPT: usize = 100;
-/// Messages after the first that a task takes.
-pub const MESSAGES_MAX: usize = 100;
 
 /// What happens when every agent that could do the task has done the same before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,38 +189,6 @@ pub struct Holder {
     pub agent: AgentId,
     /// The token.
     pub token: u64,
-}
-
-/// Something that is said about a task. Large values are references to stored values.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Message {
-    /// Whoever says it gives it: the same message twice is once.
-    pub id: String,
-    /// What is said, as parts of A2A: an array of `{"text": …}`, `{"data": …}`, `{"url": …}` or `{"raw": …}`.
-    pub parts: Json,
-    /// What else goes with it.
-    pub metadata: Json,
-}
-
-/// Which side says something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Side {
-    /// Whoever submitted the task.
-    Submitter,
-    /// The agent that works on it.
-    Agent,
-}
-
-/// A message of a task, in its place.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Said {
-    /// By which side.
-    pub by: Side,
-    /// When.
-    pub at: Timestamp,
-    /// What.
-    pub message: Message,
 }
 
 /// How a task was done.
@@ -549,20 +517,7 @@ impl Task {
     /// Whether a message of a side is not there already; one more may be too many.
     fn takes(&self, by: Side, message: &Message) -> Result<bool, Rejection> {
         let first = self.submitted.message.iter().filter(|_| by == Side::Submitter);
-        let own = self.messages.iter().filter(|said| said.by == by).map(|said| &said.message);
-        match first.chain(own).find(|known| known.id == message.id) {
-            Some(known) if known.parts == message.parts => return Ok(false),
-            Some(_) => {
-                let said = format!("Something else was said before under the id '{}'.", message.id);
-                return Err(Rejection::new(Kind::Conflict, "IDEMPOTENCY_CONFLICT", said, "Give each message an id of its own."));
-            }
-            None => {}
-        }
-        if self.messages.len() < MESSAGES_MAX {
-            return Ok(true);
-        }
-        let message = format!("The task has taken {MESSAGES_MAX} messages, which is the most.");
-        Err(Rejection::new(Kind::Refused, "MESSAGES_FULL", message, "Submit another task in the same conversation."))
+        crate::message::is_new(first, &self.messages, by, message)
     }
 
     fn held(&self, by: &Holder) -> Result<Claim, Rejection> {

@@ -1,6 +1,7 @@
 //! Given-when-then for tasks.
 
 use super::*;
+use crate::message::MESSAGES_MAX;
 use kernel::{ActorKind, EventSet};
 use proptest::prelude::*;
 
