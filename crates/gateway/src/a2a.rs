@@ -2,11 +2,10 @@
 //!
 //! What it answers is read up to a limit and believed in nothing but its form. Credentials go to the origin of its card only.
 
-use crate::target::{self, PublicOnly};
+use crate::target;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::time::Duration;
 use url::Url;
 
@@ -184,16 +183,7 @@ fn client(endpoint: &AgentEndpoint, allow_private: bool) -> Result<reqwest::Clie
         value.set_sensitive(true);
         headers.insert(HeaderName::try_from(name).map_err(|_| wrong())?, value);
     }
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .timeout(TIMEOUT)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .default_headers(headers)
-        .user_agent(concat!("keiko/", env!("CARGO_PKG_VERSION")));
-    if !allow_private {
-        builder = builder.dns_resolver(Arc::new(PublicOnly));
-    }
+    let builder = target::client(allow_private).timeout(TIMEOUT).connect_timeout(CONNECT_TIMEOUT).default_headers(headers);
     builder.build().map_err(|e| AgentTrouble::Unreachable(format!("no HTTP client could be made: {e}")))
 }
 

@@ -1,8 +1,7 @@
 //! A small JSON document at somebody's address, fetched with the same care as everything outside.
 
-use crate::target::{self, PublicOnly};
+use crate::target;
 use reqwest::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a document may take.
@@ -19,15 +18,8 @@ pub struct Document {
 /// Fetches a document of at most `bytes_max` bytes. Redirects are not followed, private addresses refused.
 pub async fn fetch(url: &str, allow_private: bool, bytes_max: usize) -> Result<Document, String> {
     let url = target::check(url, allow_private)?;
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .timeout(TIMEOUT)
-        .user_agent(concat!("keiko/", env!("CARGO_PKG_VERSION")));
-    if !allow_private {
-        builder = builder.dns_resolver(Arc::new(PublicOnly));
-    }
-    let client = builder.build().map_err(|e| format!("no HTTP client could be made: {e}"))?;
+    let client =
+        target::client(allow_private).timeout(TIMEOUT).build().map_err(|e| format!("no HTTP client could be made: {e}"))?;
     let mut response = client.get(url).header(ACCEPT, "application/json").send().await.map_err(|_| "could not be fetched")?;
     if response.status() != reqwest::StatusCode::OK {
         return Err(format!("answered {}", response.status().as_u16()));

@@ -5,6 +5,7 @@
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use url::{Host, Url};
 
 /// Checks what can be told from a URL alone.
@@ -26,6 +27,16 @@ pub fn check(url: &str, allow_private: bool) -> Result<Url, String> {
         Some(address) if !allow_private && is_private(address) => Err(refusal(url.host_str().unwrap_or_default())),
         _ => Ok(url),
     }
+}
+
+/// A client for addresses of others: it follows no redirect, uses no proxy, and resolves no name to a private address unless that
+/// is allowed.
+pub(crate) fn client(allow_private: bool) -> reqwest::ClientBuilder {
+    let builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .user_agent(concat!("keiko/", env!("CARGO_PKG_VERSION")));
+    if allow_private { builder } else { builder.dns_resolver(Arc::new(PublicOnly)) }
 }
 
 fn refusal(host: &str) -> String {

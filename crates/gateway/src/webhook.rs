@@ -2,10 +2,9 @@
 //! are refused, redirects are not followed, of the answer only its status counts.
 
 use crate::PostError;
-use crate::target::{self, PublicOnly};
+use crate::target;
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How long an address may take to answer.
@@ -35,15 +34,10 @@ pub async fn tell(notice: Notice<'_>, allow_private: bool) -> Result<(), PostErr
         value.set_sensitive(true);
         headers.insert(name, value);
     }
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
+    let client = target::client(allow_private)
         .timeout(TIMEOUT)
-        .user_agent(concat!("keiko/", env!("CARGO_PKG_VERSION")));
-    if !allow_private {
-        builder = builder.dns_resolver(Arc::new(PublicOnly));
-    }
-    let client = builder.build().map_err(|e| PostError::Transient(format!("no HTTP client could be made: {e}")))?;
+        .build()
+        .map_err(|e| PostError::Transient(format!("no HTTP client could be made: {e}")))?;
     let answer = client.post(url).headers(headers).body(notice.body).send().await;
     // The error's text may hold the address, which may be a secret.
     let status = answer.map_err(|_| PostError::Transient("could not be reached".into()))?.status();

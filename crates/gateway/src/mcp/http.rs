@@ -3,7 +3,7 @@
 use super::events::Events;
 use super::mirror;
 use super::rpc::{AsideSender, Call, Over, Pending, Taken, Wire, WireError, message, response};
-use crate::target::{self, PublicOnly};
+use crate::target;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -55,15 +55,7 @@ impl Reach {
             value.set_sensitive(true);
             fixed.append(name, value);
         }
-        let mut builder = Client::builder()
-            .default_headers(fixed)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .user_agent(concat!("keiko/", env!("CARGO_PKG_VERSION")));
-        if !allow_private {
-            builder = builder.dns_resolver(Arc::new(PublicOnly));
-        }
+        let builder = target::client(allow_private).default_headers(fixed).connect_timeout(CONNECT_TIMEOUT);
         let client = builder.build().map_err(|e| format!("no HTTP client could be made: {e}"))?;
         Ok(Reach { client, url, bytes_max })
     }

@@ -12,11 +12,11 @@ mod visit;
 use super::access::By;
 use super::body::{open_json, read};
 use super::envelope::Failure;
+use super::mcp::event_stream;
 use super::state::EdgeState;
 use app::a2a::{AVAILABILITY, Door};
-use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use errors::A2aError;
@@ -122,10 +122,5 @@ fn events(telling: Telling, word: impl Fn(Value) -> Value + Send + 'static) -> R
         };
         Some((Ok::<_, Infallible>(piece), (telling, word)))
     });
-    let mut response = Response::new(Body::from_stream(pieces));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    response
+    event_stream(pieces)
 }

@@ -19,6 +19,7 @@ mod stream;
 
 pub(super) use oldest::Streams;
 pub(super) use sessions::Sessions;
+pub(super) use stream::event_stream;
 
 use super::access::By;
 use super::body::read;

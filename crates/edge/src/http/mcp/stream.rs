@@ -65,7 +65,7 @@ fn unfolded(running: Running) -> impl Stream<Item = Bytes> + Send {
 }
 
 /// A response that is a stream of server-sent events.
-pub(super) fn event_stream(pieces: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response {
+pub(in crate::http) fn event_stream(pieces: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response {
     let mut response = Response::new(Body::from_stream(pieces));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
