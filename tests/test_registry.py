@@ -241,8 +241,8 @@ def test_should_pause_resume_and_drain(keiko, admin):
     assert agent.heartbeat()["attributes"]["status"] == "paused", "a heartbeat does not end a pause"
     assert done(admin.post(f"/agents/{agent.id}/actions/resume"))["attributes"]["status"] in ("up", "registered")
     task = agent.take()
-    submit(admin, capability)
     assert done(admin.post(f"/agents/{agent.id}/actions/drain"))["attributes"]["status"] == "draining"
+    submit(admin, capability)
     assert agent.claim(wait_ms=300) == [], "a draining agent gets nothing new"
     assert agent.complete(task)["attributes"]["status"] == "completed", "but finishes what it has"
     assert done(admin.post(f"/agents/{agent.id}/actions/resume"))["attributes"]["status"] in ("up", "registered")

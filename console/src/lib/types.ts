@@ -39,6 +39,7 @@ export interface ServerFields {
   status: string;
   reason: string | null;
   tools: number;
+  circuits: { tool: string | null; reason: string }[];
 }
 
 export interface CallFields {

@@ -47,6 +47,7 @@ mod queues;
 mod recognise;
 mod removal;
 mod replicas;
+mod resilience;
 mod schema;
 mod shared;
 mod signing;
@@ -75,6 +76,7 @@ pub use envoys::NewEndpoint;
 pub use events::Selection;
 pub use explain::{Explained, Source as PermissionSource};
 pub use filter::Filter;
+pub use gateway::{Circuit, CircuitState, Figures, Priority, ToolTimes};
 pub use group_progress::{Delivered, FetchOrder, Word};
 pub use groups::GroupStatus;
 pub use identities::NewUser;
@@ -87,10 +89,11 @@ pub use mfa::Enrolment;
 pub use pushes::{NewPush, PushView};
 pub use recognise::Resource;
 pub use replicas::Membership;
+pub use resilience::{Resilience, UpstreamStatus};
 pub use tasks::{HistoryEntry, NewTask, TaskView};
 pub use tenants::NewTenant;
 pub use timeline::{Change, Changes};
-pub use tools::{ListedTool, ToolCall, ToolResult, ToolStatus};
+pub use tools::{ListedTool, NewCall, ToolCall, ToolResult, ToolStatus};
 
 pub use views::ViewStatus;
 

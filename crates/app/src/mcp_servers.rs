@@ -2,6 +2,7 @@
 
 use crate::app::{App, Inner, internal};
 use crate::errors::{Problems, of_handle, of_store};
+use crate::resilience::tuning;
 use crate::workers::each;
 use crate::{Answer, Caller, ListOrder, Page};
 use async_trait::async_trait;
@@ -172,7 +173,18 @@ impl App {
             return Ok(());
         };
         let spec = self.spec(tenant, id, server.state.profile.transport.clone()).await?;
-        self.0.gateway.put(key, spec).await;
+        self.0.gateway.put(key, spec, tuning(&server.state.tuning)).await;
+        Ok(())
+    }
+
+    /// Bounds a server's calls as is said now.
+    async fn tune_server(&self, tenant: TenantId, stream: &str) -> Answer<()> {
+        let id: McpServerId = stream.parse().map_err(|_| not_found(stream))?;
+        let key = gateway::Key { tenant, server: id };
+        let _turn = self.0.gateway.turn(key).await;
+        if let Some(server) = self.entity::<McpServer>(tenant, stream).await? {
+            self.0.gateway.tune(key, tuning(&server.state.tuning));
+        }
         Ok(())
     }
 
@@ -346,31 +358,41 @@ const GATEWAY: &str = "gateway";
 
 /// Hears which servers somebody has made known, changed, removed or started again, on whichever replica.
 #[derive(Default)]
-pub(crate) struct ServerFollower(Vec<String>);
+pub(crate) struct ServerFollower(Vec<ServerChange>);
+
+/// What somebody did with a server, by its stream.
+#[derive(Debug)]
+pub(crate) enum ServerChange {
+    /// It is to be handed to the gateway as it is now.
+    Put(String),
+    /// Its calls are bounded otherwise.
+    Tune(String),
+}
 
 impl Process for ServerFollower {
     const NAME: &'static str = "mcp-servers";
     type Signal = ();
-    /// Hand this server to the gateway as it is now.
-    type Command = String;
+    type Command = ServerChange;
 
     fn react(&mut self, event: &Recorded, _: Timestamp) {
         let header = &event.header;
-        let is_asked = matches!(
-            header.kind.as_str(),
+        if header.actor == ActorRef::system(GATEWAY) {
+            return;
+        }
+        let stream = header.stream.clone();
+        match header.kind.as_str() {
             "registry.mcp_server.registered"
-                | "registry.mcp_server.updated"
-                | "registry.mcp_server.started"
-                | "registry.mcp_server.deregistered"
-        );
-        if is_asked && header.actor != ActorRef::system(GATEWAY) {
-            self.0.push(header.stream.clone());
+            | "registry.mcp_server.updated"
+            | "registry.mcp_server.started"
+            | "registry.mcp_server.deregistered" => self.0.push(ServerChange::Put(stream)),
+            "registry.mcp_server.tuned" => self.0.push(ServerChange::Tune(stream)),
+            _ => {}
         }
     }
 
     fn signal(&mut self, (): (), _: Timestamp) {}
 
-    fn decide(&mut self, _: Timestamp, _: u64) -> Vec<String> {
+    fn decide(&mut self, _: Timestamp, _: u64) -> Vec<ServerChange> {
         std::mem::take(&mut self.0)
     }
 
@@ -387,10 +409,14 @@ pub(crate) struct ServerKeeper {
 
 #[async_trait]
 impl Executor<ServerFollower> for ServerKeeper {
-    async fn execute(&self, stream: String) -> Option<()> {
+    async fn execute(&self, change: ServerChange) -> Option<()> {
         let app = App(self.app.upgrade()?);
-        if let Err(rejection) = app.put_server(self.tenant, &stream).await {
-            tracing::error!(server = %stream, %rejection, "an MCP server could not be handed to the gateway");
+        let done = match &change {
+            ServerChange::Put(stream) => app.put_server(self.tenant, stream).await,
+            ServerChange::Tune(stream) => app.tune_server(self.tenant, stream).await,
+        };
+        if let Err(rejection) = done {
+            tracing::error!(?change, %rejection, "an MCP server could not be handed to the gateway");
         }
         None
     }
@@ -400,23 +426,24 @@ impl Executor<ServerFollower> for ServerKeeper {
 /// writes; another one keeps what it was told last and writes it when it leads.
 pub(crate) async fn follow(app: App, mut reports: Receiver<Report>) {
     const LOOK_AGAIN_MS: u64 = 1_000;
-    let mut kept: BTreeMap<gateway::Key, Report> = BTreeMap::new();
+    // Of each server the last of what it became, and whether its circuits are to be looked at.
+    let mut kept: BTreeMap<(gateway::Key, bool), Report> = BTreeMap::new();
     loop {
         tokio::select! {
             biased;
             () = app.env().stop().cancelled() => return,
             report = reports.recv() => {
                 let Some(report) = report else { return };
-                kept.insert(report.key, report);
+                kept.insert((report.key, matches!(report.what, Happening::Circuits)), report);
             }
             () = app.env().sleep_ms(LOOK_AGAIN_MS), if !kept.is_empty() => {}
         }
-        let led: Vec<gateway::Key> = kept.keys().filter(|key| app.leads(key.tenant)).copied().collect();
-        for key in led {
-            match write_down(&app, &kept[&key]).await {
-                Ok(()) => drop(kept.remove(&key)),
+        let led: Vec<_> = kept.keys().filter(|(key, _)| app.leads(key.tenant)).copied().collect();
+        for of in led {
+            match write_down(&app, &kept[&of]).await {
+                Ok(()) => drop(kept.remove(&of)),
                 Err(error) => {
-                    tracing::error!(server = %key.server, %error, "what happened to an MCP server could not be written; trying again");
+                    tracing::error!(server = %of.0.server, %error, "what happened to an MCP server could not be written; trying again");
                 }
             }
         }
@@ -434,6 +461,10 @@ async fn write_down(app: &App, report: &Report) -> Result<(), HandleError> {
     let mut steps = vec![];
     let command = match &report.what {
         Happening::Failed(reason) => McpServerCommand::MarkFailed { reason: reason.clone() },
+        Happening::Circuits => {
+            let open = app.0.gateway.circuits(report.key);
+            McpServerCommand::MarkCircuits(open.into_iter().map(|circuit| (circuit.subject, circuit.reason)).collect())
+        }
         Happening::Ready(introduction, offers) => {
             let Offers { tools, .. } = &**offers;
             steps = changes(app, tenant, id, &server.state, tools).await?;

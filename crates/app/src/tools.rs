@@ -2,6 +2,8 @@
 
 use crate::app::App;
 use crate::journal::Values;
+use crate::mcp::owner_of;
+use crate::resilience::is_repeatable;
 use crate::schema::Schemas;
 use crate::{Answer, Caller};
 use domain::mcp_server::{McpServer, ServerStatus};
@@ -9,7 +11,7 @@ use domain::scrutiny::{self, Finding, Names};
 use domain::task::Task;
 use domain::tool::{Tool, ToolCommand, name_key, not_found};
 use engine::{Extras, Handled, Step};
-use gateway::{Ask, CallError, Client, Method, Outcome};
+use gateway::{Ask, Call, CallError, Client, Method, Outcome, Priority};
 use kernel::id::{AgentId, CallId, TaskId, TenantId, ToolId};
 use kernel::journal::Class;
 use kernel::{ActorKind, Json, Kind, Rejection, Timestamp};
@@ -106,8 +108,22 @@ pub struct ToolCall {
     pub task_id: Option<TaskId>,
     /// What the tool answered.
     pub result: ToolResult,
+    /// The server that answered in the place of the tool's own.
+    pub answered_by: Option<String>,
     /// How long it took.
     pub duration_ms: u64,
+}
+
+/// What is wanted of a tool.
+pub struct NewCall {
+    /// What it gets.
+    pub arguments: Json,
+    /// The task that it is for.
+    pub task_id: Option<TaskId>,
+    /// How long it may take.
+    pub timeout_ms: Option<u64>,
+    /// How much it matters.
+    pub priority: Priority,
 }
 
 /// The entry of a call that is under way. One whose client leaves is written down, too: the tool may have run.
@@ -123,18 +139,31 @@ struct PendingCall<'a> {
 }
 
 impl PendingCall<'_> {
-    fn write(&mut self, outcome: Result<&ToolResult, &Rejection>) -> u64 {
+    fn write(&mut self, outcome: Result<&ToolResult, &Rejection>, answered_by: Option<&str>) -> u64 {
         self.is_written = true;
         let duration_ms = self.app.env().now().since_ms(self.begun);
-        self.app.record_call(self.caller, self.id, self.tool, self.task_id, self.arguments, outcome, duration_ms);
+        let done =
+            CallRecord { id: self.id, task_id: self.task_id, arguments: self.arguments, outcome, answered_by, duration_ms };
+        self.app.record_call(self.caller, self.tool, &done);
         duration_ms
     }
+}
+
+/// What is written down of a call.
+pub(crate) struct CallRecord<'a> {
+    pub id: CallId,
+    pub task_id: Option<TaskId>,
+    pub arguments: &'a Json,
+    pub outcome: Result<&'a ToolResult, &'a Rejection>,
+    /// The server that answered in the place of the tool's own.
+    pub answered_by: Option<&'a str>,
+    pub duration_ms: u64,
 }
 
 impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
         if !self.is_written {
-            self.write(Err(&abandoned()));
+            self.write(Err(&abandoned()), None);
         }
     }
 }
@@ -155,6 +184,8 @@ struct CallEntry<'a> {
     arguments: Json,
     result: Option<ResultEntry>,
     error: Option<ErrorEntry<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answered_by: Option<&'a str>,
     duration_ms: u64,
 }
 
@@ -251,39 +282,25 @@ impl App {
     }
 
     /// Calls a tool.
-    pub async fn call_tool(
-        &self,
-        caller: &Caller,
-        id_or_name: &str,
-        arguments: Json,
-        task_id: Option<TaskId>,
-        timeout_ms: Option<u64>,
-    ) -> Answer<ToolCall> {
+    pub async fn call_tool(&self, caller: &Caller, id_or_name: &str, new: NewCall) -> Answer<ToolCall> {
         let tool = self.tool_record(caller, id_or_name).await?;
-        if let Some(task) = task_id {
+        let NewCall { arguments, task_id, .. } = &new;
+        if let Some(task) = *task_id {
             self.check_holder(caller, task).await?;
         }
-        let (id, begun) = (self.env().id(), self.env().now());
-        let mut entry =
-            PendingCall { app: self, caller, id, tool: &tool, task_id, arguments: &arguments, begun, is_written: false };
-        let outcome = self.checked_call(caller, &tool, &arguments, timeout_ms).await;
-        let duration_ms = entry.write(outcome.as_ref());
+        let (id, task_id, begun) = (self.env().id(), *task_id, self.env().now());
+        let mut entry = PendingCall { app: self, caller, id, tool: &tool, task_id, arguments, begun, is_written: false };
+        let outcome = self.checked_call(caller, &tool, &new).await;
+        let answered_by = outcome.as_ref().ok().and_then(|(_, by)| by.clone());
+        let duration_ms = entry.write(outcome.as_ref().map(|(result, _)| result), answered_by.as_deref());
         drop(entry);
-        Ok(ToolCall { id, result: outcome.map_err(|e| e.with("call_id", id))?, tool, task_id, duration_ms })
+        let (result, _) = outcome.map_err(|e| e.with("call_id", id))?;
+        Ok(ToolCall { id, result, answered_by, tool, task_id, duration_ms })
     }
 
     /// Writes a call down, whichever way it came.
-    #[expect(clippy::too_many_arguments, reason = "an entry has that many parts")]
-    pub(crate) fn record_call(
-        &self,
-        caller: &Caller,
-        id: CallId,
-        tool: &Handled<Tool>,
-        task_id: Option<TaskId>,
-        arguments: &Json,
-        outcome: Result<&ToolResult, &Rejection>,
-        duration_ms: u64,
-    ) {
+    pub(crate) fn record_call(&self, caller: &Caller, tool: &Handled<Tool>, done: &CallRecord<'_>) {
+        let &CallRecord { id, task_id, arguments, outcome, answered_by, duration_ms } = done;
         let mut values = Values::default();
         let entry = CallEntry {
             call_id: id,
@@ -298,6 +315,7 @@ impl App {
                 structured_content: result.structured_content.as_ref().map(|value| values.put(value)),
             }),
             error: outcome.err().map(|e| ErrorEntry { code: e.code, message: &e.message }),
+            answered_by,
             duration_ms,
         };
         let kind = if outcome.is_ok() { "tools.call.finished" } else { "tools.call.failed" };
@@ -320,28 +338,40 @@ impl App {
         }
     }
 
-    async fn checked_call(
-        &self,
-        caller: &Caller,
-        tool: &Handled<Tool>,
-        arguments: &Json,
-        timeout_ms: Option<u64>,
-    ) -> Answer<ToolResult> {
+    async fn checked_call(&self, caller: &Caller, tool: &Handled<Tool>, new: &NewCall) -> Answer<(ToolResult, Option<String>)> {
         let (state, name) = (&tool.state, tool.state.name());
         check_callable(state, &name)?;
-        problems_of_arguments(&self.0.schemas, state, &name, arguments)?;
-        let timeout = timeout_ms.map_or(self.0.gateway.settings().call_timeout, Duration::from_millis);
-        let key = gateway::Key { tenant: caller.actor.tenant, server: state.server_id };
-        let params = vec![("arguments", arguments.clone())];
+        self.check_priority(caller, new.priority)?;
+        problems_of_arguments(&self.0.schemas, state, &name, &new.arguments)?;
+        let params = vec![("arguments", new.arguments.clone())];
         let ask =
             Ask { method: Method::CallTool, name: state.manifest.tool.clone(), params, meta: Default::default(), answers: None };
-        // Whoever calls over this interface cannot be asked back.
-        let asked = self.0.gateway.ask(key, ask, Some(&state.manifest.hash), Client::default(), None, timeout).await;
-        let outcome = asked.map_err(|error| of_call(&name, error))?;
-        let Outcome::Complete(result) = outcome else {
+        let call = Call {
+            ask,
+            approved: Some(state.manifest.hash.clone()),
+            // Whoever calls over this interface cannot be asked back.
+            client: Client { owner: owner_of(caller), ..Client::default() },
+            notes: None,
+            timeout: new.timeout_ms.map_or(self.0.gateway.settings().call_timeout, Duration::from_millis),
+            timeout_is_wanted: new.timeout_ms.is_some(),
+            priority: new.priority,
+            is_repeatable: is_repeatable(state),
+        };
+        let asked = self.ask_server(caller.actor.tenant, state.server_id, call, Some(state)).await;
+        let answered = asked.map_err(|error| of_call(&name, error))?;
+        let Outcome::Complete(result) = answered.outcome else {
             return Err(of_call(&name, CallError::Unusable("it asks for more input".into())));
         };
-        ToolResult::read(&result).map_err(|problem| of_call(&name, CallError::Unusable(problem)))
+        let result = ToolResult::read(&result).map_err(|problem| of_call(&name, CallError::Unusable(problem)))?;
+        Ok((result, answered.by))
+    }
+
+    /// Whoever goes before others must be allowed to.
+    pub(crate) fn check_priority(&self, caller: &Caller, priority: Priority) -> Answer<()> {
+        if priority == Priority::High {
+            self.authorise(&caller.actor, "tools.prioritise")?;
+        }
+        Ok(())
     }
 }
 
@@ -386,7 +416,11 @@ pub(crate) fn of_call(name: &str, error: CallError) -> Rejection {
     let upstream = |code, hint: &str| Rejection::new(Kind::Upstream, code, format!("The tool '{name}' failed: {error}."), hint);
     match &error {
         CallError::NotReady(reason) => unavailable(name, reason),
-        CallError::Busy => unavailable(name, "too many calls of its server are running"),
+        CallError::Busy | CallError::Shed | CallError::Starting => unavailable(name, &error.to_string()),
+        CallError::Open { after, .. } => {
+            let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            unavailable(name, &error.to_string()).with("reason", "circuit_open").with("retry_after_ms", after_ms)
+        }
         CallError::Changed => not_approved(name),
         CallError::Timeout(_) => {
             upstream("TOOL_TIMEOUT", "It may have done its work: look before calling again, or give it more timeout_ms.")
@@ -400,7 +434,12 @@ pub(crate) fn of_call(name: &str, error: CallError) -> Rejection {
 
 fn unavailable(name: &str, reason: &str) -> Rejection {
     let message = format!("The tool '{name}' cannot be called now: {reason}.");
-    Rejection::new(Kind::Unavailable, "TOOL_UNAVAILABLE", message, "See GET /api/v1/mcp-servers for how its server is.")
+    Rejection::new(
+        Kind::Unavailable,
+        "TOOL_UNAVAILABLE",
+        message,
+        "See GET /api/v1/mcp-servers/{id}/resilience for how its server does.",
+    )
 }
 
 fn not_approved(name: &str) -> Rejection {

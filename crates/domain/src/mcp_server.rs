@@ -1,9 +1,11 @@
 //! An MCP server: an upstream whose tools can be called through Keiko.
 
 use crate::agent::Nothing;
+use kernel::id::McpServerId;
 use kernel::rules::Meta;
 use kernel::{Decider, Facts, IndexField, Kind, Rejection, UniqueChange};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How a server is reached. Values of `env` and `headers` are secrets beside the log; only their names are here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +46,48 @@ pub struct ServerProfile {
     pub name: String,
     /// How it is reached.
     pub transport: Transport,
+}
+
+/// How calls of a server are bounded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// Calls that run at the same time.
+    pub calls_max: u32,
+    /// Calls that wait for one of these places.
+    pub waiting_max: u32,
+    /// How often a call is tried that may be repeated.
+    pub attempts_max: u32,
+    /// Repetitions allowed for each hundred calls.
+    pub retry_percent: u32,
+    /// Failures in a row that open a circuit.
+    pub failures_max: u32,
+    /// Part of the calls of ten seconds that opens a circuit when it fails.
+    pub failure_percent: u32,
+    /// How long a circuit is open at first.
+    pub open_ms: u64,
+    /// Whether calls get less time than the limit where they are usually quick.
+    pub timeout_is_adaptive: bool,
+    /// The least time that they get then.
+    pub timeout_min_ms: u64,
+    /// The server that is asked when this one does not answer.
+    pub fallback: Option<McpServerId>,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Tuning {
+            calls_max: 64,
+            waiting_max: 256,
+            attempts_max: 3,
+            retry_percent: 20,
+            failures_max: 5,
+            failure_percent: 50,
+            open_ms: 5_000,
+            timeout_is_adaptive: true,
+            timeout_min_ms: 10_000,
+            fallback: None,
+        }
+    }
 }
 
 /// How a server is.
@@ -98,6 +142,10 @@ pub enum McpServerCommand {
         /// Why, for people, without secrets.
         reason: String,
     },
+    /// Bound its calls otherwise.
+    Tune(Tuning),
+    /// These circuits are open now, with what opened each; a tool's name, or nothing for the server as a whole.
+    MarkCircuits(BTreeMap<Option<String>, String>),
     /// Remove it.
     Deregister,
 }
@@ -116,6 +164,29 @@ pub struct Failed {
     pub reason: String,
 }
 
+/// `registry.mcp_server.tuned`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuned {
+    /// How its calls are bounded from now on.
+    pub tuning: Tuning,
+}
+
+/// `registry.mcp_server.circuit_opened`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CircuitOpened {
+    /// The tool, or nothing for the server as a whole.
+    pub tool: Option<String>,
+    /// The failure that opened it.
+    pub reason: String,
+}
+
+/// `registry.mcp_server.circuit_closed`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CircuitClosed {
+    /// The tool, or nothing for the server as a whole.
+    pub tool: Option<String>,
+}
+
 kernel::events! {
     /// What happened to a server.
     McpServerEvent {
@@ -124,6 +195,9 @@ kernel::events! {
         Started(Nothing) = "registry.mcp_server.started" @ 1,
         BecameReady(Introduced) = "registry.mcp_server.became_ready" @ 1,
         Failed(Failed) = "registry.mcp_server.failed" @ 1,
+        Tuned(Tuned) = "registry.mcp_server.tuned" @ 1,
+        CircuitOpened(CircuitOpened) = "registry.mcp_server.circuit_opened" @ 1,
+        CircuitClosed(CircuitClosed) = "registry.mcp_server.circuit_closed" @ 1,
         Deregistered(Nothing) = "registry.mcp_server.deregistered" @ 1,
     }
 }
@@ -139,8 +213,27 @@ pub struct McpServer {
     pub reason: Option<String>,
     /// What it said of itself last.
     pub introduced: Option<Introduced>,
+    /// How its calls are bounded.
+    #[serde(default)]
+    pub tuning: Tuning,
+    /// Circuits that are open.
+    #[serde(default)]
+    pub circuits: Vec<CircuitOpened>,
     /// Whether it was removed.
     pub is_deleted: bool,
+}
+
+impl McpServer {
+    /// What it takes until these circuits are open and no others.
+    fn turned(&self, open: &BTreeMap<Option<String>, String>) -> Vec<McpServerEvent> {
+        let is_known = |tool: &Option<String>| self.circuits.iter().any(|circuit| circuit.tool == *tool);
+        let closed = self.circuits.iter().filter(|circuit| !open.contains_key(&circuit.tool));
+        let closed = closed.map(|circuit| McpServerEvent::CircuitClosed(CircuitClosed { tool: circuit.tool.clone() }));
+        let opened = open.iter().filter(|(tool, _)| !is_known(tool));
+        let opened = opened
+            .map(|(tool, reason)| McpServerEvent::CircuitOpened(CircuitOpened { tool: tool.clone(), reason: reason.clone() }));
+        closed.chain(opened).collect()
+    }
 }
 
 impl Decider for McpServer {
@@ -168,7 +261,7 @@ impl Decider for McpServer {
                 return Err(Rejection::new(Kind::Refused, "NAME_FIXED", message, "Register another server, delete this one."));
             }
             McpServerCommand::Update(profile) => vec![McpServerEvent::Updated(Described { profile: profile.clone() })],
-            McpServerCommand::Start if server.status == ServerStatus::Starting => vec![],
+            McpServerCommand::Start if server.status == ServerStatus::Starting && server.circuits.is_empty() => vec![],
             McpServerCommand::Start => vec![McpServerEvent::Started(Nothing {})],
             McpServerCommand::MarkReady(introduced)
                 if server.status == ServerStatus::Ready && server.introduced.as_ref() == Some(introduced) =>
@@ -178,6 +271,9 @@ impl Decider for McpServer {
             McpServerCommand::MarkReady(introduced) => vec![McpServerEvent::BecameReady(introduced.clone())],
             McpServerCommand::MarkFailed { reason } if server.reason.as_ref() == Some(reason) => vec![],
             McpServerCommand::MarkFailed { reason } => vec![McpServerEvent::Failed(Failed { reason: reason.clone() })],
+            McpServerCommand::Tune(tuning) if server.tuning == *tuning => vec![],
+            McpServerCommand::Tune(tuning) => vec![McpServerEvent::Tuned(Tuned { tuning: tuning.clone() })],
+            McpServerCommand::MarkCircuits(open) => server.turned(open),
             McpServerCommand::Deregister => vec![McpServerEvent::Deregistered(Nothing {})],
         })
     }
@@ -190,6 +286,8 @@ impl Decider for McpServer {
                 status: ServerStatus::Starting,
                 reason: None,
                 introduced: None,
+                tuning: Tuning::default(),
+                circuits: vec![],
                 is_deleted: false,
             });
         }
@@ -200,10 +298,12 @@ impl Decider for McpServer {
                 server.profile = described.profile.clone();
                 server.status = ServerStatus::Starting;
                 server.reason = None;
+                server.circuits.clear();
             }
             McpServerEvent::Started(_) => {
                 server.status = ServerStatus::Starting;
                 server.reason = None;
+                server.circuits.clear();
             }
             McpServerEvent::BecameReady(introduced) => {
                 server.status = ServerStatus::Ready;
@@ -214,6 +314,9 @@ impl Decider for McpServer {
                 server.status = ServerStatus::Failed;
                 server.reason = Some(failed.reason.clone());
             }
+            McpServerEvent::Tuned(tuned) => server.tuning = tuned.tuning.clone(),
+            McpServerEvent::CircuitOpened(opened) => server.circuits.push(opened.clone()),
+            McpServerEvent::CircuitClosed(closed) => server.circuits.retain(|circuit| circuit.tool != closed.tool),
             McpServerEvent::Deregistered(_) => server.is_deleted = true,
         }
         Some(server)
@@ -299,6 +402,31 @@ mod tests {
     fn given_a_server_when_its_name_changes_then_that_is_refused() {
         let server = given(&[Register(profile("a"))]);
         assert_eq!(decide(server.as_ref(), &Update(profile("b"))).unwrap_err().code, "NAME_FIXED");
+    }
+
+    #[test]
+    fn given_circuits_then_each_is_written_when_it_opens_and_when_it_closes() {
+        let open = |circuits: &[(Option<&str>, &str)]| {
+            let one = |(tool, reason): &(Option<&str>, &str)| (tool.map(str::to_owned), (*reason).to_owned());
+            MarkCircuits(circuits.iter().map(one).collect())
+        };
+        let (server, tool) = ((None, "lost"), (Some("slow"), "no answer"));
+        let known = given(&[Register(profile("a")), open(&[server])]);
+        assert_eq!(decide(known.as_ref(), &open(&[(None, "lost again")])), Ok(vec![]), "it is open already");
+        let turned = decide(known.as_ref(), &open(&[tool])).unwrap();
+        let closed = McpServerEvent::CircuitClosed(CircuitClosed { tool: None });
+        let opened = CircuitOpened { tool: Some("slow".into()), reason: "no answer".into() };
+        assert_eq!(turned, [closed, McpServerEvent::CircuitOpened(opened)]);
+        let started = given(&[Register(profile("a")), open(&[server, tool]), Start]).unwrap();
+        assert!(started.circuits.is_empty(), "whoever starts anew knows of none");
+    }
+
+    #[test]
+    fn given_other_bounds_then_they_are_written_once() {
+        let tuning = Tuning { calls_max: 2, ..Tuning::default() };
+        let server = given(&[Register(profile("a")), Tune(tuning.clone())]);
+        assert_eq!(server.as_ref().unwrap().tuning.calls_max, 2);
+        assert_eq!(decide(server.as_ref(), &Tune(tuning)), Ok(vec![]));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod lanes;
 pub mod mcp;
 mod postbox;
 mod process;
+mod resilience;
 mod target;
 mod upstream;
 mod webhook;
@@ -18,10 +19,12 @@ pub use a2a::{AgentEndpoint, AgentTrouble, RemoteAgent};
 pub use document::{Document, fetch};
 pub use mcp::{Answers, Ask, CallError, Client, Method, Note, Offer, Offers, Outcome, Resume, ToolListing};
 pub use postbox::{Letter, MailSettings, PostError, Postbox, Way, is_address, smtp_problem};
+pub use resilience::{Call, Circuit, CircuitState, Figures, Priority, ToolTimes, Tuning};
 pub use target::check as check_target;
 pub use webhook::{Notice, tell};
 
 use kernel::id::{McpServerId, TenantId};
+use resilience::{Shielded, State};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -128,6 +131,8 @@ pub enum Happening {
     Ready(Introduction, Arc<Offers>),
     /// It could not be reached, or ended.
     Failed(String),
+    /// A circuit opened or closed; [`Gateway::circuits`] says which are open.
+    Circuits,
 }
 
 /// Something that a server told, for whoever follows it.
@@ -158,7 +163,7 @@ struct Inner {
     changes: Arc<Changes>,
     /// Resources that somebody wants to be told about, and how many do; kept while a server is exchanged.
     watched: Mutex<BTreeMap<Key, Wishes>>,
-    upstreams: Mutex<BTreeMap<Key, Arc<Upstream>>>,
+    upstreams: Mutex<BTreeMap<Key, Arc<Shielded>>>,
     /// Who changes a server now; one at a time.
     turns: Mutex<BTreeMap<Key, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -215,27 +220,46 @@ impl Gateway {
     }
 
     /// Starts a server, after ending what ran under the same key. Call it within a [`Gateway::turn`].
-    pub async fn put(&self, key: Key, spec: Spec) {
+    pub async fn put(&self, key: Key, spec: Spec, tuning: Tuning) {
         self.remove(key).await;
         let Inner { settings, reports, changes, .. } = &*self.0;
-        let upstream = Upstream::start(key, spec, settings.clone(), reports.clone(), changes.clone(), self.wishes(key));
-        self.upstreams().insert(key, Arc::new(upstream));
+        let state = Arc::new(State::new(key, reports.clone(), tuning));
+        let (settings, wishes) = (settings.clone(), self.wishes(key));
+        let upstream = Upstream::start(key, spec, settings, reports.clone(), changes.clone(), wishes, state.clone());
+        self.upstreams().insert(key, Arc::new(Shielded::new(upstream, state)));
         self.0.changes.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Starts a server again at once.
     pub fn restart(&self, key: Key) {
-        if let Some(upstream) = self.upstream(key) {
-            upstream.restart();
+        if let Some(shielded) = self.shielded(key) {
+            shielded.upstream.restart();
         }
+    }
+
+    /// Changes how a server's calls are bounded; those under way go on as they began.
+    pub fn tune(&self, key: Key, tuning: Tuning) {
+        if let Some(shielded) = self.shielded(key) {
+            shielded.state.tune(tuning);
+        }
+    }
+
+    /// How a server has been doing here.
+    pub fn figures(&self, key: Key) -> Option<Figures> {
+        Some(self.shielded(key)?.state.figures(self.0.settings.call_timeout))
+    }
+
+    /// The circuits of a server that are not closed.
+    pub fn circuits(&self, key: Key) -> Vec<Circuit> {
+        self.shielded(key).map(|shielded| shielded.state.circuits()).unwrap_or_default()
     }
 
     /// Ends a server and waits until its process is gone.
     pub async fn remove(&self, key: Key) {
         let removed = self.upstreams().remove(&key);
         self.0.changes.generation.fetch_add(1, Ordering::AcqRel);
-        if let Some(upstream) = removed {
-            upstream.stop().await;
+        if let Some(shielded) = removed {
+            shielded.upstream.stop().await;
         }
     }
 
@@ -250,25 +274,23 @@ impl Gateway {
         self.0.turns.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| key.tenant != tenant);
     }
 
-    /// Hands a request on to a server. A tool must be listed as it was approved. Dropping the future cancels the request.
-    pub async fn ask(
-        &self,
-        key: Key,
-        ask: Ask,
-        approved: Option<&str>,
-        client: Client,
-        notes: Option<mpsc::Sender<Note>>,
-        timeout: Duration,
-    ) -> Result<Outcome, CallError> {
-        let Some(upstream) = self.upstream(key) else {
-            return Err(CallError::NotReady("it is not running".into()));
+    /// Hands a call on to a server. A tool must be listed as it was approved. Dropping the future cancels the request.
+    pub async fn ask(&self, key: Key, mut call: Call) -> Result<Outcome, CallError> {
+        call.timeout = call.timeout.min(self.0.settings.call_timeout);
+        let shielded = match self.shielded(key) {
+            Some(shielded) => shielded,
+            // Perhaps it is being exchanged.
+            None => {
+                let _ = tokio::time::timeout(call.timeout, self.turn(key)).await;
+                self.shielded(key).ok_or_else(|| CallError::NotReady("it is not running".into()))?
+            }
         };
-        upstream.ask(ask, approved, client, notes, timeout.min(self.0.settings.call_timeout)).await
+        shielded.ask(call).await
     }
 
     /// What a server listed last, also while it is not there.
     pub fn offers(&self, key: Key) -> Arc<Offers> {
-        self.upstream(key).map(|upstream| upstream.offers()).unwrap_or_default()
+        self.shielded(key).map(|shielded| shielded.upstream.offers()).unwrap_or_default()
     }
 
     /// Everything that servers tell from now on.
@@ -307,20 +329,20 @@ impl Gateway {
     /// Ends every connection that belongs to a party alone.
     pub fn forget_party(&self, tenant: TenantId, party: [u8; 32]) {
         let own: Vec<_> = self.upstreams().iter().filter(|(key, _)| key.tenant == tenant).map(|(_, u)| u.clone()).collect();
-        own.iter().for_each(|upstream| upstream.forget_party(party));
+        own.iter().for_each(|shielded| shielded.upstream.forget_party(party));
     }
 
     /// Ends every server.
     pub async fn close(&self) {
         let all = std::mem::take(&mut *self.upstreams());
-        futures_util::future::join_all(all.values().map(|upstream| upstream.stop())).await;
+        futures_util::future::join_all(all.values().map(|shielded| shielded.upstream.stop())).await;
     }
 
-    fn upstream(&self, key: Key) -> Option<Arc<Upstream>> {
+    fn shielded(&self, key: Key) -> Option<Arc<Shielded>> {
         self.upstreams().get(&key).cloned()
     }
 
-    fn upstreams(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Arc<Upstream>>> {
+    fn upstreams(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Arc<Shielded>>> {
         self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

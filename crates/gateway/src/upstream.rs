@@ -3,6 +3,7 @@
 use crate::lanes::Lanes;
 use crate::mcp::{self, ASIDE_MAX, Answers, Aside, Ask, CallError, Client, Connection, Conversations, ListKind, Method, Note};
 use crate::mcp::{Offers, Outcome, Over, Resume, WireError, mirror};
+use crate::resilience::{Call, State};
 use crate::{Change, Changes, GatewaySettings, Happening, Key, Report, Spec, What, Wishes};
 use kernel::Json;
 use serde::Deserialize;
@@ -12,12 +13,12 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Calls of one server at a time; more wait.
-const CALLS_MAX: usize = 64;
+/// How long a call waits for a server that is starting.
+const START_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause before the first new start; doubled each time up to the longest.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -53,6 +54,7 @@ struct Shared {
     offers: watch::Sender<Arc<Offers>>,
     /// Resources that somebody wants to be told about, and how many do.
     watched: Wishes,
+    resilience: Arc<State>,
     lanes: Lanes,
     again: Notify,
     /// Told when a call had trouble: is the server still there?
@@ -64,7 +66,6 @@ struct Shared {
 pub(crate) struct Upstream {
     shared: Arc<Shared>,
     conversations: Arc<Conversations>,
-    places: Semaphore,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -77,6 +78,7 @@ impl Upstream {
         reports: mpsc::Sender<Report>,
         changes: Arc<Changes>,
         watched: Wishes,
+        resilience: Arc<State>,
     ) -> Self {
         let conversations = Arc::<Conversations>::default();
         let spec = Arc::new(spec);
@@ -89,13 +91,14 @@ impl Upstream {
             condition: watch::Sender::new(Condition::Starting),
             offers: watch::Sender::new(Arc::default()),
             watched,
+            resilience,
             again: Notify::new(),
             look: Notify::new(),
             stop: CancellationToken::new(),
         });
         let supervisor = Supervisor { shared: shared.clone(), reports, conversations: conversations.clone() };
         let running = tokio::spawn(supervisor.run());
-        Upstream { shared, conversations, places: Semaphore::new(CALLS_MAX), supervisor: Mutex::new(Some(running)) }
+        Upstream { shared, conversations, supervisor: Mutex::new(Some(running)) }
     }
 
     /// What it listed last.
@@ -103,37 +106,20 @@ impl Upstream {
         self.shared.offers.borrow().clone()
     }
 
-    /// Hands a request on.
-    ///
-    /// `approved` is the hash of the tool's listing that was approved: what the server lists now must be the same.
-    pub async fn ask(
-        &self,
-        ask: Ask,
-        approved: Option<&str>,
-        client: Client,
-        notes: Option<mpsc::Sender<Note>>,
-        timeout: Duration,
-    ) -> Result<Outcome, CallError> {
-        let outcome = self.asked(ask, approved, client, notes, timeout).await;
+    /// Hands a call on, whatever trouble there was before.
+    pub async fn ask(&self, call: Call) -> Result<Outcome, CallError> {
+        let outcome = self.asked(call).await;
         if let Err(CallError::Lost(_) | CallError::NotReady(_) | CallError::Timeout(_)) = &outcome {
             self.shared.look.notify_one();
         }
         outcome.map_err(|error| error.redacted(&self.shared.spec))
     }
 
-    async fn asked(
-        &self,
-        ask: Ask,
-        approved: Option<&str>,
-        client: Client,
-        notes: Option<mpsc::Sender<Note>>,
-        timeout: Duration,
-    ) -> Result<Outcome, CallError> {
+    async fn asked(&self, call: Call) -> Result<Outcome, CallError> {
+        let Call { ask, approved, client, notes, timeout, .. } = call;
         let begun = Instant::now();
-        let place = tokio::time::timeout(timeout, self.places.acquire()).await;
-        let Ok(Ok(_place)) = place else { return Err(CallError::Busy) };
-        let connection = self.connection()?;
-        let mirrored = self.mirrored(&ask, approved)?;
+        let connection = self.connection(timeout.min(START_PATIENCE)).await?;
+        let mirrored = self.mirrored(&ask, approved.as_deref())?;
         let left = || timeout.saturating_sub(begun.elapsed());
         match &ask.answers {
             Some(Answers { resume: Resume::Waiting(id), .. }) => {
@@ -145,10 +131,10 @@ impl Upstream {
                 let taking = tokio::time::timeout(left(), self.shared.lanes.take(&client)).await;
                 let Ok(taken) = taking else { return Err(CallError::Timeout(timeout.as_millis())) };
                 let lane = taken.map_err(|reason| reason.into_call_error())?;
-                if approved.is_some_and(|hash| !lane.lists(&ask.name, hash)) {
+                if approved.as_ref().is_some_and(|hash| !lane.lists(&ask.name, hash)) {
                     return Err(CallError::Changed);
                 }
-                let (party, approved) = (client.party, approved.map(str::to_owned));
+                let party = client.party;
                 let outcome = mcp::converse(lane, ask, approved, client, notes, left(), &self.conversations).await;
                 if let Err(CallError::Lost(_) | CallError::Timeout(_)) = outcome {
                     // Whatever is wrong with it, the next request gets another one.
@@ -157,7 +143,7 @@ impl Upstream {
                 outcome
             }
             _ => {
-                let asked = hand_on(&connection, &ask, approved, &mirrored, &client, notes);
+                let asked = hand_on(&connection, &ask, approved.as_deref(), &mirrored, &client, notes);
                 match tokio::time::timeout(left(), asked).await {
                     Ok(answer) => answer.map_err(CallError::from).and_then(|answer| outcome(&answer, &connection, &client)),
                     Err(_) => Err(CallError::Timeout(timeout.as_millis())),
@@ -166,11 +152,19 @@ impl Upstream {
         }
     }
 
-    fn connection(&self) -> Result<Arc<Connection>, CallError> {
-        match &*self.shared.condition.borrow() {
-            Condition::Ready(connection) => Ok(connection.clone()),
-            Condition::Starting => Err(CallError::NotReady("it is starting".into())),
-            Condition::Failed(reason) => Err(CallError::NotReady(reason.clone())),
+    /// The connection, soon: one that is being opened is waited for.
+    async fn connection(&self, patience: Duration) -> Result<Arc<Connection>, CallError> {
+        let mut condition = self.shared.condition.subscribe();
+        let opened = tokio::time::timeout(patience, condition.wait_for(|condition| !matches!(condition, Condition::Starting)));
+        let settled = tokio::select! {
+            biased;
+            () = self.shared.stop.cancelled() => return Err(CallError::NotReady("it was stopped".into())),
+            settled = opened => settled,
+        };
+        match settled.as_ref().map(|settled| settled.as_deref()) {
+            Ok(Ok(Condition::Ready(connection))) => Ok(connection.clone()),
+            Ok(Ok(Condition::Failed(reason))) => Err(CallError::NotReady(reason.clone())),
+            Ok(Ok(Condition::Starting) | Err(_)) | Err(_) => Err(CallError::Starting),
         }
     }
 
@@ -367,6 +361,7 @@ impl Supervisor {
 
     async fn serve(&self, connection: Connection, over: &Over, updated: mpsc::Receiver<String>, offers: Offers) -> End {
         let connection = Arc::new(connection);
+        self.shared.resilience.is_connected_anew();
         self.list(&connection, offers).await;
         let end = tokio::select! {
             end = self.watch(&connection, over) => end,

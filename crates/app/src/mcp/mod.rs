@@ -14,6 +14,7 @@ mod virtual_servers;
 pub use gateway::mcp::mirror::Mirrored;
 pub use gateway::mcp::{LEGACY, ListKind, MODERN, QUESTIONS};
 pub use gateway::{Change, Key, Note, Watched, What};
+pub(crate) use requests::owner_of;
 pub use requests::{Kind as AskKind, McpAsk, McpClient, McpOutcome};
 pub use search::found_json;
 pub use session::SessionFacts;

@@ -3,11 +3,12 @@
 use super::{Door, OfferKind, View, identity};
 use crate::app::App;
 use crate::journal::Values;
-use crate::tools::{ToolResult, abandoned, check_callable, of_call, problems_of_arguments};
+use crate::resilience::{is_repeatable, priority_of};
+use crate::tools::{CallRecord, ToolResult, abandoned, check_callable, of_call, problems_of_arguments};
 use crate::{Answer, Caller};
 use domain::tool::Tool;
 use engine::Handled;
-use gateway::{Answers, Ask, CallError, Client, Method, Note, Outcome, Resume};
+use gateway::{Answers, Ask, Call, CallError, Client, Method, Note, Outcome, Resume};
 use kernel::id::{CallId, McpServerId};
 use kernel::journal::Class;
 use kernel::{Json, Kind as Trouble, Rejection, Timestamp};
@@ -104,6 +105,8 @@ struct Pending<'a> {
     way: &'a Way,
     id: CallId,
     begun: Timestamp,
+    /// The server that answered in the place of the one that was asked.
+    answered_by: Option<String>,
     is_written: bool,
 }
 
@@ -111,7 +114,7 @@ impl Pending<'_> {
     fn write(&mut self, outcome: &Answer<McpOutcome>) {
         self.is_written = true;
         let duration_ms = self.app.env().now().since_ms(self.begun);
-        self.app.record(self.caller, self.id, self.way, self.ask, outcome, duration_ms);
+        self.app.record(self, outcome, duration_ms);
     }
 }
 
@@ -146,13 +149,17 @@ impl App {
         let view = self.mcp_view(caller, door)?;
         let way = self.way(&view, &ask)?;
         let begun = self.env().now();
-        let mut entry = Pending { app: self, caller, ask: &ask, way: &way, id: self.env().id(), begun, is_written: false };
+        let id = self.env().id();
+        let mut entry = Pending { app: self, caller, ask: &ask, way: &way, id, begun, answered_by: None, is_written: false };
         let outcome = match self.check(caller, door, &way, &ask) {
             Ok(()) => self.handed_on(caller, door, &way, &ask, client, notes).await,
             Err(rejection) => Err(rejection),
         };
+        let outcome = outcome.map(|(outcome, by)| {
+            entry.answered_by = by;
+            outcome
+        });
         entry.write(&outcome);
-        let id = entry.id;
         outcome.map_err(|rejection| rejection.with("call_id", id))
     }
 
@@ -172,15 +179,20 @@ impl App {
         problems_of_arguments(&self.0.schemas, tool, &ask.name, &arguments)
     }
 
-    fn record(&self, caller: &Caller, id: CallId, way: &Way, ask: &McpAsk, outcome: &Answer<McpOutcome>, duration_ms: u64) {
+    fn record(&self, entry: &Pending<'_>, outcome: &Answer<McpOutcome>, duration_ms: u64) {
+        let Pending { caller, ask, way, id, .. } = *entry;
         let arguments = ask.arguments.clone().unwrap_or_default();
         if let Some(tool) = &way.tool {
+            let answered_by = entry.answered_by.as_deref();
+            let write = |outcome| {
+                let done = CallRecord { id, task_id: None, arguments: &arguments, outcome, answered_by, duration_ms };
+                self.record_call(caller, tool, &done);
+            };
             match outcome {
                 Ok(McpOutcome::Complete(result)) => {
-                    let result = ToolResult::read(result).unwrap_or_else(|_| ToolResult::unread(result));
-                    return self.record_call(caller, id, tool, None, &arguments, Ok(&result), duration_ms);
+                    return write(Ok(&ToolResult::read(result).unwrap_or_else(|_| ToolResult::unread(result))));
                 }
-                Err(rejection) => return self.record_call(caller, id, tool, None, &arguments, Err(rejection), duration_ms),
+                Err(rejection) => return write(Err(rejection)),
                 Ok(McpOutcome::InputRequired { .. }) => {}
             }
         }
@@ -248,7 +260,7 @@ impl App {
         ask: &McpAsk,
         client: &McpClient,
         notes: Option<mpsc::Sender<Note>>,
-    ) -> Answer<McpOutcome> {
+    ) -> Answer<(McpOutcome, Option<String>)> {
         let request = salient(door, ask);
         let resume = ask.state.as_deref().map(|state| self.open_resume(caller, &request, state)).transpose()?;
         let answers = (resume.is_some() || ask.responses.is_some()).then(|| Answers {
@@ -257,18 +269,29 @@ impl App {
             resume: resume.unwrap_or(Resume::State(None)),
         });
         let (method, params) = parameters(ask, way);
-        let handed = Ask { method, name: way.own.clone(), params, meta: ask.meta.clone(), answers };
-        let key = gateway::Key { tenant: caller.actor.tenant, server: way.server };
-        let asking = gateway_client(caller, door, client);
-        let timeout = self.0.gateway.settings().call_timeout.max(Duration::from_millis(1));
-        let approved = way.tool.as_ref().map(|tool| tool.state.manifest.hash.as_str());
-        match self.0.gateway.ask(key, handed, approved, asking, notes, timeout).await {
-            Ok(Outcome::Complete(result)) => Ok(McpOutcome::Complete(result)),
-            Ok(Outcome::InputRequired { requests, resume }) => {
-                Ok(McpOutcome::InputRequired { requests, state: self.seal_resume(caller, &request, resume)? })
+        let mut meta = ask.meta.clone();
+        let priority = priority_of(&mut meta)?;
+        self.check_priority(caller, priority)?;
+        let tool = way.tool.as_ref().map(|tool| &*tool.state);
+        let call = Call {
+            ask: Ask { method, name: way.own.clone(), params, meta, answers },
+            approved: tool.map(|tool| tool.manifest.hash.clone()),
+            client: gateway_client(caller, door, client),
+            notes,
+            timeout: self.0.gateway.settings().call_timeout.max(Duration::from_millis(1)),
+            timeout_is_wanted: false,
+            priority,
+            is_repeatable: tool.is_none_or(is_repeatable),
+        };
+        let answered = self.ask_server(caller.actor.tenant, way.server, call, tool).await;
+        let answered = answered.map_err(|error| of_ask(ask.kind, &ask.name, &way.server_name, error))?;
+        let outcome = match answered.outcome {
+            Outcome::Complete(result) => McpOutcome::Complete(result),
+            Outcome::InputRequired { requests, resume } => {
+                McpOutcome::InputRequired { requests, state: self.seal_resume(caller, &request, resume)? }
             }
-            Err(error) => Err(of_ask(ask.kind, &ask.name, &way.server_name, error)),
-        }
+        };
+        Ok((outcome, answered.by))
     }
 
     /// Ends the connections that servers know a session by.
@@ -322,20 +345,26 @@ fn parameters(ask: &McpAsk, way: &Way) -> (Method, Vec<(&'static str, Json)>) {
     }
 }
 
-/// The caller as the gateway tells callers apart: nobody shares a connection with anybody else.
+fn hash_of(parts: &[&str]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+/// Who calls, as the gateway tells callers apart.
+pub(crate) fn owner_of(caller: &Caller) -> [u8; 32] {
+    hash_of(&[&caller.actor.tenant.to_string(), &identity(caller)])
+}
+
+/// The caller with its session: nobody shares a connection with anybody else.
 fn gateway_client(caller: &Caller, door: Door, client: &McpClient) -> Client {
-    let hash_of = |parts: &[&str]| {
-        let mut hash = Sha256::new();
-        for part in parts {
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        hash.finalize().into()
-    };
     let (tenant, who) = (caller.actor.tenant.to_string(), identity(caller));
     Client {
         party: hash_of(&[&tenant, &who, &format!("{door:?}"), client.session.as_deref().unwrap_or_default()]),
-        owner: hash_of(&[&tenant, &who]),
+        owner: owner_of(caller),
         is_session: client.session.is_some(),
         capabilities: client.capabilities.clone(),
         log_level: client.log_level.clone(),

@@ -39,6 +39,19 @@ struct GroupLabels {
     group: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamLabels {
+    tenant: String,
+    server: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamOutcomeLabels {
+    tenant: String,
+    server: String,
+    outcome: String,
+}
+
 /// Counted as it happens; everything else is read when it is asked for.
 pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
@@ -113,9 +126,48 @@ pub(super) fn text(state: &EdgeState) -> Result<String, std::fmt::Error> {
         registry.register(name, help, counter);
     }
     groups(state, &mut registry);
+    upstreams(state, &mut registry);
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)
+}
+
+/// Figures of MCP servers, of this replica.
+fn upstreams(state: &EdgeState, registry: &mut Registry) {
+    let (ready, running, waiting) = (Family::default(), Family::default(), Family::default());
+    let open = Family::<UpstreamLabels, Gauge>::default();
+    let calls = Family::<UpstreamOutcomeLabels, Counter>::default();
+    let retries = Family::<UpstreamLabels, Counter>::default();
+    let gauge = |family: &Family<UpstreamLabels, Gauge>, labels: &UpstreamLabels, value: usize| {
+        family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+    };
+    for upstream in state.app.upstreams_status() {
+        let (tenant, server, figures) = (upstream.tenant, upstream.server, upstream.figures);
+        let labels = UpstreamLabels { tenant: tenant.clone(), server: server.clone() };
+        gauge(&ready, &labels, usize::from(upstream.is_ready));
+        gauge(&running, &labels, figures.running);
+        gauge(&waiting, &labels, figures.waiting);
+        gauge(&open, &labels, figures.circuits.len());
+        retries.get_or_create(&labels).inc_by(figures.retried);
+        // The counters are read one after another.
+        let other = figures.failed.saturating_sub(figures.timed_out + figures.shed + figures.refused);
+        for (outcome, count) in [
+            ("answered", figures.answered),
+            ("timed_out", figures.timed_out),
+            ("shed", figures.shed),
+            ("circuit_open", figures.refused),
+            ("failed", other),
+        ] {
+            let (tenant, server) = (tenant.clone(), server.clone());
+            calls.get_or_create(&UpstreamOutcomeLabels { tenant, server, outcome: outcome.into() }).inc_by(count);
+        }
+    }
+    registry.register("upstream_ready", "Whether a tool server answers", ready);
+    registry.register("upstream_calls", "Calls of a tool server by what came of them", calls);
+    registry.register("upstream_calls_running", "Calls of a tool server that run", running);
+    registry.register("upstream_calls_waiting", "Calls of a tool server that wait for a place", waiting);
+    registry.register("upstream_retries", "Attempts after the first", retries);
+    registry.register("upstream_circuits_open", "Circuits of a tool server that are not closed", open);
 }
 
 /// Figures of consumer groups, by the replica that leads their tenant's log.

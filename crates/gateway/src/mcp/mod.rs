@@ -158,6 +158,20 @@ pub enum CallError {
     /// The server is not ready.
     #[error("the server is not ready: {0}")]
     NotReady(String),
+    /// The server is starting.
+    #[error("the server is starting")]
+    Starting,
+    /// It failed so often that it is left alone for a while.
+    #[error("its circuit is open: {what}")]
+    Open {
+        /// What failed.
+        what: String,
+        /// When it is tried again.
+        after: std::time::Duration,
+    },
+    /// Too many calls wait, and others matter more.
+    #[error("too many calls of this server are waiting")]
+    Shed,
     /// The server does not list the tool, or lists it otherwise than it was approved.
     #[error("the tool is not what was approved")]
     Changed,

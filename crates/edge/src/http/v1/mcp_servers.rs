@@ -93,6 +93,15 @@ struct ServerInfoBody {
     version: String,
 }
 
+/// What failed so often that it is left alone for a while.
+#[derive(Serialize, ToSchema)]
+struct OpenCircuitBody {
+    /// The tool; `null` for the server as a whole.
+    tool: Option<String>,
+    /// The failure that opened it.
+    reason: String,
+}
+
 /// A server.
 #[derive(Serialize, ToSchema)]
 struct McpServerAttributes {
@@ -110,6 +119,8 @@ struct McpServerAttributes {
     server_info: Option<ServerInfoBody>,
     /// The version of the protocol that was agreed on.
     protocol_version: Option<String>,
+    /// Circuits that are open: calls of these are refused for a while.
+    circuits: Vec<OpenCircuitBody>,
     /// When it was registered.
     created_at: String,
     /// When it changed last.
@@ -135,6 +146,7 @@ fn attributes(server: &Handled<McpServer>) -> McpServerAttributes {
         tools: introduced.map_or(0, |i| i.tools),
         server_info: introduced.map(|i| ServerInfoBody { name: i.name.clone(), version: i.version.clone() }),
         protocol_version: introduced.map(|i| i.protocol_version.clone()),
+        circuits: state.circuits.iter().map(|c| OpenCircuitBody { tool: c.tool.clone(), reason: c.reason.clone() }).collect(),
         created_at: server.created_at.to_string(),
         updated_at: server.updated_at.to_string(),
         deleted_at: state.is_deleted.then(|| server.updated_at.to_string()),

@@ -15,6 +15,7 @@ pub(super) mod journal;
 pub(super) mod mails;
 pub(super) mod mcp_servers;
 pub(super) mod queues;
+pub(super) mod resilience;
 pub(super) mod roles;
 pub(super) mod security;
 pub(super) mod tasks;

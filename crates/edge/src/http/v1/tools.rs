@@ -7,7 +7,7 @@ use crate::http::body::{Input, Params, limit, open_cursor, whole};
 use crate::http::envelope::{Failure, Many, One, Outcome, Reply, Resource};
 use crate::http::names::Handle;
 use crate::http::state::EdgeState;
-use app::{ListedTool, ToolCall};
+use app::{ListedTool, NewCall, Priority, ToolCall};
 use axum::extract::State;
 use axum::http::StatusCode;
 use kernel::id::TaskId;
@@ -161,6 +161,32 @@ struct CallBody {
     #[schema(minimum = 1)]
     #[serde(default, deserialize_with = "whole")]
     timeout_ms: Option<u64>,
+    /// How much it matters when its server has more to do than it may: `high` needs the permission `tools.prioritise`.
+    #[serde(default)]
+    priority: PriorityBody,
+}
+
+/// How much a call matters.
+#[derive(Clone, Copy, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum PriorityBody {
+    /// Waits behind all others, and is turned away first.
+    Low,
+    /// The usual.
+    #[default]
+    Normal,
+    /// Goes first.
+    High,
+}
+
+impl From<PriorityBody> for Priority {
+    fn from(body: PriorityBody) -> Self {
+        match body {
+            PriorityBody::Low => Priority::Low,
+            PriorityBody::Normal => Priority::Normal,
+            PriorityBody::High => Priority::High,
+        }
+    }
 }
 
 /// A call that was answered.
@@ -182,6 +208,8 @@ struct CallAttributes {
     /// Structured result, as the tool sent it.
     #[schema(value_type = Option<Object>)]
     structured_content: Option<Box<RawValue>>,
+    /// The server that answered in the place of the tool's own, which did not.
+    answered_by: Option<String>,
     /// How long it took.
     duration_ms: u64,
 }
@@ -197,9 +225,10 @@ async fn call(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: In
     let body = input.body;
     let task_id = body.task_id.map(|id| id.parse::<TaskId>().map_err(|_| domain::task::not_found(&id))).transpose()?;
     let arguments = Json::of(&body.arguments.unwrap_or_default()).map_err(|_| Failure::internal())?;
-    let called = state.app.call_tool(&input.by, &id, arguments, task_id, body.timeout_ms).await?;
+    let new = NewCall { arguments, task_id, timeout_ms: body.timeout_ms, priority: body.priority.into() };
+    let called = state.app.call_tool(&input.by, &id, new).await?;
     let raw = |json: &Json| RawValue::from_string(json.text().to_owned()).map_err(|_| Failure::internal());
-    let ToolCall { id, tool, task_id, result, duration_ms } = called;
+    let ToolCall { id, tool, task_id, result, answered_by, duration_ms } = called;
     let attributes = CallAttributes {
         tool: tool.state.name(),
         tool_id: tool.stream.clone(),
@@ -208,6 +237,7 @@ async fn call(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: In
         is_error: result.is_error,
         content: raw(&result.content)?,
         structured_content: result.structured_content.as_ref().map(raw).transpose()?,
+        answered_by,
         duration_ms,
     };
     Reply::data(StatusCode::OK, &Resource { id: id.to_string(), kind: "tool_call", attributes })

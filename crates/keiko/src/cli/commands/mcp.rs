@@ -18,6 +18,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   keiko mcp servers add git -- mcp-server-git
   keiko mcp servers add search --url https://tools.example/mcp --header 'Authorization=Bearer ...'
+  keiko mcp servers tune search --calls-max 8 --fallback search-standby
   keiko mcp tools list git log
   keiko mcp tools call git__git_log '{\"repo_path\": \"/srv/repo\"}'
   keiko mcp virtual create history --member git=git_log,git_show --bare
@@ -84,6 +85,10 @@ pub enum ServersCommand {
     Add(AddServer),
     /// Start a server again
     Restart(Target),
+    /// Show how calls of a server are bounded, and how it does
+    Resilience(Target),
+    /// Bound the calls of a server otherwise, while it runs; what is not named stays
+    Tune(Tune),
     /// Remove a server with its tools
     Delete(Target),
 }
@@ -105,6 +110,46 @@ pub struct AddServer {
     /// The program to start, and its arguments
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
+}
+
+/// Arguments of `keiko mcp servers tune`.
+#[derive(Args)]
+pub struct Tune {
+    /// Id or name
+    id: String,
+    /// Calls that run at the same time
+    #[arg(long, value_name = "NUMBER")]
+    calls_max: Option<u32>,
+    /// Calls that wait for a place
+    #[arg(long, value_name = "NUMBER")]
+    waiting_max: Option<u32>,
+    /// How often a call is tried that may be repeated
+    #[arg(long, value_name = "NUMBER")]
+    attempts_max: Option<u32>,
+    /// Repetitions allowed for each hundred calls
+    #[arg(long, value_name = "NUMBER")]
+    retry_percent: Option<u32>,
+    /// Failures in a row that open a circuit
+    #[arg(long, value_name = "NUMBER")]
+    failures_max: Option<u32>,
+    /// Part of the calls of ten seconds that opens a circuit when it fails
+    #[arg(long, value_name = "NUMBER")]
+    failure_percent: Option<u32>,
+    /// How long a circuit is open at first
+    #[arg(long, value_name = "MILLISECONDS")]
+    open_ms: Option<u64>,
+    /// Whether calls get less time where they are usually quick
+    #[arg(long, value_name = "true|false")]
+    timeout_is_adaptive: Option<bool>,
+    /// The least time that they get then
+    #[arg(long, value_name = "MILLISECONDS")]
+    timeout_min_ms: Option<u64>,
+    /// The server that answers when this one does not
+    #[arg(long, value_name = "SERVER")]
+    fallback: Option<String>,
+    /// No server answers in its place
+    #[arg(long, conflicts_with = "fallback")]
+    no_fallback: bool,
 }
 
 /// What `keiko mcp tools` can do.
@@ -199,11 +244,39 @@ async fn servers(command: ServersCommand, client: &mut Client, output: Output) -
         ServersCommand::Restart(server) => {
             show_one(client, Call::action(&["mcp-servers", &server.id, "actions", "restart"]), output).await
         }
+        ServersCommand::Resilience(server) => {
+            show_one(client, Call::get(path(&["mcp-servers", &server.id, "resilience"])), output).await
+        }
+        ServersCommand::Tune(tune) => {
+            let at = path(&["mcp-servers", &tune.id, "resilience"]);
+            let known = client.send(Call::get(at.clone())).await?;
+            let mut settings = known.attributes()["settings"].as_object().cloned().unwrap_or_default();
+            settings.extend(tuned(tune));
+            show_one(client, Call::put(at, Value::Object(settings)), output).await
+        }
         ServersCommand::Delete(server) => {
             client.send(Call::delete(path(&["mcp-servers", &server.id]))).await?;
             output.done(&format!("Removed the MCP server {} with its tools.", server.id))
         }
     }
+}
+
+/// What is to be another way than before.
+fn tuned(tune: Tune) -> Map<String, Value> {
+    let fallback = if tune.no_fallback { Some(Value::Null) } else { tune.fallback.map(Value::from) };
+    let named = [
+        ("calls_max", tune.calls_max.map(Value::from)),
+        ("waiting_max", tune.waiting_max.map(Value::from)),
+        ("attempts_max", tune.attempts_max.map(Value::from)),
+        ("retry_percent", tune.retry_percent.map(Value::from)),
+        ("failures_max", tune.failures_max.map(Value::from)),
+        ("failure_percent", tune.failure_percent.map(Value::from)),
+        ("open_ms", tune.open_ms.map(Value::from)),
+        ("timeout_is_adaptive", tune.timeout_is_adaptive.map(Value::from)),
+        ("timeout_min_ms", tune.timeout_min_ms.map(Value::from)),
+        ("fallback", fallback),
+    ];
+    named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 fn described(args: AddServer) -> Value {

@@ -1,0 +1,106 @@
+//! Repetition, only where it is safe, with growing pauses that differ, and never so often that it makes trouble worse.
+
+use super::layer::{Aspect, Inner};
+use super::{Answer, Call, State, add, locked};
+use crate::mcp::CallError;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The first pause is at most this long, each further one twice as long.
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Repetitions that are saved up.
+const SAVED_MAX: f64 = 10.0;
+/// One each ten seconds, however few calls there are.
+const PER_SECOND: f64 = 0.1;
+
+/// How many repetitions are allowed now: calls earn them, time earns a few.
+#[derive(Debug)]
+pub(super) struct Budget {
+    saved: f64,
+    at: Instant,
+}
+
+impl Budget {
+    pub fn new(now: Instant) -> Self {
+        Budget { saved: SAVED_MAX, at: now }
+    }
+
+    fn earn(&mut self, percent: u32) {
+        self.saved = (self.saved + f64::from(percent) / 100.0).min(SAVED_MAX);
+    }
+
+    fn spend(&mut self, now: Instant) -> bool {
+        self.saved = (self.saved + now.saturating_duration_since(self.at).as_secs_f64() * PER_SECOND).min(SAVED_MAX);
+        self.at = now;
+        let is_enough = self.saved >= 1.0;
+        if is_enough {
+            self.saved -= 1.0;
+        }
+        is_enough
+    }
+}
+
+/// Whether another attempt may do better: who is not there, refuses or has too much to do will not by being asked again.
+fn is_passing(error: &CallError) -> bool {
+    matches!(error, CallError::Lost(_) | CallError::Timeout(_))
+}
+
+/// Anything up to the longest pause of this attempt, so that callers who failed together do not come back together.
+fn pause(attempt: u32, random: f64) -> Duration {
+    (PAUSE * 2_u32.saturating_pow(attempt - 1)).min(PAUSE_MAX).mul_f64(random)
+}
+
+/// The layer.
+#[derive(Clone)]
+pub(super) struct Retry(pub Arc<State>);
+
+impl Aspect for Retry {
+    async fn around(self, mut call: Call, mut inner: impl Inner) -> Answer {
+        let (begun, whole) = (Instant::now(), call.timeout);
+        let tuning = self.0.tuning();
+        locked(&self.0.budget).earn(tuning.retry_percent);
+        let mut attempt = 1;
+        loop {
+            let answer = inner.call(call.clone()).await;
+            let Err(error) = &answer else { return answer };
+            let rest = pause(attempt, rand::random());
+            let left = whole.saturating_sub(begun.elapsed()).saturating_sub(rest);
+            let is_worth_it = attempt < tuning.attempts_max && is_passing(error) && call.is_safe_after(error) && !left.is_zero();
+            if !is_worth_it || !locked(&self.0.budget).spend(Instant::now()) {
+                return answer;
+            }
+            add(&self.0.counts.retried);
+            tokio::time::sleep(rest).await;
+            call.timeout = left;
+            attempt += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repetitions_are_a_part_of_the_calls_and_a_few_more() {
+        let now = Instant::now();
+        let mut budget = Budget::new(now);
+        assert_eq!((0..100).filter(|_| budget.spend(now)).count(), 10, "what was saved up");
+        let spent = (0..100).filter(|_| {
+            budget.earn(20);
+            budget.spend(now)
+        });
+        assert!((19..=20).contains(&spent.count()));
+        assert!(!budget.spend(now + Duration::from_secs(5)));
+        assert!(budget.spend(now + Duration::from_secs(16)));
+        assert_eq!((0..100).filter(|_| budget.spend(now + Duration::from_secs(86_400))).count(), 10, "no more is saved");
+    }
+
+    #[test]
+    fn pauses_grow_and_end() {
+        assert_eq!([1, 2, 3, 9].map(|attempt| pause(attempt, 1.0).as_millis()), [100, 200, 400, 2_000]);
+        assert_eq!(pause(40, 1.0), PAUSE_MAX);
+        assert_eq!(pause(3, 0.0), Duration::ZERO);
+    }
+}
