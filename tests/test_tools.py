@@ -234,8 +234,8 @@ def test_should_approve_only_what_was_looked_at(admin, tmp_path):
 def test_should_give_processes_a_clean_environment(admin, well):
     seen = json.loads(text(admin, f"{well}__environment"))
     assert seen["TOKEN"] == CANARY
-    assert not [name for name in seen if name.startswith("KEIKO")]
-    assert set(seen) <= {"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "TOKEN"}
+    assert [name for name in seen if name.startswith("KEIKO")] == ["KEIKO_STARTED_BY"]
+    assert set(seen) <= {"KEIKO_STARTED_BY", "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "TOKEN"}
 
 
 def test_should_show_secrets_nowhere(keiko, admin, well):
@@ -287,6 +287,43 @@ def test_should_end_processes_and_start_them_again_with_the_server(new_keiko, tm
     admin = keiko.start().login()
     until(lambda: server(admin, name)["status"] == "ready", "it is ready again")
     assert json.loads(text(admin, f"{name}__environment"))["TOKEN"] == CANARY
+
+
+def test_should_end_what_a_killed_keiko_left_running(new_keiko, tmp_path):
+    keiko = new_keiko(env=KEIKO_ENV).start()
+    name = register(keiko.login(), odd(tmp_path))
+    _, child = json.loads(text(keiko.login(), f"{name}__child"))
+    # What others run, also another Keiko, is left alone.
+    stranger = subprocess.Popen(["sleep", "600"])
+    other = new_keiko("other", env=KEIKO_ENV).start()
+    other_name = register(other.login(), odd(tmp_path))
+    keiko.kill()
+    assert is_running(child), "nobody could end it"
+    keiko.start()
+    until(lambda: not is_running(child), "the next Keiko ends it")
+    assert text(other.login(), f"{other_name}__echo", {"text": "still here"}) == "still here"
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_should_bound_what_a_process_uses(new_keiko, tmp_path):
+    limits = {"KEIKO_GATEWAY_PROCESS_MEMORY": "256MiB", "KEIKO_GATEWAY_PROCESS_FILES": "64", "KEIKO_GATEWAY_PROCESS_CPU": "2s"}
+    admin = new_keiko(env=KEIKO_ENV | limits).start().login()
+    name = register(admin, odd(tmp_path, tools=[*ALL, *map(tool, ["eat", "open", "spin"])]))
+
+    def got(which, **arguments):
+        attributes = done(call(admin, f"{name}__{which}", arguments))["attributes"]
+        return attributes["is_error"], attributes["content"][0]["text"]
+
+    assert got("eat", bytes=100 << 20) == (False, str(100 << 20))
+    assert got("eat", bytes=300 << 20) == (True, "no memory")
+    assert got("open", files=30) == (False, "all open")
+    is_error, said = got("open", files=100)
+    assert is_error and "Too many open files" in said
+    refused(call(admin, f"{name}__spin"), 502, "TOOL_LOST")
+    until(lambda: server(admin, name)["status"] == "ready", "it is started again", timeout=20)
+    assert text(admin, f"{name}__echo", {"text": "back"}) == "back"
 
 
 def test_should_keep_secrets_that_are_not_said_again(admin, tmp_path):

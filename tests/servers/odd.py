@@ -48,6 +48,25 @@ def call(asked):
     elif name == "child":
         child = subprocess.Popen(["sleep", "600"])
         answer(asked, text(json.dumps([os.getpid(), child.pid])))
+    elif name == "eat":
+        try:
+            answer(asked, text(str(len(bytearray(arguments["bytes"])))))
+        except MemoryError:
+            answer(asked, text("no memory", isError=True))
+    elif name == "open":
+        files = []
+        try:
+            for _ in range(arguments["files"]):
+                files.append(open(os.devnull))
+        except OSError as error:
+            answer(asked, text(f"{len(files)} files, then {error.strerror}", isError=True))
+        else:
+            answer(asked, text("all open"))
+        for file in files:
+            file.close()
+    elif name == "spin":
+        while True:
+            pass
     elif name == "forge":
         answer(asked, {"resultType": "input_required", "inputRequests": {"x": {"method": "elicitation/create", "params": {}}}, "content": []})
     elif name == "nonsense":

@@ -8,7 +8,7 @@ use domain::tool::{Tool, tool_id};
 use engine::{Extras, Handled, Step};
 use gateway::{Call, CallError, Figures, Key, Outcome, Priority};
 use kernel::Json;
-use kernel::id::{McpServerId, TenantId};
+use kernel::id::McpServerId;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -169,13 +169,13 @@ impl App {
     /// Hands a call on to a server; when that has no answer and may be asked elsewhere, to the one declared in its place.
     pub(crate) async fn ask_server(
         &self,
-        tenant: TenantId,
+        caller: &Caller,
         server: McpServerId,
         call: Call,
         tool: Option<&Tool>,
     ) -> Result<Answered, CallError> {
-        let begun = self.env().now();
-        let fallback = tool.and_then(|tool| self.stand_in(tenant, tool));
+        let (tenant, begun) = (caller.actor.tenant, self.env().now());
+        let fallback = tool.and_then(|tool| self.stand_in(caller, tool));
         let Some((tool, name)) = fallback else {
             let outcome = self.0.gateway.ask(Key { tenant, server }, call).await?;
             return Ok(Answered { outcome, by: None });
@@ -199,8 +199,8 @@ impl App {
     }
 
     /// The same tool at the server that is declared in the place of its own: it must be approved and take the same arguments.
-    fn stand_in(&self, tenant: TenantId, tool: &Tool) -> Option<(Arc<Handled<Tool>>, String)> {
-        let runtime = self.runtimes().into_iter().find(|runtime| runtime.id == tenant)?;
+    fn stand_in(&self, caller: &Caller, tool: &Tool) -> Option<(Arc<Handled<Tool>>, String)> {
+        let runtime = self.runtime(caller).ok()?;
         let known = runtime.catalogue.known();
         let fallback = known.servers.get(&tool.server_id)?.state.tuning.fallback?;
         let name = known.servers.get(&fallback)?.state.profile.name.clone();

@@ -357,7 +357,7 @@ impl App {
             priority: new.priority,
             is_repeatable: is_repeatable(state),
         };
-        let asked = self.ask_server(caller.actor.tenant, state.server_id, call, Some(state)).await;
+        let asked = self.ask_server(caller, state.server_id, call, Some(state)).await;
         let answered = asked.map_err(|error| of_call(&name, error))?;
         let Outcome::Complete(result) = answered.outcome else {
             return Err(of_call(&name, CallError::Unusable("it asks for more input".into())));

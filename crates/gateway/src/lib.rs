@@ -8,6 +8,7 @@ mod a2a;
 mod document;
 mod lanes;
 pub mod mcp;
+mod orphans;
 mod postbox;
 mod process;
 mod resilience;
@@ -19,6 +20,7 @@ pub use a2a::{AgentEndpoint, AgentTrouble, RemoteAgent};
 pub use document::{Document, fetch};
 pub use mcp::{Answers, Ask, CallError, Client, Method, Note, Offer, Offers, Outcome, Resume, ToolListing};
 pub use postbox::{Letter, MailSettings, PostError, Postbox, Way, is_address, smtp_problem};
+pub use process::ProcessLimits;
 pub use resilience::{Call, Circuit, CircuitState, Figures, Priority, ToolTimes, Tuning};
 pub use target::check as check_target;
 pub use webhook::{Notice, tell};
@@ -45,6 +47,8 @@ pub struct GatewaySettings {
     pub start_timeout: Duration,
     /// Largest message that a server may send.
     pub message_bytes_max: usize,
+    /// What each process of a server may use.
+    pub process: ProcessLimits,
 }
 
 impl Default for GatewaySettings {
@@ -55,6 +59,7 @@ impl Default for GatewaySettings {
             call_timeout: Duration::from_secs(60),
             start_timeout: Duration::from_secs(30),
             message_bytes_max: 16 * 1024 * 1024,
+            process: ProcessLimits::default(),
         }
     }
 }

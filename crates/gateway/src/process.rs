@@ -1,6 +1,7 @@
 //! A process of an MCP server: its environment, its output in bounds, its end.
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use crate::orphans;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, prlimit, setpriority_process};
 use std::collections::VecDeque;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,48 @@ const GRACE: Duration = Duration::from_millis(1_000);
 const ERROR_LINES_MAX: usize = 8;
 const ERROR_LINE_BYTES_MAX: usize = 2_000;
 
+/// How much less important than Keiko a process is to the machine.
+const NICENESS: i32 = 5;
+
+/// What each process of a server may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessLimits {
+    /// Bytes of memory of its own: what it allocates, its stacks.
+    pub memory_bytes: Option<u64>,
+    /// Processor time over its whole life, in seconds; it is ended after that, and started again.
+    pub cpu_s: Option<u64>,
+    /// Files and sockets that are open at the same time.
+    pub files: u64,
+}
+
+impl Default for ProcessLimits {
+    fn default() -> Self {
+        ProcessLimits { memory_bytes: Some(4 << 30), cpu_s: None, files: 1_024 }
+    }
+}
+
+impl ProcessLimits {
+    /// Bounds a process that was just started; what it starts is bound in the same way.
+    fn put_on(self, process: Pid) -> std::io::Result<()> {
+        let bound = |resource, most: u64| {
+            // Nobody is allowed more than Keiko is.
+            let most = Some(most.min(getrlimit(resource).maximum.unwrap_or(u64::MAX)));
+            prlimit(Some(process), resource, Rlimit { current: most, maximum: most }).map(|_| ())
+        };
+        if let Some(bytes) = self.memory_bytes {
+            bound(Resource::Data, bytes)?;
+        }
+        if let Some(seconds) = self.cpu_s {
+            bound(Resource::Cpu, seconds)?;
+        }
+        bound(Resource::Nofile, self.files)?;
+        // Its memory holds secrets.
+        bound(Resource::Core, 0)?;
+        setpriority_process(Some(process), NICENESS)?;
+        Ok(())
+    }
+}
+
 /// A running process.
 pub(crate) struct Process {
     child: Child,
@@ -28,14 +71,21 @@ pub(crate) struct Process {
 struct Errors(Arc<Mutex<VecDeque<String>>>);
 
 impl Process {
-    /// Starts it in a process group of its own, with a clean environment.
-    pub fn start(command: &str, args: &[String], env: &[(String, String)]) -> Result<(Process, ChildStdin, ChildStdout), String> {
+    /// Starts it in a process group of its own, with a clean environment, within limits.
+    pub fn start(
+        command: &str,
+        args: &[String],
+        env: &[(String, String)],
+        limits: ProcessLimits,
+    ) -> Result<(Process, ChildStdin, ChildStdout), String> {
+        orphans::end_once();
         let inherited = INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let mut child = Command::new(command)
             .args(args)
             .env_clear()
             .envs(inherited)
             .envs(env.iter().map(|(name, value)| (name, value)))
+            .env(orphans::MARK, orphans::mark())
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -50,6 +100,10 @@ impl Process {
         let errors = Errors::default();
         tokio::spawn(errors.clone().follow(error));
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        if let Some(Err(error)) = group.map(|process| limits.put_on(process)) {
+            // Dropped, it is killed.
+            return Err(format!("the limits of the command '{command}' could not be set: {error}"));
+        }
         Ok((Process { child, group, errors }, input, output))
     }
 

@@ -117,6 +117,9 @@ pub const DECLARED: &[Declared] = &[
     declared("gateway.call_timeout", "60s", "How long a call of a tool may take at most"),
     declared("gateway.start_timeout", "30s", "How long an MCP server may take to start"),
     declared("gateway.message_max", "16MiB", "Largest message of an MCP server"),
+    declared("gateway.process_memory", "4GiB", "Memory that each process of an MCP server may allocate; off for no limit"),
+    declared("gateway.process_cpu", "off", "Processor time after which a process of an MCP server is ended; off for no limit"),
+    declared("gateway.process_files", "1024", "Files that each process of an MCP server may have open"),
     declared("journal.tool_call_retention", "720h", "How long arguments and results of tool calls are kept"),
     declared("journal.security_retention", "61320h", "How long the content of security entries is kept"),
     declared(
@@ -394,6 +397,11 @@ impl Settings {
             call_timeout: Duration::from_millis(ms("gateway.call_timeout")?),
             start_timeout: Duration::from_millis(ms("gateway.start_timeout")?),
             message_bytes_max: usize::try_from(layers.parsed("gateway.message_max", size_bytes)?)?,
+            process: gateway::ProcessLimits {
+                memory_bytes: layers.parsed("gateway.process_memory", or_off(size_bytes))?,
+                cpu_s: layers.parsed("gateway.process_cpu", or_off(duration_ms))?.map(|ms| ms.div_ceil(1_000).max(1)),
+                files: layers.parsed("gateway.process_files", whole)?.try_into()?,
+            },
         };
         let password = layers.0["admin.password"].0.clone();
         let keys_dir = match layers.0["keys.dir"].0.as_str() {
@@ -559,6 +567,11 @@ fn duration_ms(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     number.checked_mul(factor).filter(|ms| *ms > 0).ok_or_else(wrong)
+}
+
+/// `off`, or a value.
+fn or_off<T>(read: fn(&str) -> Result<T, String>) -> impl Fn(&str) -> Result<Option<T>, String> {
+    move |text| if text == "off" { Ok(None) } else { read(text).map(Some) }
 }
 
 /// `512`, `16KiB`, `1MiB`, `2GiB`, `1TiB` in bytes.

@@ -283,7 +283,7 @@ impl App {
             priority,
             is_repeatable: tool.is_none_or(is_repeatable),
         };
-        let answered = self.ask_server(caller.actor.tenant, way.server, call, tool).await;
+        let answered = self.ask_server(caller, way.server, call, tool).await;
         let answered = answered.map_err(|error| of_ask(ask.kind, &ask.name, &way.server_name, error))?;
         let outcome = match answered.outcome {
             Outcome::Complete(result) => McpOutcome::Complete(result),

@@ -90,7 +90,7 @@ impl Connection {
         match spec {
             Spec::Stdio { .. } if !settings.allow_spawn => Err("starting processes is switched off (gateway.allow_spawn)".into()),
             Spec::Stdio { command, args, env } => {
-                let wire = Arc::new(StdioWire::start(command, args, env, bytes_max, over.clone())?);
+                let wire = Arc::new(StdioWire::start(command, args, env, settings, over.clone())?);
                 if is_known_legacy { initialized(wire, declared, false).await } else { over_streams(wire, declared).await }
             }
             Spec::Http { url, headers } => {

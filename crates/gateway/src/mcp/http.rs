@@ -69,7 +69,7 @@ struct Inner {
     reach: Reach,
     over: Over,
     pending: Pending,
-    agreed: Mutex<Agreed>,
+    agreed: Mutex<Arc<Agreed>>,
     /// Follows what an older server says without being asked.
     listening: Mutex<Option<AbortOnDropHandle<()>>>,
 }
@@ -92,13 +92,13 @@ impl HttpWire {
         }))
     }
 
-    fn agreed_now(&self) -> Agreed {
+    fn agreed_now(&self) -> Arc<Agreed> {
         self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn post(&self, body: Vec<u8>) -> RequestBuilder {
         let request = self.0.reach.client.post(self.0.reach.url.clone()).header(CONTENT_TYPE, "application/json");
-        request.header(ACCEPT, BOTH).headers(self.agreed_now().headers).body(body)
+        request.header(ACCEPT, BOTH).headers(self.agreed_now().headers.clone()).body(body)
     }
 
     /// What is asked, in headers too.
@@ -132,7 +132,8 @@ impl HttpWire {
             return Err(refusal(answered).await);
         }
         if let Some(session) = session {
-            self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner).headers.insert(SESSION, session);
+            let mut agreed = self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::make_mut(&mut agreed).headers.insert(SESSION, session);
         }
         if !is_stream(&answered) {
             let body = whole(answered, self.0.reach.bytes_max).await?;
@@ -156,7 +157,7 @@ impl HttpWire {
 
     fn get(&self) -> RequestBuilder {
         let request = self.0.reach.client.get(self.0.reach.url.clone());
-        request.header(ACCEPT, STREAM).headers(self.agreed_now().headers)
+        request.header(ACCEPT, STREAM).headers(self.agreed_now().headers.clone())
     }
 
     /// Reads a stream to its end, and says where it ended. A stream of one request is bounded as a whole.
@@ -297,6 +298,7 @@ impl Wire for HttpWire {
     fn agreed(&self, version: &str, is_modern: bool) {
         if let Ok(version) = version.parse() {
             let mut agreed = self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner);
+            let agreed = Arc::make_mut(&mut agreed);
             agreed.headers.insert(PROTOCOL, version);
             agreed.is_modern = is_modern;
         }
@@ -304,11 +306,11 @@ impl Wire for HttpWire {
 
     fn forget_session(&self) {
         *self.0.listening.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        *self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner) = Agreed::default();
+        *self.0.agreed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
     }
 
     async fn close(&self) {
-        let headers = self.agreed_now().headers;
+        let headers = self.agreed_now().headers.clone();
         if headers.contains_key(SESSION) {
             let request = self.0.reach.client.delete(self.0.reach.url.clone()).headers(headers);
             let _ = request.timeout(CLOSE_TIMEOUT).send().await;

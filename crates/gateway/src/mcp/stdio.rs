@@ -1,6 +1,7 @@
 //! MCP over the standard streams of a process: one JSON-RPC message per line.
 
 use super::rpc::{AsideSender, Call, Over, Pending, Taken, Wire, WireError, message, response};
+use crate::GatewaySettings;
 use crate::process::{Excess, Process, next_line};
 use async_trait::async_trait;
 use serde_json::Value;
@@ -31,10 +32,11 @@ impl StdioWire {
         command: &str,
         args: &[String],
         env: &[(String, String)],
-        message_bytes_max: usize,
+        settings: &GatewaySettings,
         over: Over,
     ) -> Result<Self, String> {
-        let (process, input, output) = Process::start(command, args, env)?;
+        let message_bytes_max = settings.message_bytes_max;
+        let (process, input, output) = Process::start(command, args, env, settings.process)?;
         let (out, outgoing) = mpsc::channel(OUTGOING_MAX);
         let pending = Pending::default();
         let writer = tokio::spawn(write(input, outgoing, over.clone()));
