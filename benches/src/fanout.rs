@@ -334,7 +334,7 @@ async fn plain_sockets(crowd: Crowd, bytes: usize) -> anyhow::Result<Vec<f64>> {
 }
 
 /// A thousand followers are a thousand files here and a thousand at the server, which inherits the limit.
-fn raise_files() -> anyhow::Result<()> {
+pub(crate) fn raise_files() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|files| files >= FILES) {
         return Ok(());

@@ -132,6 +132,35 @@ impl Connection {
         self.answer(request).await
     }
 
+    /// Posts a body that is written already, with further headers.
+    pub async fn post_with(
+        &mut self,
+        by: &Credential,
+        path: &str,
+        body: Bytes,
+        headers: &[(&'static str, &str)],
+    ) -> anyhow::Result<Answer> {
+        let response = self.respond(Method::POST, by, path, body, headers).await?;
+        let status = response.status().as_u16();
+        Ok(Answer { status, body: response.into_body().collect().await?.to_bytes() })
+    }
+
+    /// Asks with further headers, and does not read the answer.
+    pub async fn respond(
+        &mut self,
+        method: Method,
+        by: &Credential,
+        path: &str,
+        body: Bytes,
+        headers: &[(&'static str, &str)],
+    ) -> anyhow::Result<Response<Incoming>> {
+        let mut request = self.request(method, by, path, body)?;
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, HeaderValue::from_str(value)?);
+        }
+        self.response(request).await
+    }
+
     /// Reads an answer that does not end.
     pub async fn stream(mut self, by: &Credential, path: &str) -> anyhow::Result<Incoming> {
         let request = self.request(Method::GET, by, path, Bytes::new())?;

@@ -9,6 +9,7 @@ mod appends;
 mod discovery;
 mod fanout;
 mod fleet;
+mod gateway;
 mod groups;
 mod grpc;
 mod history;
@@ -48,6 +49,7 @@ const GROUPS: &[&str] = &[
     "throughput",
     "grpc",
     "tools",
+    "gateway",
     "discovery",
     "identity",
     "sse",
@@ -79,6 +81,8 @@ pub(crate) struct Scale {
     pub registered: usize,
     /// Discovery requests of a run.
     pub requests: usize,
+    /// How long calls are made through the door to tools.
+    pub door: Duration,
     /// Sessions that are opened.
     pub sessions: usize,
     /// Events of an SSE run.
@@ -100,6 +104,7 @@ impl Scale {
         history: 100_000,
         registered: 10_000,
         requests: 2_000,
+        door: Duration::from_secs(5),
         sessions: 100_000,
         followed: 500,
         crowd: fanout::Crowd { followers: 1_000, rate: 1_000, seconds: 10 },
@@ -115,6 +120,7 @@ impl Scale {
         tasks: 1_000,
         registered: 500,
         requests: 200,
+        door: Duration::from_secs(1),
         sessions: 500,
         followed: 50,
         crowd: fanout::Crowd { followers: 100, rate: 200, seconds: 2 },
@@ -203,6 +209,7 @@ async fn measure(group: &str, place: &Place, scale: &Scale) -> anyhow::Result<Se
         "throughput" => work::throughput(place, scale).await,
         "grpc" => grpc::measure(place, scale).await,
         "tools" => tools::measure(place, scale).await,
+        "gateway" => gateway::measure(place, scale).await,
         "discovery" => discovery::measure(place, scale).await,
         "identity" => identity::measure(place, scale).await,
         "sse" => sse::measure(place, scale).await,
