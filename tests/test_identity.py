@@ -289,7 +289,8 @@ def neighbours(keiko, admin, tmp_path_factory):
     team = done(admin.post("/teams", {"name": unique("team"), "roles": ["user"]}), 201)["id"]
     mail = done(admin.post("/users/actions/invite", {"email": f"{unique('ada')}@example.com"}), 201)["id"]
     virtual = done(admin.post("/virtual-servers", {"name": unique("door"), "members": [{"server": server}]}), 201)["id"]
-    ids = {"virtual-servers": virtual, "mails": mail, "teams": team, "clients": client, "erasures": erasure, "rebuilds": rebuild, "events": event, "consumer-groups": group, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
+    component = done(admin.post("/components", {"name": unique("component"), "subject": {"type": "group"}}), 201)["id"]
+    ids = {"components": component, "virtual-servers": virtual, "mails": mail, "teams": team, "clients": client, "erasures": erasure, "rebuilds": rebuild, "events": event, "consumer-groups": group, "mcp-servers": server, "tools": tool, "agents": worker.id, "tasks": task["id"], "users": user.id, "roles": role["id"], "api-keys": key["id"], "queues": queue}
     return {"ids": ids, "boss": boss, "agent": keiko.agent(boss, capability), "token": task["attributes"]["claim"]["token"]}
 
 
@@ -306,7 +307,7 @@ def body_for(path, token):
         "park": {"tokens": ["1-x"], "reason": "x"}, "seek": {"position": 0}, "replay": {"all": True},
         "suspend": {"reason": "x"}, "teams": {"roles": []}, "add-member": {"member": "x"}, "remove-member": {"member": "x"},
         "mcp-servers": {"name": "x", "transport": {"type": "stdio", "command": "true"}},
-        "virtual-servers": {"name": "x", "members": []},
+        "virtual-servers": {"name": "x", "members": []}, "components": {"name": "x", "subject": {"type": "group"}},
     }
     kind, *rest = path.removeprefix("/api/v1/").split("/")
     verb = rest[-1] if len(rest) > 1 else ""

@@ -85,7 +85,9 @@ def things(keiko, admin, tmp_path_factory):
     hook = {"id": "mine", "url": "https://client.example/hook"}
     assert admin.post(f"/a2a/fleet/tasks/{told['id']}/pushNotificationConfigs", hook, headers={"A2A-Version": "1.0"}).status_code == 200
     virtual = done(admin.post("/virtual-servers", {"name": unique("door"), "members": [{"server": server}]}), 201)
+    component = done(admin.post("/components", {"name": unique("component"), "subject": {"type": "group"}}), 201)
     return {
+        "components": component["id"],
         "virtual-servers": virtual["id"], "mcp": virtual["id"], "sse": virtual["id"], "mails": mail["id"],
         "teams": done(admin.post("/teams", {"name": unique("team")}), 201)["id"], "clients": client["id"], "consumer-groups": group["id"], "erasures": erasure["id"], "rebuilds": rebuild["id"], "views": "agent_stats",
         # Registering the server wrote the journal's first entry.

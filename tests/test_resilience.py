@@ -142,44 +142,60 @@ def events(admin, name, kind):
 
 
 def test_should_leave_a_failing_server_alone_and_come_back_by_one_trial(admin, upstreams):
-    upstream, name = upstreams(failures_max=3, open_ms=800)
+    upstream, name = upstreams(failures_max=3, open_ms=2_000)
     upstream.behaviour["write"] = failing
     for _ in range(3):
         refused(call(admin, name, "write"), 502, "TOOL_LOST")
     error = refused(call(admin, name, "other"), 503, "TOOL_UNAVAILABLE")
-    assert error["details"]["reason"] == "circuit_open" and 0 < error["details"]["retry_after_ms"] <= 800
+    assert error["details"]["reason"] == "circuit_open" and 0 < error["details"]["retry_after_ms"] <= 2_000
     assert "503" in error["message"], "the failure that opened it is named"
     assert len(upstream.calls) == 3, "it is left alone"
     until(lambda: done(admin.get(f"/mcp-servers/{name}"))["attributes"]["circuits"], "the open circuit is shown")
+    component = unique("c")
+    done(admin.post("/components", {"name": component, "subject": {"type": "mcp_server", "mcp_server": name}}), 201)
+    until(lambda: done(admin.get(f"/components/{component}"))["attributes"]["status"] == "down", "its health follows its calls")
     assert [opened["tool"] for opened in events(admin, name, "circuit_opened")] == [None]
-    time.sleep(0.9)
+    until(lambda: live(admin, name)["circuits"][0]["state"] == "half_open", "it may be tried")
     refused(call(admin, name, "write"), 502, "TOOL_LOST")
     refused(call(admin, name, "other"), 503, "TOOL_UNAVAILABLE")
     assert len(upstream.calls) == 4, "one trial, and it is left alone for twice as long"
     upstream.behaviour.clear()
-    time.sleep(1.7)
+    until(lambda: live(admin, name)["circuits"][0]["state"] == "half_open", "it may be tried again")
     done(call(admin, name, "write"))
     done(call(admin, name, "other"))
     until(lambda: events(admin, name, "circuit_closed"), "that it closed is told")
     assert done(admin.get(f"/mcp-servers/{name}"))["attributes"]["circuits"] == []
     assert live(admin, name)["circuits"] == []
+    until(lambda: done(admin.get(f"/components/{component}"))["attributes"]["status"] == "up", "and it is well again")
 
 
 def test_should_open_the_circuit_of_a_slow_tool_alone(admin, upstreams):
     upstream, name = upstreams(failures_max=2, open_ms=60_000, timeout_min_ms=100)
-    upstream.behaviour["write"] = lambda _: time.sleep(1) or 200
+    for _ in range(20):
+        done(call(admin, name, "write"))
+    upstream.behaviour["write"] = lambda _: time.sleep(3) or 200
     for _ in range(2):
-        refused(call(admin, name, "write", timeout_ms=200), 502, "TOOL_TIMEOUT")
+        refused(call(admin, name, "write"), 502, "TOOL_TIMEOUT")
     refused(call(admin, name, "write"), 503, "TOOL_UNAVAILABLE")
     done(call(admin, name, "other"))
     assert [(circuit["tool"], circuit["state"]) for circuit in live(admin, name)["circuits"]] == [("write", "open")]
 
 
 def test_should_not_let_an_impatient_caller_open_a_circuit_for_others(admin, upstreams):
-    upstream, name = upstreams(failures_max=2, timeout_min_ms=5_000)
+    upstream, name = upstreams(failures_max=2, timeout_min_ms=100)
     upstream.behaviour["write"] = lambda _: time.sleep(0.2) or 200
-    for _ in range(5):
+    for _ in range(30):
         refused(call(admin, name, "write", timeout_ms=20), 502, "TOOL_TIMEOUT")
+    done(call(admin, name, "write"))
+    (times,) = [times for times in live(admin, name)["times"] if times["tool"] == "write"]
+    assert times["samples"] == 1 and times["timeout_ms"] == 60_000, "and nothing is learned of it"
+
+
+def test_should_not_let_a_caller_open_a_circuit_by_what_it_sends(admin, upstreams):
+    upstream, name = upstreams(failures_max=2)
+    upstream.behaviour["write"] = lambda arguments: 413 if "text" in arguments else 200
+    for _ in range(5):
+        refused(admin.post(f"/tools/{name}__write/actions/call", {"arguments": {"text": "too large"}}), 502, "TOOL_LOST")
     done(call(admin, name, "write"))
 
 
@@ -380,6 +396,17 @@ def test_should_not_answer_from_a_tool_that_takes_something_else(admin, upstream
     first.behaviour["read"] = failing
     refused(call(admin, name, "read"), 502, "TOOL_LOST")
     assert second.calls == []
+
+
+def test_should_not_answer_from_a_tool_that_may_not_be_repeated(admin, upstreams):
+    first, name = upstreams()
+    second, standby = upstreams([tool("read")])
+    tune(admin, name, fallback=standby, failures_max=3)
+    first.behaviour["read"] = failing
+    refused(call(admin, name, "read"), 502, "TOOL_LOST")
+    assert first.count("read") == 3 and second.calls == [], "it may have been carried out"
+    done(call(admin, name, "read"))
+    assert second.count("read") == 1, "now it is not asked at all"
 
 
 def test_should_not_answer_from_a_tool_that_nobody_approved(admin, upstreams):

@@ -30,6 +30,7 @@ pub(crate) fn kinds() -> Kinds {
         .and::<domain::mcp_server::McpServer>()
         .and::<domain::tool::Tool>()
         .and::<domain::virtual_server::VirtualServer>()
+        .and::<domain::component::Component>()
         .and::<domain::erasure::Erasure>()
         .and::<domain::rebuild::Rebuild>()
         .and::<domain::push::Push>()

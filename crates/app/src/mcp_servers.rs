@@ -3,7 +3,7 @@
 use crate::app::{App, Inner, internal};
 use crate::errors::{Problems, of_handle, of_store};
 use crate::resilience::tuning;
-use crate::workers::each;
+use crate::workers::{TenantRuntime, each};
 use crate::{Answer, Caller, ListOrder, Page};
 use async_trait::async_trait;
 use domain::mcp_server::{Introduced, McpServer, McpServerCommand, ServerProfile, Transport, name_key, not_found};
@@ -14,7 +14,7 @@ use kernel::id::{McpServerId, TenantId};
 use kernel::{ActorRef, IndexField, Kind, Process, Recorded, Rejection, Timestamp, limits};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use tokio::sync::mpsc::Receiver;
 
 const COMMAND_CHARS_MAX: usize = 1_024;
@@ -446,6 +446,20 @@ pub(crate) async fn follow(app: App, mut reports: Receiver<Report>) {
                     tracing::error!(server = %of.0.server, %error, "what happened to an MCP server could not be written; trying again");
                 }
             }
+        }
+    }
+}
+
+/// Whoever begins to lead a log says which circuits are open here: what was said before is of another replica's.
+pub(crate) async fn tell_circuits(app: App, runtime: Arc<TenantRuntime>) {
+    let known: Vec<McpServerId> = {
+        let known = runtime.catalogue.known();
+        known.servers.iter().filter(|(_, server)| !server.state.circuits.is_empty()).map(|(id, _)| *id).collect()
+    };
+    for server in known {
+        let report = Report { key: gateway::Key { tenant: runtime.id, server }, what: Happening::Circuits };
+        if let Err(error) = write_down(&app, &report).await {
+            tracing::error!(%server, %error, "the circuits of an MCP server could not be written");
         }
     }
 }

@@ -17,6 +17,9 @@ use std::time::Duration;
 const PRIORITY: &str = "keiko/priority";
 const ANSWERED_BY: &str = "keiko/answered-by";
 
+/// The least time that makes it worth to ask another server.
+const FALLBACK_TIME_MIN: Duration = Duration::from_millis(100);
+
 /// How calls of a server are bounded, and how it has been doing on this replica.
 pub struct Resilience {
     /// The server.
@@ -186,8 +189,12 @@ impl App {
             Err(error) => return Err(error),
         };
         let took = Duration::from_millis(self.env().now().since_ms(begun));
-        let mut other = call;
+        let mut other = Call { is_repeatable: is_repeatable(&tool.state), ..call };
         other.timeout = other.timeout.min(self.0.gateway.settings().call_timeout).saturating_sub(took);
+        // What may have been carried out once must be good for a second time there, too; and no time is no chance.
+        if !other.is_safe_after(&error) || other.timeout < FALLBACK_TIME_MIN {
+            return Err(error);
+        }
         other.approved = Some(tool.state.manifest.hash.clone());
         // It cannot ask back: the answers would go to the server that stands first.
         other.client.capabilities.clear();

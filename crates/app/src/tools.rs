@@ -422,10 +422,12 @@ pub(crate) fn of_call(name: &str, error: CallError) -> Rejection {
             unavailable(name, &error.to_string()).with("reason", "circuit_open").with("retry_after_ms", after_ms)
         }
         CallError::Changed => not_approved(name),
-        CallError::Timeout(_) => {
+        CallError::Timeout(_) | CallError::Impatient(_) => {
             upstream("TOOL_TIMEOUT", "It may have done its work: look before calling again, or give it more timeout_ms.")
         }
-        CallError::Lost(_) => upstream("TOOL_LOST", "It may have done its work: look before calling again."),
+        CallError::Lost(_) | CallError::Interrupted(_) => {
+            upstream("TOOL_LOST", "It may have done its work: look before calling again.")
+        }
         CallError::Refused(..) => upstream("TOOL_REFUSED", "Correct the arguments; the message is the server's own."),
         CallError::Unusable(_) => upstream("TOOL_ANSWER_UNUSABLE", "Ask for less, for example in pages."),
         CallError::Gone => upstream("TOOL_LOST", "Call it again."),

@@ -12,9 +12,10 @@ use crate::pushes::PushWorker;
 use crate::removal::RemovalWorker;
 use crate::tenants::ProvisionWorker;
 use crate::views::RebuildWorker;
-use crate::{audit, envoys, journal, mcp_servers, replicas};
+use crate::{audit, envoys, health, journal, mcp_servers, replicas};
 use async_trait::async_trait;
 use domain::agent::{Agent, AgentCommand};
+use domain::component::Component;
 use domain::consumer_group::ConsumerGroup;
 use domain::erasure::Erasure;
 use domain::identity::mail::{Mail, Status as MailStatus};
@@ -201,6 +202,9 @@ async fn catalogue(app: &App, engine: &Engine, id: TenantId) -> Result<Arc<Catal
     for server in each::<VirtualServer>(engine, id, &[]).await? {
         server.stream.parse().into_iter().for_each(|id| catalogue.put_virtual(id, server.clone()));
     }
+    for component in each::<Component>(engine, id, &[]).await? {
+        component.stream.parse().into_iter().for_each(|id| catalogue.put_component(id, component.clone()));
+    }
     Ok(catalogue)
 }
 
@@ -281,6 +285,8 @@ pub(crate) async fn start_lead(
     };
     let marker = LivenessWorker { engine: engine.clone(), log: id, fleet: runtime.fleet.clone() };
     engine.env().spawn(envoys::look_after(app.clone(), runtime.clone(), engine.clone()));
+    engine.env().spawn(mcp_servers::tell_circuits(app.clone(), runtime.clone()));
+    engine.env().spawn(health::look_after(app.clone(), runtime.clone(), engine.clone()));
     engine.env().spawn(groups::look_after(app.clone(), runtime.clone(), engine.clone()));
     Ok(Lead {
         authority,

@@ -76,6 +76,7 @@ fn every_shape_ever_written_stays_readable() {
     check::<crate::mcp_server::McpServerEvent>();
     check::<crate::tool::ToolEvent>();
     check::<crate::virtual_server::VirtualServerEvent>();
+    check::<crate::component::ComponentEvent>();
     check::<crate::erasure::ErasureEvent>();
     check::<crate::erasure::ErasedEvent>();
     check::<crate::rebuild::RebuildEvent>();
@@ -104,6 +105,7 @@ fn every_golden_file_belongs_to_a_known_shape() {
     known.extend(crate::mcp_server::McpServerEvent::known());
     known.extend(crate::tool::ToolEvent::known());
     known.extend(crate::virtual_server::VirtualServerEvent::known());
+    known.extend(crate::component::ComponentEvent::known());
     known.extend(crate::erasure::ErasureEvent::known());
     known.extend(crate::erasure::ErasedEvent::known());
     known.extend(crate::rebuild::RebuildEvent::known());

@@ -5,8 +5,10 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod agent;
+pub mod component;
 pub mod consumer_group;
 pub mod erasure;
+pub mod health;
 pub mod identity;
 pub mod limit;
 pub mod mcp_server;

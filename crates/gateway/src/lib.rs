@@ -10,6 +10,7 @@ mod lanes;
 pub mod mcp;
 mod orphans;
 mod postbox;
+mod probe;
 mod process;
 mod resilience;
 mod target;
@@ -20,6 +21,7 @@ pub use a2a::{AgentEndpoint, AgentTrouble, RemoteAgent};
 pub use document::{Document, fetch};
 pub use mcp::{Answers, Ask, CallError, Client, Method, Note, Offer, Offers, Outcome, Resume, ToolListing};
 pub use postbox::{Letter, MailSettings, PostError, Postbox, Way, is_address, smtp_problem};
+pub use probe::{Look, look, problem as look_problem};
 pub use process::ProcessLimits;
 pub use resilience::{Call, Circuit, CircuitState, Figures, Priority, ToolTimes, Tuning};
 pub use target::check as check_target;
@@ -228,7 +230,7 @@ impl Gateway {
     pub async fn put(&self, key: Key, spec: Spec, tuning: Tuning) {
         self.remove(key).await;
         let Inner { settings, reports, changes, .. } = &*self.0;
-        let state = Arc::new(State::new(key, reports.clone(), tuning));
+        let state = Arc::new(State::new(key, reports.clone(), tuning, settings.call_timeout));
         let (settings, wishes) = (settings.clone(), self.wishes(key));
         let upstream = Upstream::start(key, spec, settings, reports.clone(), changes.clone(), wishes, state.clone());
         self.upstreams().insert(key, Arc::new(Shielded::new(upstream, state)));
@@ -251,7 +253,7 @@ impl Gateway {
 
     /// How a server has been doing here.
     pub fn figures(&self, key: Key) -> Option<Figures> {
-        Some(self.shielded(key)?.state.figures(self.0.settings.call_timeout))
+        Some(self.shielded(key)?.state.figures())
     }
 
     /// The circuits of a server that are not closed.

@@ -1,7 +1,9 @@
 //! A process of an MCP server: its environment, its output in bounds, its end.
 
 use crate::orphans;
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, prlimit, setpriority_process};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getpriority_process, getrlimit, kill_process_group, prlimit, setpriority_process,
+};
 use std::collections::VecDeque;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +39,7 @@ impl Default for ProcessLimits {
 }
 
 impl ProcessLimits {
-    /// Bounds a process that was just started; what it starts is bound in the same way.
+    /// Bounds a process that was just started, and what it starts from now on.
     fn put_on(self, process: Pid) -> std::io::Result<()> {
         let bound = |resource, most: u64| {
             // Nobody is allowed more than Keiko is.
@@ -53,7 +55,11 @@ impl ProcessLimits {
         bound(Resource::Nofile, self.files)?;
         // Its memory holds secrets.
         bound(Resource::Core, 0)?;
-        setpriority_process(Some(process), NICENESS)?;
+        // It is no limit: where it is not allowed, nothing is lost.
+        let own = getpriority_process(None).unwrap_or_default();
+        if let Err(error) = setpriority_process(Some(process), (own + NICENESS).min(19)) {
+            tracing::debug!(%error, "a process is as important as Keiko");
+        }
         Ok(())
     }
 }

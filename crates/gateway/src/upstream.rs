@@ -109,7 +109,7 @@ impl Upstream {
     /// Hands a call on, whatever trouble there was before.
     pub async fn ask(&self, call: Call) -> Result<Outcome, CallError> {
         let outcome = self.asked(call).await;
-        if let Err(CallError::Lost(_) | CallError::NotReady(_) | CallError::Timeout(_)) = &outcome {
+        if let Err(CallError::Lost(_) | CallError::Interrupted(_) | CallError::NotReady(_) | CallError::Timeout(_)) = &outcome {
             self.shared.look.notify_one();
         }
         outcome.map_err(|error| error.redacted(&self.shared.spec))
@@ -140,7 +140,11 @@ impl Upstream {
                     // Whatever is wrong with it, the next request gets another one.
                     self.shared.lanes.forget(party);
                 }
-                outcome
+                // It is this client's connection, which others may have ended: nothing follows for the server.
+                outcome.map_err(|error| match error {
+                    CallError::Lost(reason) => CallError::Interrupted(reason),
+                    other => other,
+                })
             }
             _ => {
                 let asked = hand_on(&connection, &ask, approved.as_deref(), &mirrored, &client, notes);
@@ -476,6 +480,7 @@ impl Supervisor {
                 }
                 () = tokio::time::sleep(LOOK_EVERY) => {
                     self.conversations.sweep();
+                    self.shared.resilience.sweep();
                     self.shared.lanes.sweep().await;
                     if let Some(end) = self.look(connection, over).await {
                         return end;

@@ -210,6 +210,8 @@ ids! {
     GroupId = GroupTag "group";
     /// An MCP server whose tools can be called.
     McpServerId = McpServerTag "mcp";
+    /// Something whose health is followed.
+    ComponentId = ComponentTag "comp";
     /// A selection of what servers offer.
     VirtualServerId = VirtualServerTag "vsrv";
     /// A tool of a server.

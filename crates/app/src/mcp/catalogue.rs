@@ -1,14 +1,15 @@
-//! What MCP servers offer to a tenant, in memory: servers, tools and virtual servers follow the log; prompts and resources are
-//! what the gateway saw last. Views of it are put together once and kept until something changes.
+//! What a tenant has registered, in memory: MCP servers, tools, virtual servers and components follow the log; prompts and
+//! resources are what the gateway saw last. Views of it are put together once and kept until something changes.
 
 use super::view::{Door, View};
 use async_trait::async_trait;
+use domain::component::Component;
 use domain::mcp_server::McpServer;
 use domain::tool::Tool;
 use domain::virtual_server::VirtualServer;
 use engine::{Engine, Executor, Handled};
 use gateway::Gateway;
-use kernel::id::{McpServerId, TenantId, ToolId, VirtualServerId};
+use kernel::id::{ComponentId, McpServerId, TenantId, ToolId, VirtualServerId};
 use kernel::{Decider, Process, Recorded, Timestamp};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -20,6 +21,7 @@ pub(crate) struct Known {
     pub servers: BTreeMap<McpServerId, Arc<Handled<McpServer>>>,
     pub tools: BTreeMap<ToolId, Arc<Handled<Tool>>>,
     pub virtuals: BTreeMap<VirtualServerId, Arc<Handled<VirtualServer>>>,
+    pub components: BTreeMap<ComponentId, Arc<Handled<Component>>>,
 }
 
 /// The catalogue of one tenant.
@@ -41,6 +43,7 @@ pub(crate) enum Entry {
     Server(McpServerId),
     Tool(ToolId),
     Virtual(VirtualServerId),
+    Component(ComponentId),
 }
 
 impl Catalogue {
@@ -64,12 +67,12 @@ impl Catalogue {
         of: impl FnOnce(&mut Known) -> &mut BTreeMap<I, Arc<Handled<D::State>>>,
         id: I,
         read: Handled<D::State>,
-    ) {
+    ) -> bool {
         {
             let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
             let entries = of(&mut known);
             if entries.get(&id).is_some_and(|entry| entry.version >= read.version) {
-                return;
+                return false;
             }
             if D::is_deleted(&read.state) {
                 entries.remove(&id)
@@ -77,19 +80,35 @@ impl Catalogue {
                 entries.insert(id, Arc::new(read))
             };
         }
-        self.generation.send_modify(|generation| *generation += 1);
+        true
+    }
+
+    fn tell(&self, is_new: bool) {
+        if is_new {
+            self.generation.send_modify(|generation| *generation += 1);
+        }
     }
 
     pub fn put_server(&self, id: McpServerId, read: Handled<McpServer>) {
-        self.put::<McpServer, _>(|known| &mut known.servers, id, read);
+        self.tell(self.put::<McpServer, _>(|known| &mut known.servers, id, read));
     }
 
     pub fn put_tool(&self, id: ToolId, read: Handled<Tool>) {
-        self.put::<Tool, _>(|known| &mut known.tools, id, read);
+        self.tell(self.put::<Tool, _>(|known| &mut known.tools, id, read));
     }
 
     pub fn put_virtual(&self, id: VirtualServerId, read: Handled<VirtualServer>) {
-        self.put::<VirtualServer, _>(|known| &mut known.virtuals, id, read);
+        self.tell(self.put::<VirtualServer, _>(|known| &mut known.virtuals, id, read));
+    }
+
+    /// What is offered does not depend on it.
+    pub fn put_component(&self, id: ComponentId, read: Handled<Component>) {
+        self.put::<Component, _>(|known| &mut known.components, id, read);
+    }
+
+    /// It is gone, whatever was heard of it before.
+    pub fn forget_component(&self, id: ComponentId) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).components.remove(&id);
     }
 
     /// What is offered behind a door.
@@ -121,7 +140,8 @@ impl Process for CatalogueFollower {
     fn react(&mut self, event: &Recorded, _: Timestamp) {
         let stream = event.header.stream.as_str();
         let entry = stream.parse().map(Entry::Server).or_else(|_| stream.parse().map(Entry::Tool));
-        if let Ok(entry) = entry.or_else(|_| stream.parse().map(Entry::Virtual))
+        let entry = entry.or_else(|_| stream.parse().map(Entry::Virtual)).or_else(|_| stream.parse().map(Entry::Component));
+        if let Ok(entry) = entry
             && !self.0.contains(&entry)
         {
             self.0.push(entry);
@@ -161,6 +181,10 @@ impl Executor<CatalogueFollower> for CatalogueReader {
                 .entity::<VirtualServer>(log, &id.to_string())
                 .await
                 .map(|read| read.map(|read| catalogue.put_virtual(id, read))),
+            Entry::Component(id) => engine
+                .entity::<Component>(log, &id.to_string())
+                .await
+                .map(|read| read.map(|read| catalogue.put_component(id, read))),
         };
         if let Err(error) = read {
             tracing::error!(%error, ?entry, "the catalogue could not read what changed");

@@ -168,6 +168,16 @@ where
     integer(&number).map(Some).ok_or_else(|| serde::de::Error::custom("is no whole number in range"))
 }
 
+/// A whole number, in the same way.
+pub(crate) fn number<'de, D, N>(deserializer: D) -> Result<N, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    N: TryFrom<u64>,
+{
+    let number = serde_json::Number::deserialize(deserializer)?;
+    integer(&number).ok_or_else(|| serde::de::Error::custom("is no whole number in range"))
+}
+
 /// Whole numbers, in the same way.
 pub(crate) fn wholes<'de, D, N>(deserializer: D) -> Result<Option<Vec<N>>, D::Error>
 where

@@ -62,6 +62,7 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::events::routes())
         .merge(v1::consumer_groups::routes())
         .merge(v1::mcp_servers::routes())
+        .merge(v1::components::routes())
         .merge(v1::resilience::routes())
         .merge(v1::virtual_servers::routes())
         .merge(v1::tools::routes())

@@ -59,9 +59,11 @@ fn complete(document: &mut Value) {
     for (name, schema) in schemas {
         document["components"]["schemas"][name] = serde_json::to_value(schema).unwrap_or_default();
     }
-    // The kinds of a transport refuse unknown fields like everything else; the generator knows that of structs only.
-    let transports = document.pointer_mut("/components/schemas/NewTransportBody/oneOf").and_then(Value::as_array_mut);
-    transports.into_iter().flatten().for_each(|kind| kind["additionalProperties"] = json!(false));
+    // Each of these refuses unknown fields like everything else; the generator knows that of structs only.
+    for choice in ["NewTransportBody", "NewSubjectBody", "ProbeBody"] {
+        let kinds = document.pointer_mut(&format!("/components/schemas/{choice}/oneOf")).and_then(Value::as_array_mut);
+        kinds.into_iter().flatten().for_each(|kind| kind["additionalProperties"] = json!(false));
+    }
     for (_, operations) in document["paths"].as_object_mut().into_iter().flatten() {
         for (_, operation) in operations.as_object_mut().into_iter().flatten() {
             complete_operation(operation);

@@ -200,7 +200,7 @@ impl Conversations {
         let id: u128 = rand::random();
         let mut map = self.map();
         if map.len() >= WAITING_MAX {
-            return Err(CallError::Busy);
+            return Err(CallError::Interrupted("too many calls wait for answers of their clients".into()));
         }
         map.insert(id, Waiting { talk, party });
         Ok(Outcome::InputRequired { requests, resume: Resume::Waiting(id) })

@@ -181,6 +181,12 @@ pub enum CallError {
     /// It took too long.
     #[error("no answer within {0} ms")]
     Timeout(u128),
+    /// It took longer than its caller gave it, which says nothing about the server.
+    #[error("no answer within {0} ms")]
+    Impatient(u128),
+    /// The call was broken off for a reason that is its own: it may have been carried out or not.
+    #[error("the server was lost during the call: {0}")]
+    Interrupted(String),
     /// The server ended during the call: it may have been carried out or not.
     #[error("the server was lost during the call: {0}")]
     Lost(String),
@@ -201,6 +207,7 @@ impl CallError {
         match self {
             CallError::NotReady(reason) => CallError::NotReady(spec.redact(&reason)),
             CallError::Lost(reason) => CallError::Lost(spec.redact(&reason)),
+            CallError::Interrupted(reason) => CallError::Interrupted(spec.redact(&reason)),
             CallError::Refused(code, message, data) => {
                 let data = if data.is_null() {
                     *data
@@ -225,6 +232,10 @@ impl From<WireError> for CallError {
             }
             WireError::Changed => CallError::Changed,
             WireError::SessionGone => CallError::Lost("it does not know its own session any more".into()),
+            // What it thinks of one request is not how it is.
+            WireError::Status(status) if (400..500).contains(&status) && !matches!(status, 408 | 429) => {
+                CallError::Interrupted(format!("it answered HTTP {status}"))
+            }
             WireError::Status(status) => CallError::Lost(format!("it answered HTTP {status}")),
         }
     }

@@ -15,6 +15,8 @@ const OPEN_MAX: Duration = Duration::from_secs(60);
 /// Calls within the window before a part of them means something.
 const CALLS_MIN: u32 = 20;
 const WINDOW_S: usize = 10;
+/// How long others wait for a trial that does not end before one of them is another trial.
+const TRIAL_MAX: Duration = Duration::from_secs(5);
 
 /// A circuit that is not closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,10 +48,13 @@ enum Position {
         /// How long it was open this time.
         lasts: Duration,
         reason: String,
-        /// Whether a trial is under way.
-        is_tried: bool,
+        /// The trial that is under way, and since when.
+        trial: Option<(Trial, Instant)>,
     },
 }
+
+/// Which trial: what an earlier one says decides nothing.
+type Trial = u64;
 
 /// One circuit.
 #[derive(Debug, Default)]
@@ -68,16 +73,26 @@ struct Window {
 }
 
 impl Window {
-    fn put(&mut self, is_failure: bool, now: Instant) {
+    /// Forgets what is older than the window.
+    fn age(&mut self, now: Instant) {
         let began = *self.began.get_or_insert(now);
         let second = now.saturating_duration_since(began).as_secs();
         for gone in (self.second + 1..=second).rev().take(WINDOW_S) {
             self.counts[(gone % WINDOW_S as u64) as usize] = (0, 0);
         }
         self.second = self.second.max(second);
+    }
+
+    fn put(&mut self, is_failure: bool, now: Instant) {
+        self.age(now);
         let (calls, failures) = &mut self.counts[(self.second % WINDOW_S as u64) as usize];
         *calls += 1;
         *failures += u32::from(is_failure);
+    }
+
+    fn is_clean(&mut self, now: Instant) -> bool {
+        self.age(now);
+        self.counts.iter().all(|(_, failures)| *failures == 0)
     }
 
     fn is_failing(&self, percent: u32) -> bool {
@@ -99,11 +114,12 @@ enum Admission {
 }
 
 impl Breaker {
-    fn admit(&mut self, now: Instant) -> Admission {
+    /// `number` is that of the trial that it may become.
+    fn admit(&mut self, number: Trial, now: Instant) -> Admission {
         match &mut self.position {
             Position::Closed => Admission::Pass,
-            Position::Open { until, is_tried, .. } if now >= *until && !*is_tried => {
-                *is_tried = true;
+            Position::Open { until, trial, .. } if now >= *until && trial.is_none_or(|(_, since)| now >= since + TRIAL_MAX) => {
+                *trial = Some((number, now));
                 Admission::Trial
             }
             Position::Open { until, reason, .. } => {
@@ -113,8 +129,13 @@ impl Breaker {
         }
     }
 
+    fn is_under_way(&self, trial: Option<Trial>) -> bool {
+        matches!(self.position, Position::Open { trial: Some((number, _)), .. } if Some(number) == trial)
+    }
+
     /// Whether it closed.
-    fn succeeded(&mut self, is_trial: bool, now: Instant) -> bool {
+    fn succeeded(&mut self, trial: Option<Trial>, now: Instant) -> bool {
+        let is_trial = self.is_under_way(trial);
         match self.position {
             Position::Closed => {
                 self.in_a_row = 0;
@@ -131,7 +152,8 @@ impl Breaker {
     }
 
     /// Whether it opened.
-    fn failed(&mut self, is_trial: bool, reason: &str, tuning: &Tuning, now: Instant) -> bool {
+    fn failed(&mut self, trial: Option<Trial>, reason: &str, tuning: &Tuning, now: Instant) -> bool {
+        let is_trial = self.is_under_way(trial);
         match &mut self.position {
             Position::Closed => {
                 self.in_a_row += 1;
@@ -139,14 +161,14 @@ impl Breaker {
                 let opens = self.in_a_row >= tuning.failures_max || self.window.is_failing(tuning.failure_percent);
                 if opens {
                     let lasts = tuning.open.min(OPEN_MAX);
-                    self.position = Position::Open { until: now + lasts, lasts, reason: reason.to_owned(), is_tried: false };
+                    self.position = Position::Open { until: now + lasts, lasts, reason: reason.to_owned(), trial: None };
                 }
                 opens
             }
-            Position::Open { until, lasts, is_tried, .. } if is_trial => {
+            Position::Open { until, lasts, trial, .. } if is_trial => {
                 *lasts = (*lasts * 2).min(OPEN_MAX);
                 *until = now + *lasts;
-                *is_tried = false;
+                *trial = None;
                 false
             }
             Position::Open { .. } => false,
@@ -154,10 +176,17 @@ impl Breaker {
     }
 
     /// The trial said nothing about the circuit: another one may.
-    fn undecided(&mut self) {
-        if let Position::Open { is_tried, .. } = &mut self.position {
-            *is_tried = false;
+    fn undecided(&mut self, number: Option<Trial>) {
+        if self.is_under_way(number)
+            && let Position::Open { trial, .. } = &mut self.position
+        {
+            *trial = None;
         }
+    }
+
+    /// Whether it is open and nobody has tried it for long: nobody asks for it any more.
+    fn is_forgotten(&self, now: Instant) -> bool {
+        matches!(&self.position, Position::Open { until, trial: None, .. } if now >= *until + OPEN_MAX)
     }
 
     fn shown(&self, subject: Option<&str>, now: Instant) -> Option<Circuit> {
@@ -171,6 +200,8 @@ impl Breaker {
 /// All circuits of a server.
 #[derive(Default)]
 pub(super) struct Circuits {
+    /// Trials so far.
+    trials: Trial,
     server: Breaker,
     /// Of tools that failed since they last answered.
     tools: BTreeMap<String, Breaker>,
@@ -179,8 +210,8 @@ pub(super) struct Circuits {
 /// What a call that may go is to the circuits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Trials {
-    server: bool,
-    tool: bool,
+    server: Option<Trial>,
+    tool: Option<Trial>,
 }
 
 impl Circuits {
@@ -197,18 +228,18 @@ impl Circuits {
 
     fn admit(&mut self, subject: &str, now: Instant) -> Result<Trials, CallError> {
         let refusal = |what: String, after: Duration| CallError::Open { what, after };
-        let server = match self.server.admit(now) {
-            Admission::Pass => false,
-            Admission::Trial => true,
+        self.trials += 1;
+        let number = self.trials;
+        let server = match self.server.admit(number, now) {
+            Admission::Pass => None,
+            Admission::Trial => Some(number),
             Admission::Refuse { after, reason } => return Err(refusal(format!("its server failed repeatedly: {reason}"), after)),
         };
-        let tool = match self.tools.get_mut(subject).map(|breaker| breaker.admit(now)) {
-            None | Some(Admission::Pass) => false,
-            Some(Admission::Trial) => true,
+        let tool = match self.tools.get_mut(subject).map(|breaker| breaker.admit(number, now)) {
+            None | Some(Admission::Pass) => None,
+            Some(Admission::Trial) => Some(number),
             Some(Admission::Refuse { after, reason }) => {
-                if server {
-                    self.server.undecided();
-                }
+                self.server.undecided(server);
                 return Err(refusal(format!("it failed repeatedly: {reason}"), after));
             }
         };
@@ -222,17 +253,17 @@ impl Circuits {
                 let server = self.server.succeeded(trials.server, now);
                 let Some(breaker) = self.tools.get_mut(subject) else { return server };
                 let tool = breaker.succeeded(trials.tool, now);
-                if matches!(breaker.position, Position::Closed) && !breaker.window.is_failing(1) {
+                if matches!(breaker.position, Position::Closed) && breaker.window.is_clean(now) {
                     self.tools.remove(subject);
                 }
                 server || tool
             }
             Verdict::ServerFails(reason) => {
-                self.release(subject, Trials { server: false, ..trials });
+                self.release(subject, Trials { server: None, ..trials });
                 self.server.failed(trials.server, reason, tuning, now)
             }
             Verdict::ToolFails(reason) => {
-                self.release(subject, Trials { tool: false, ..trials });
+                self.release(subject, Trials { tool: None, ..trials });
                 self.tools.entry(subject.to_owned()).or_default().failed(trials.tool, reason, tuning, now)
             }
             Verdict::Nothing => {
@@ -244,14 +275,17 @@ impl Circuits {
 
     /// Trials that said nothing.
     fn release(&mut self, subject: &str, trials: Trials) {
-        if trials.server {
-            self.server.undecided();
+        self.server.undecided(trials.server);
+        if let Some(breaker) = self.tools.get_mut(subject) {
+            breaker.undecided(trials.tool);
         }
-        if let Some(breaker) = self.tools.get_mut(subject)
-            && trials.tool
-        {
-            breaker.undecided();
-        }
+    }
+
+    /// Forgets tools that nobody asks for any more; whether there were any.
+    pub fn sweep(&mut self, now: Instant) -> bool {
+        let before = self.tools.len();
+        self.tools.retain(|_, breaker| !breaker.is_forgotten(now));
+        self.tools.len() < before
     }
 }
 
@@ -264,12 +298,11 @@ enum Verdict {
     Nothing,
 }
 
-/// `is_full_time`: it was given as much time as calls like it may usually take. One who gives less learns nothing by it.
-fn verdict(answer: &Answer, is_full_time: bool) -> Verdict {
+fn verdict(answer: &Answer) -> Verdict {
     match answer {
         Ok(_) | Err(CallError::Refused(..) | CallError::Unusable(_)) => Verdict::Works,
         Err(error @ CallError::Lost(_)) => Verdict::ServerFails(error.to_string()),
-        Err(error @ CallError::Timeout(_)) if is_full_time => Verdict::ToolFails(error.to_string()),
+        Err(error @ CallError::Timeout(_)) => Verdict::ToolFails(error.to_string()),
         Err(_) => Verdict::Nothing,
     }
 }
@@ -300,10 +333,9 @@ impl Aspect for Breaking {
         let trials = locked(&self.0.circuits).admit(&subject, Instant::now())?;
         let mut passage = Passage { state: &self.0, subject: &subject, trials, is_over: false };
         let tuning = self.0.tuning();
-        let is_full_time = !call.timeout_is_wanted || call.timeout >= tuning.timeout_min;
         let answer = inner.call(call).await;
         passage.is_over = true;
-        let verdict = verdict(&answer, is_full_time);
+        let verdict = verdict(&answer);
         if locked(&self.0.circuits).take(&subject, trials, &verdict, &tuning, Instant::now()) {
             tracing::warn!(server = %self.0.key.server, subject, ?verdict, "a circuit opened or closed");
             self.0.tell_circuits();
@@ -324,7 +356,7 @@ mod tests {
 
     fn given_open(now: Instant) -> Breaker {
         let mut breaker = Breaker::default();
-        let opened = [0, 1, 2].map(|_| breaker.failed(false, "lost", &tuning(), now));
+        let opened = [0, 1, 2].map(|_| breaker.failed(None, "lost", &tuning(), now));
         assert_eq!(opened, [false, false, true]);
         breaker
     }
@@ -334,12 +366,12 @@ mod tests {
         let now = Instant::now();
         let mut breaker = Breaker::default();
         for _ in 0..10 {
-            assert!(!breaker.failed(false, "lost", &Tuning { failure_percent: 100, ..tuning() }, now));
-            assert!(!breaker.failed(false, "lost", &Tuning { failure_percent: 100, ..tuning() }, now));
-            assert!(!breaker.succeeded(false, now));
+            assert!(!breaker.failed(None, "lost", &Tuning { failure_percent: 100, ..tuning() }, now));
+            assert!(!breaker.failed(None, "lost", &Tuning { failure_percent: 100, ..tuning() }, now));
+            assert!(!breaker.succeeded(None, now));
         }
-        assert_eq!(breaker.admit(now), Admission::Pass);
-        let refused = given_open(now).admit(now + S);
+        assert_eq!(breaker.admit(1, now), Admission::Pass);
+        let refused = given_open(now).admit(1, now + S);
         assert_eq!(refused, Admission::Refuse { after: 4 * S, reason: "lost".into() });
     }
 
@@ -348,35 +380,37 @@ mod tests {
         let now = Instant::now();
         let fill = |breaker: &mut Breaker, from: Instant| {
             (0..10).any(|_| {
-                breaker.succeeded(false, from);
-                breaker.failed(false, "lost", &tuning(), from)
+                breaker.succeeded(None, from);
+                breaker.failed(None, "lost", &tuning(), from)
             })
         };
         assert!(fill(&mut Breaker::default(), now));
         let mut breaker = Breaker::default();
         for _ in 0..9 {
-            breaker.succeeded(false, now);
-            assert!(!breaker.failed(false, "lost", &tuning(), now));
+            breaker.succeeded(None, now);
+            assert!(!breaker.failed(None, "lost", &tuning(), now));
         }
         let later = now + 11 * S;
-        breaker.succeeded(false, later);
-        assert!(!breaker.failed(false, "lost", &tuning(), later), "two calls are no part of anything");
+        breaker.succeeded(None, later);
+        assert!(!breaker.failed(None, "lost", &tuning(), later), "two calls are no part of anything");
     }
 
     #[test]
     fn an_open_circuit_is_tried_once_and_closes_or_stays_open_twice_as_long() {
         let now = Instant::now();
         let mut breaker = given_open(now);
-        assert_eq!(breaker.admit(now + 5 * S), Admission::Trial);
-        assert!(matches!(breaker.admit(now + 5 * S), Admission::Refuse { .. }), "one trial at a time");
-        assert!(!breaker.failed(true, "lost", &tuning(), now + 6 * S));
-        assert!(matches!(breaker.admit(now + 15 * S), Admission::Refuse { .. }));
-        assert_eq!(breaker.admit(now + 16 * S), Admission::Trial);
-        breaker.undecided();
-        assert_eq!(breaker.admit(now + 17 * S), Admission::Trial, "a trial whose caller left decides nothing");
-        assert!(!breaker.succeeded(false, now + 17 * S), "an answer from before the trouble decides nothing");
-        assert!(breaker.succeeded(true, now + 17 * S));
-        assert_eq!(breaker.admit(now + 17 * S), Admission::Pass);
+        assert_eq!(breaker.admit(1, now + 5 * S), Admission::Trial);
+        assert!(matches!(breaker.admit(2, now + 5 * S), Admission::Refuse { .. }), "one trial at a time");
+        assert!(!breaker.failed(Some(1), "lost", &tuning(), now + 6 * S));
+        assert!(matches!(breaker.admit(3, now + 15 * S), Admission::Refuse { .. }));
+        assert_eq!(breaker.admit(4, now + 16 * S), Admission::Trial);
+        breaker.undecided(Some(4));
+        assert_eq!(breaker.admit(5, now + 17 * S), Admission::Trial, "a trial whose caller left decides nothing");
+        assert!(!breaker.succeeded(None, now + 17 * S), "an answer from before the trouble decides nothing");
+        assert!(!breaker.succeeded(Some(4), now + 17 * S), "and neither does an earlier trial");
+        assert_eq!(breaker.admit(6, now + 22 * S), Admission::Trial, "nobody waits for a trial that does not end");
+        assert!(breaker.succeeded(Some(6), now + 23 * S));
+        assert_eq!(breaker.admit(7, now + 23 * S), Admission::Pass);
     }
 
     #[test]
@@ -404,18 +438,43 @@ mod tests {
         let mut circuits = Circuits::default();
         circuits.take("a", Trials::default(), &Verdict::ToolFails("no answer".into()), &tuning(), now);
         assert_eq!(circuits.tools.len(), 1);
-        for second in 0..12 {
-            circuits.take("a", Trials::default(), &Verdict::Works, &tuning(), now + second * S);
-        }
+        circuits.take("a", Trials::default(), &Verdict::Works, &tuning(), now + S);
+        assert_eq!(circuits.tools.len(), 1, "what failed a moment ago still counts");
+        circuits.take("a", Trials::default(), &Verdict::Works, &tuning(), now + 12 * S);
         assert!(circuits.tools.is_empty());
     }
 
     #[test]
+    fn half_of_the_calls_of_a_tool_open_its_circuit_too() {
+        let now = Instant::now();
+        let mut circuits = Circuits::default();
+        let opened = (0..10).any(|_| {
+            circuits.take("a", Trials::default(), &Verdict::Works, &tuning(), now);
+            circuits.take("a", Trials::default(), &Verdict::ToolFails("no answer".into()), &tuning(), now)
+        });
+        let more = (0..10).any(|_| {
+            circuits.take("a", Trials::default(), &Verdict::Works, &tuning(), now);
+            circuits.take("a", Trials::default(), &Verdict::ToolFails("no answer".into()), &tuning(), now)
+        });
+        assert!(opened || more);
+    }
+
+    #[test]
+    fn the_circuit_of_a_tool_that_nobody_asks_for_is_forgotten() {
+        let now = Instant::now();
+        let mut circuits = Circuits::default();
+        for _ in 0..3 {
+            circuits.take("a", Trials::default(), &Verdict::ToolFails("no answer".into()), &tuning(), now);
+        }
+        assert!(!circuits.sweep(now + 60 * S) && circuits.sweep(now + 65 * S) && circuits.open(now).is_empty());
+    }
+
+    #[test]
     fn who_gives_a_call_no_time_opens_no_circuit_for_others() {
-        let late: Answer = Err(CallError::Timeout(1));
-        assert_eq!(verdict(&late, false), Verdict::Nothing);
-        assert!(matches!(verdict(&late, true), Verdict::ToolFails(_)));
-        assert_eq!(verdict(&Err(CallError::Refused(-32_603, "no".into(), Box::default())), true), Verdict::Works);
-        assert_eq!(verdict(&Err(CallError::Shed), true), Verdict::Nothing);
+        assert_eq!(verdict(&Err(CallError::Impatient(1))), Verdict::Nothing);
+        assert!(matches!(verdict(&Err(CallError::Timeout(1))), Verdict::ToolFails(_)));
+        assert_eq!(verdict(&Err(CallError::Interrupted("HTTP 413".into()))), Verdict::Nothing);
+        assert_eq!(verdict(&Err(CallError::Refused(-32_603, "no".into(), Box::default()))), Verdict::Works);
+        assert_eq!(verdict(&Err(CallError::Shed)), Verdict::Nothing);
     }
 }

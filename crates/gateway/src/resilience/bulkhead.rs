@@ -148,6 +148,9 @@ impl Aspect for Bulkhead {
             },
         };
         call.timeout = call.timeout.saturating_sub(begun.elapsed());
+        if call.timeout.is_zero() {
+            return Err(CallError::Busy);
+        }
         inner.call(call).await
     }
 }

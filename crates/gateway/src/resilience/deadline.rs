@@ -98,7 +98,7 @@ impl Latencies {
 /// How long a call counts as having taken; one that was cut off would have taken longer, so the next ones get more time.
 fn sample(answer: &Answer, took: Duration) -> Option<Duration> {
     match answer {
-        Ok(_) | Err(CallError::Refused(..) | CallError::Unusable(_)) => Some(took),
+        Ok(_) | Err(CallError::Unusable(_)) => Some(took),
         Err(CallError::Timeout(_)) => Some(took * 2),
         Err(_) => None,
     }
@@ -112,12 +112,18 @@ impl Aspect for Deadline {
     async fn around(self, mut call: Call, mut inner: impl Inner) -> Answer {
         let subject = call.subject().to_owned();
         let tuning = self.0.tuning();
+        let usual = locked(&self.0.latencies).timeout(&subject, &tuning, self.0.call_timeout);
+        // One that has less time than others, because its caller wants it so or it has waited, says nothing about the tool.
+        let is_full_time = call.timeout >= usual;
         if !call.timeout_is_wanted {
-            call.timeout = locked(&self.0.latencies).timeout(&subject, &tuning, call.timeout);
+            call.timeout = call.timeout.min(usual);
         }
         let begun = Instant::now();
         // What is inside keeps to the time.
-        let answer = inner.call(call).await;
+        let answer = match inner.call(call).await {
+            Err(CallError::Timeout(ms)) if !is_full_time => Err(CallError::Impatient(ms)),
+            answer => answer,
+        };
         if let Some(took) = sample(&answer, begun.elapsed()) {
             locked(&self.0.latencies).put(&subject, took);
         }

@@ -126,6 +126,8 @@ pub(crate) type Answer = Result<Outcome, CallError>;
 pub(crate) struct State {
     key: Key,
     reports: mpsc::Sender<Report>,
+    /// The most that a call may take.
+    call_timeout: Duration,
     tuning: RwLock<Tuning>,
     circuits: Mutex<Circuits>,
     budget: Mutex<Budget>,
@@ -178,10 +180,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl State {
-    pub fn new(key: Key, reports: mpsc::Sender<Report>, tuning: Tuning) -> Self {
+    pub fn new(key: Key, reports: mpsc::Sender<Report>, tuning: Tuning, call_timeout: Duration) -> Self {
         State {
             key,
             reports,
+            call_timeout,
             tuning: RwLock::new(tuning),
             circuits: Mutex::default(),
             budget: Mutex::new(Budget::new(Instant::now())),
@@ -208,6 +211,14 @@ impl State {
         }
     }
 
+    /// Forgets what nobody asks for any more.
+    pub fn sweep(&self) {
+        let is_less = locked(&self.circuits).sweep(Instant::now());
+        if is_less {
+            self.tell_circuits();
+        }
+    }
+
     /// Tells that a circuit opened or closed; which, is read when it is written down.
     fn tell_circuits(&self) {
         let (reports, key) = (self.reports.clone(), self.key);
@@ -223,7 +234,7 @@ impl State {
             Err(error) => {
                 add(&self.counts.failed);
                 match error {
-                    CallError::Timeout(_) => add(&self.counts.timed_out),
+                    CallError::Timeout(_) | CallError::Impatient(_) => add(&self.counts.timed_out),
                     CallError::Shed => add(&self.counts.shed),
                     CallError::Open { .. } => add(&self.counts.refused),
                     _ => {}
@@ -237,7 +248,7 @@ impl State {
         locked(&self.circuits).open(Instant::now())
     }
 
-    pub fn figures(&self, call_timeout: Duration) -> Figures {
+    pub fn figures(&self) -> Figures {
         let (running, waiting) = self.gate.counts();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
@@ -251,7 +262,7 @@ impl State {
             shed: read(&counts.shed),
             refused: read(&counts.refused),
             circuits: self.circuits(),
-            times: locked(&self.latencies).times(&self.tuning(), call_timeout),
+            times: locked(&self.latencies).times(&self.tuning(), self.call_timeout),
         }
     }
 }

@@ -24,8 +24,8 @@ pub(crate) use error::hinted;
 use clap::{Args, Subcommand, ValueEnum};
 use client::Client;
 use commands::{
-    account, agents, audit, backup, clients, discover, drill, erasures, events, groups, keys, login, mails, mcp, mfa, past,
-    queues, security, tasks, teams, tenants, users, views,
+    account, agents, audit, backup, clients, components, discover, drill, erasures, events, groups, keys, login, mails, mcp, mfa,
+    past, queues, security, tasks, teams, tenants, users, views,
 };
 
 /// Which server to ask, with which credential, and how to show the answer. Accepted before and after every command.
@@ -90,6 +90,13 @@ pub enum ClientCommand {
         /// What to do
         #[command(subcommand)]
         command: events::EventsCommand,
+    },
+    /// Things whose health is followed, and what they need
+    #[command(after_help = components::EXAMPLES)]
+    Components {
+        /// What to do
+        #[command(subcommand)]
+        command: components::ComponentsCommand,
     },
     /// Let several readers share events, and see how far they are
     #[command(after_help = groups::EXAMPLES)]
@@ -242,6 +249,7 @@ async fn dispatch(command: ClientCommand, connection: Connection) -> anyhow::Res
         ClientCommand::Agents { command } => agents::run(command, client, output).await,
         ClientCommand::Tasks { command } => tasks::run(command, client, output).await,
         ClientCommand::Events { command } => events::run(command, client, output).await,
+        ClientCommand::Components { command } => components::run(command, client, output).await,
         ClientCommand::Groups { command } => groups::run(command, client, output).await,
         ClientCommand::Users { command } => users::run(command, client, output).await,
         ClientCommand::Mails { command } => mails::run(command, client, output).await,

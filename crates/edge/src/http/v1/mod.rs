@@ -7,6 +7,7 @@ pub(super) mod audit;
 pub(super) mod auth;
 pub(super) mod backups;
 pub(super) mod clients;
+pub(super) mod components;
 pub(super) mod consumer_groups;
 pub(super) mod discovery;
 pub(super) mod erasures;

@@ -1,7 +1,7 @@
 //! `/api/v1/mcp-servers/{id}/resilience`: how calls of a server are bounded, and how it does.
 
 use crate::http::access::By;
-use crate::http::body::Input;
+use crate::http::body::{Input, number};
 use crate::http::envelope::{One, Outcome, Reply};
 use crate::http::names::Handle;
 use crate::http::state::EdgeState;
@@ -25,32 +25,40 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 #[serde(deny_unknown_fields, default)]
 struct ResilienceBody {
     /// Calls that run at the same time; 64 by default.
+    #[serde(deserialize_with = "number")]
     #[schema(minimum = 1, maximum = 1024)]
     calls_max: u32,
     /// Calls that wait for one of these places, nobody's more than half of them; of more the least important are turned away.
     /// 256 by default.
+    #[serde(deserialize_with = "number")]
     #[schema(maximum = 10000)]
     waiting_max: u32,
     /// How often a call is tried: one that never arrived, and after a failure one that only reads or says that a repetition
     /// changes nothing. 3 by default; 1 for no repetition.
+    #[serde(deserialize_with = "number")]
     #[schema(minimum = 1, maximum = 5)]
     attempts_max: u32,
     /// Repetitions allowed for each hundred calls, beside one each ten seconds; 20 by default.
+    #[serde(deserialize_with = "number")]
     #[schema(maximum = 100)]
     retry_percent: u32,
     /// Failures in a row that open a circuit; 5 by default.
+    #[serde(deserialize_with = "number")]
     #[schema(minimum = 1, maximum = 1000)]
     failures_max: u32,
     /// Part of the calls of the last ten seconds, at least 20, that opens a circuit when it fails; 50 by default.
+    #[serde(deserialize_with = "number")]
     #[schema(minimum = 1, maximum = 100)]
     failure_percent: u32,
     /// How long a circuit is open before one call tries again; doubled each time that it fails, up to a minute. 5,000 by default.
+    #[serde(deserialize_with = "number")]
     #[schema(minimum = 100, maximum = 60000)]
     open_ms: u64,
     /// Whether a call that wants no time of its own gets four times the longest of its tool's last 64 calls instead of
     /// `gateway.call_timeout`; yes by default.
     timeout_is_adaptive: bool,
     /// The least time that it gets then; 10,000 by default.
+    #[serde(deserialize_with = "number")]
     #[schema(minimum = 100, maximum = 86_400_000)]
     timeout_min_ms: u64,
     /// Name or id of the server whose tool of the same name and with the same input schema answers when this one does not.

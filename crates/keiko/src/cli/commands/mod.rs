@@ -8,6 +8,7 @@ pub mod agents;
 pub mod audit;
 pub mod backup;
 pub mod clients;
+pub mod components;
 pub mod discover;
 pub mod drill;
 pub mod erasures;
