@@ -362,7 +362,9 @@ mod tests {
         for (n, name, tools) in servers {
             let transport = Transport::Http { url: "https://tools.example".into(), headers: vec![] };
             let profile = ServerProfile { name: (*name).into(), transport };
-            let state = McpServer { profile, status: ServerStatus::Ready, reason: None, introduced: None, is_deleted: false };
+            let (tuning, circuits) = (Default::default(), vec![]);
+            let status = ServerStatus::Ready;
+            let state = McpServer { profile, status, reason: None, introduced: None, tuning, circuits, is_deleted: false };
             known.servers.insert(server(*n), Arc::new(handled(server(*n).to_string(), state, 0)));
             for (at, tool) in tools.iter().enumerate() {
                 let manifest = Manifest {

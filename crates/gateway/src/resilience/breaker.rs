@@ -301,7 +301,7 @@ enum Verdict {
 fn verdict(answer: &Answer) -> Verdict {
     match answer {
         Ok(_) | Err(CallError::Refused(..) | CallError::Unusable(_)) => Verdict::Works,
-        Err(error @ CallError::Lost(_)) => Verdict::ServerFails(error.to_string()),
+        Err(CallError::Lost(reason)) => Verdict::ServerFails(reason.clone()),
         Err(error @ CallError::Timeout(_)) => Verdict::ToolFails(error.to_string()),
         Err(_) => Verdict::Nothing,
     }
