@@ -219,8 +219,11 @@ mod tests {
         ComponentId::from_bytes([n; 16])
     }
 
-    fn graph(nodes: &[(u8, Status, &[(u8, bool)])]) -> BTreeMap<ComponentId, Node> {
-        let node = |(n, own, needs): &(u8, Status, &[(u8, bool)])| {
+    /// A component, how it is itself, and what it needs.
+    type Given<'a> = (u8, Status, &'a [(u8, bool)]);
+
+    fn graph(nodes: &[Given<'_>]) -> BTreeMap<ComponentId, Node> {
+        let node = |(n, own, needs): &Given<'_>| {
             let needs = needs.iter().map(|(need, is_required)| (id(*need), *is_required)).collect();
             (id(*n), Node { own: *own, reason: format!("trouble of {n}"), needs })
         };
@@ -245,7 +248,7 @@ mod tests {
 
     #[test]
     fn in_a_circle_nobody_is_the_cause_of_its_own_trouble() {
-        let circle: [(u8, Status, &[(u8, bool)]); 3] = [(1, Up, &[(2, true)]), (2, Up, &[(3, true)]), (3, Up, &[(1, true)])];
+        let circle: [Given<'_>; 3] = [(1, Up, &[(2, true)]), (2, Up, &[(3, true)]), (3, Up, &[(1, true)])];
         assert_eq!(seen(&graph(&circle)), [(Up, None); 3]);
         let mut nodes = graph(&circle);
         nodes.get_mut(&id(2)).unwrap().own = Down;
