@@ -225,7 +225,8 @@ def test_should_bring_nothing_any_more_when_disconnected_paused_or_suspended(adm
     assert cut["attributes"]["endpoint"] is None
     until(lambda: done(admin.get(f"/agents/{far['id']}"))["attributes"]["status"] == "down", "nobody speaks for it", 30)
     task_id = do(admin, far, "work never")
-    assert task_of(admin, task_id)["status"] == "pending"
+    time.sleep(1)
+    assert task_of(admin, task_id)["status"] == "pending", "nothing is claimed for a request that nobody waits for"
     done(admin.post(f"/tasks/{task_id}/actions/cancel", {}))
 
 

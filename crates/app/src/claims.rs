@@ -173,12 +173,17 @@ impl Waiters {
     }
 }
 
-/// Forgets a request that is given up.
-struct Forget<'a>(&'a Waiters, WaiterId);
+/// Forgets a request that is given up: nothing is claimed for it any more.
+struct Forget<'a>(&'a TenantRuntime, AgentId, WaiterId);
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.0.forget(self.1);
+        let Forget(runtime, agent, waiter) = *self;
+        runtime.waiters.forget(waiter);
+        // Where another replica leads, it stops believing in the request soon by itself.
+        if let Some(lead) = runtime.lead() {
+            lead.dispatch.tell(DispatchSignal::Left(agent, waiter));
+        }
     }
 }
 
@@ -194,7 +199,7 @@ impl App {
         let until = self.env().now().plus_ms(order.wait_ms.min(limits::WAIT_MS_MAX));
         let min_position = self.position(runtime.id);
         let (waiter, mut answer) = runtime.waiters.open(until);
-        let _forget = Forget(&runtime.waiters, waiter);
+        let _forget = Forget(&runtime, agent, waiter);
         let ask = |wait_ms| Signal::Ask {
             replica: self.0.replicas.as_ref().map(|replicas| replicas.name.clone()).unwrap_or_default(),
             waiter,

@@ -33,6 +33,8 @@ pub enum DispatchSignal {
     AgentLoaded(AgentId, u64, Box<Agent>),
     /// An agent asks for work.
     Ask(Ask),
+    /// Nobody waits for the answer to a request any more.
+    Left(AgentId, WaiterId),
     /// How a claim went.
     ClaimDone(ClaimDone),
     /// Claims could not be handed over: the request was gone.
@@ -687,6 +689,13 @@ impl Process for Dispatch {
             DispatchSignal::TaskLoaded(id, loaded) => self.loaded(id, loaded, now),
             DispatchSignal::AgentLoaded(id, version, agent) => self.put_agent(id, version, &agent, now),
             DispatchSignal::Ask(ask) => self.ask(ask),
+            // What is being claimed for it is handed over with the agent's next request.
+            DispatchSignal::Left(agent, waiter) => {
+                let known = self.waiters.get(&agent).and_then(|waiters| waiters.get(&waiter));
+                if known.is_some_and(|waiter| !waiter.is_busy) {
+                    self.drop_waiter(agent, waiter);
+                }
+            }
             DispatchSignal::ClaimDone(done) => self.claim_done(done, now),
             DispatchSignal::Undelivered(agent, tasks) => self.not_delivered(agent, &tasks),
             DispatchSignal::Renew(id, token) => self.renew(id, token, now),

@@ -169,6 +169,20 @@ fn given_nothing_to_do_then_the_request_ends_empty_at_its_time_and_not_before_th
 }
 
 #[test]
+fn given_a_request_that_nobody_waits_for_any_more_then_nothing_is_claimed_for_it() {
+    let mut dispatch = with_agents(1);
+    ask(&mut dispatch, 1, 7, 0, 30_000);
+    dispatch.signal(DispatchSignal::Left(agent(1), 7), Timestamp(1));
+    dispatch.put_task(task(1), loaded(|_| {}, &[]), Timestamp(2));
+    assert_eq!(granted(&dispatch.decide(Timestamp(2), 0)), []);
+    ask(&mut dispatch, 1, 8, 3, 1_000);
+    assert_eq!(granted(&dispatch.decide(Timestamp(3), 0)), [(agent(1), vec![task(1)])]);
+    // Its claim is on the way: it is handed over with the agent's next request.
+    dispatch.signal(DispatchSignal::Left(agent(1), 8), Timestamp(4));
+    assert_eq!(granted(&dispatch.decide(Timestamp(4), 0)), []);
+}
+
+#[test]
 fn given_paused_draining_or_busy_agents_then_they_get_nothing() {
     for (mode, word) in [(Mode::Paused, "PAUSED"), (Mode::Draining, "DRAINING")] {
         let mut dispatch = with_agents(2);
