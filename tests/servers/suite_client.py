@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import httpx2
 from mcp_clients import ABLE, Legacy, Modern
+from oauth import Browser
 
 SCENARIO, KEIKO, KEY = os.environ["MCP_CONFORMANCE_SCENARIO"], os.environ["SUITE_KEIKO"], os.environ["SUITE_KEY"]
 CONTEXT = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT") or "{}")
@@ -38,11 +39,57 @@ def value(schema):
     return {"string": "x", "integer": 5, "number": 5, "boolean": True, "object": {}, "array": []}.get(schema.get("type"), "x")
 
 
-api("POST", "/mcp-servers", {"name": NAME, "transport": {"type": "http", "url": sys.argv[1]}})
-deadline = time.monotonic() + 15
-while api("GET", f"/mcp-servers/{NAME}")["status"] != "ready":
-    assert time.monotonic() < deadline, api("GET", f"/mcp-servers/{NAME}")
-    time.sleep(0.05)
+def oauth():
+    """What is said of a client that was registered by hand."""
+    if "client_id" not in CONTEXT:
+        return {}
+    proof = {"type": "private_key", "private_key": CONTEXT["private_key_pem"]} if "private_key_pem" in CONTEXT else {"type": "secret", "secret": CONTEXT["client_secret"]}
+    grant = "client_credentials" if "client-credentials" in SCENARIO else "authorization_code"
+    return {"oauth": {"grant": grant, "client": {"id": CONTEXT["client_id"], "authentication": proof}}}
+
+
+def status(*wanted):
+    deadline = time.monotonic() + 15
+    while (server := api("GET", f"/mcp-servers/{NAME}"))["status"] not in wanted:
+        assert time.monotonic() < deadline, server
+        time.sleep(0.05)
+    return server["status"]
+
+
+def connect():
+    """An administrator connects the server in a browser; its authorization server allows everything at once."""
+    browser = Browser(type("Keiko", (), {"url": KEIKO}))
+    page, left = browser.sign_in(f"/oauth/connect/{NAME}", "admin", os.environ["SUITE_PASSWORD"])
+    if page.status_code == 200:
+        page, left = browser.send(page, decision="connect")
+    if left:
+        page, left = browser.visit(httpx2.get(left, follow_redirects=False, trust_env=False).headers["location"])
+    print(page.status_code, page.text)
+    return "Connected" in page.text
+
+
+def authorized():
+    """Calls the tool. Connects the server whenever that is asked for, as somebody would who does not do so for ever."""
+    for _ in range(3):
+        if status("ready", "failed") == "ready":
+            answer = httpx2.post(f"{KEIKO}/api/v1/tools/{NAME}__test-tool/actions/call", json={"arguments": {}}, headers=HEADERS, timeout=30, trust_env=False)
+            print(answer.status_code, answer.text)
+            if answer.status_code != 403:
+                return
+        if not connect():
+            sys.exit("not connected")
+        # It is connected anew at once.
+        time.sleep(0.3)
+
+
+api("POST", "/mcp-servers", {"name": NAME, "transport": {"type": "http", "url": sys.argv[1], **oauth()}})
+if SCENARIO.startswith("auth/"):
+    try:
+        authorized()
+    finally:
+        httpx2.delete(f"{KEIKO}/api/v1/mcp-servers/{NAME}", headers=HEADERS, trust_env=False)
+    sys.exit(0)
+status("ready")
 api("POST", "/virtual-servers", {"name": NAME, "members": [{"server": NAME, "prefix": ""}]})
 try:
     answers = default if "elicitation" in SCENARIO else None

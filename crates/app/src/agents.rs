@@ -109,7 +109,8 @@ impl App {
         let mut steps = vec![Step::on::<Agent>(&agent.stream, AgentCommand::Deregister)];
         self.end_keys(caller, &agent.stream, &mut steps).await?;
         let tenant = caller.actor.tenant;
-        let secrets = agent.state.endpoint.iter().map(|_| (endpoint_secret(&agent.stream), None)).collect();
+        let mut secrets = agent.state.endpoint.iter().map(|_| (endpoint_secret(&agent.stream), None)).collect();
+        self.end_credentials(tenant, IndexField::new("owner", &agent.stream), &mut steps, &mut secrets).await?;
         let extras = Extras { secrets, ..Extras::default() };
         self.0.engine.transact(tenant, &steps, &caller.context(), extras).await.map_err(of_handle)?;
         let removed = self.0.engine.entity::<Agent>(tenant, &agent.stream).await.map_err(crate::errors::of_store)?;

@@ -78,6 +78,8 @@ pub struct AppSettings {
     pub step_up_max_age_ms: u64,
     /// Whether documents of clients may lie at private addresses.
     pub fetch_private: bool,
+    /// The address of the document that Keiko is known by as a client of others; its own where nothing is said.
+    pub client_document: Option<String>,
 }
 
 impl Default for AppSettings {
@@ -104,6 +106,7 @@ impl Default for AppSettings {
             mfa_required: false,
             step_up_max_age_ms: 15 * 60_000,
             fetch_private: false,
+            client_document: None,
         }
     }
 }
@@ -167,6 +170,8 @@ pub(crate) struct Inner {
     pub journal: Arc<dyn Journal>,
     /// MCP servers.
     pub gateway: Gateway,
+    /// What is shown to MCP servers.
+    pub vault: crate::credentials::Vault,
     /// Where mails go, if any do.
     pub postbox: Option<Postbox>,
     /// The name of this process: never the same twice.
@@ -240,6 +245,7 @@ impl App {
             hashing: tokio::sync::Semaphore::new(HASHES_MAX),
             journal,
             gateway,
+            vault: crate::credentials::Vault::default(),
             postbox,
             process,
             replicas,

@@ -224,6 +224,8 @@ impl App {
         let (mut steps, mut secrets) = ending.plan(&self.0.engine, caller.actor.tenant).await?;
         self.end_keys(caller, &user.stream, &mut steps).await?;
         secrets.extend(secrets_of(&id));
+        let (tenant, owner) = (caller.actor.tenant, IndexField::new("owner", &user.stream));
+        self.end_credentials(tenant, owner, &mut steps, &mut secrets).await?;
         self.transact(caller, &steps, Extras { secrets, ..Extras::default() }).await
     }
 

@@ -31,6 +31,7 @@ pub(crate) fn kinds() -> Kinds {
         .and::<domain::tool::Tool>()
         .and::<domain::virtual_server::VirtualServer>()
         .and::<domain::component::Component>()
+        .and::<domain::credential::Credential>()
         .and::<domain::erasure::Erasure>()
         .and::<domain::rebuild::Rebuild>()
         .and::<domain::push::Push>()

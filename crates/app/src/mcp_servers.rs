@@ -1,16 +1,21 @@
 //! MCP servers: register, change, remove, start again; and what the gateway tells of them becomes events.
 
 use crate::app::{App, Inner, internal};
+use crate::credentials::{Tokenry, VAULT};
 use crate::errors::{Problems, of_handle, of_store};
 use crate::resilience::tuning;
 use crate::workers::{TenantRuntime, each};
 use crate::{Answer, Caller, ListOrder, Page};
 use async_trait::async_trait;
-use domain::mcp_server::{Introduced, McpServer, McpServerCommand, ServerProfile, Transport, name_key, not_found};
+use domain::credential::Credential;
+use domain::mcp_server::{
+    ClientAuth, GivenClient, Grant, Introduced, McpServer, McpServerCommand, Oauth, Per, ServerProfile, Transport,
+};
+use domain::mcp_server::{name_key, not_found};
 use domain::tool::{Manifest, Tool, ToolCommand, tool_id};
 use engine::{Context, Executor, Extras, HandleError, Handled, Step};
-use gateway::{Happening, Introduction, Offers, Report, Spec, ToolListing};
-use kernel::id::{McpServerId, TenantId};
+use gateway::{Access, Happening, Introduction, Offers, Report, Spec, ToolListing};
+use kernel::id::{CredentialId, McpServerId, TenantId};
 use kernel::{ActorRef, IndexField, Kind, Process, Recorded, Rejection, Timestamp, limits};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -65,7 +70,29 @@ pub enum NewTransport {
         url: String,
         /// Sent along.
         headers: NewSecrets,
+        /// How Keiko gets tokens for it, where that is said.
+        oauth: Option<NewOauth>,
     },
+}
+
+/// How Keiko gets tokens for a server.
+pub struct NewOauth {
+    /// Whose account there is used.
+    pub per: Per,
+    /// How a token is got.
+    pub grant: Grant,
+    /// What is asked for, in place of what the server names.
+    pub scopes: Vec<String>,
+    /// A client that somebody registered by hand.
+    pub client: Option<NewClient>,
+}
+
+/// A client of an authorization server.
+pub struct NewClient {
+    /// What is said of it.
+    pub given: GivenClient,
+    /// Its secret or private key; the known one stays when nothing is said.
+    pub secret: Option<String>,
 }
 
 impl NewTransport {
@@ -82,7 +109,23 @@ impl NewTransport {
             NewTransport::Stdio { command, args, env } => {
                 Transport::Stdio { command: command.clone(), args: args.clone(), env: names(env) }
             }
-            NewTransport::Http { url, headers } => Transport::Http { url: url.clone(), headers: names(headers) },
+            NewTransport::Http { url, headers, oauth } => {
+                let oauth = oauth.as_ref().map(|oauth| Oauth {
+                    per: oauth.per,
+                    grant: oauth.grant,
+                    scopes: oauth.scopes.clone(),
+                    client: oauth.client.as_ref().map(|client| client.given.clone()),
+                });
+                Transport::Http { url: url.clone(), headers: names(headers), oauth }
+            }
+        }
+    }
+
+    /// The client that is given with it.
+    fn client(&self) -> Option<&NewClient> {
+        match self {
+            NewTransport::Stdio { .. } => None,
+            NewTransport::Http { oauth, .. } => oauth.as_ref()?.client.as_ref(),
         }
     }
 }
@@ -95,7 +138,7 @@ impl App {
         }
         self.check_server(caller, &new, None)?;
         let id: McpServerId = self.env().id();
-        let (profile, secrets) = self.sealed_server(caller, id, new, &[])?;
+        let (profile, secrets) = self.sealed_server(caller, id, new, None)?;
         self.witness(caller, "mcp-servers.server.registered", &json!({ "id": id, "profile": profile })).await?;
         let step = Step::new::<McpServer>(id, McpServerCommand::Register(profile));
         let server = self.execute::<McpServer>(caller, step, Extras { secrets, ..Extras::default() }).await?;
@@ -125,7 +168,7 @@ impl App {
         let known = self.mcp_server(caller, id_or_name).await?;
         self.check_server(caller, &new, Some(&known.state.profile.transport))?;
         let id: McpServerId = known.stream.parse().map_err(|_| not_found(id_or_name))?;
-        let (profile, secrets) = self.sealed_server(caller, id, new, known.state.profile.transport.secrets())?;
+        let (profile, secrets) = self.sealed_server(caller, id, new, Some(&known.state.profile.transport))?;
         self.witness(caller, "mcp-servers.server.updated", &json!({ "id": id, "profile": profile })).await?;
         let step = Step::on::<McpServer>(id, McpServerCommand::Update(profile));
         let server = self.execute::<McpServer>(caller, step, Extras { secrets, ..Extras::default() }).await?;
@@ -140,8 +183,10 @@ impl App {
         let tools = each::<Tool>(self.engine(), tenant, &[of_server(id)]).await.map_err(of_store)?;
         let mut steps = vec![Step::on::<McpServer>(id, McpServerCommand::Deregister)];
         steps.extend(tools.into_iter().map(|tool| Step::on::<Tool>(tool.stream, ToolCommand::Remove)));
-        let names = server.state.profile.transport.secrets();
-        let secrets = names.iter().map(|name| (secret_name(id, name), None)).collect();
+        let names = server.state.profile.transport.secrets().iter().map(String::as_str);
+        let names = names.chain(["oauth:client", "oauth:registered"]);
+        let mut secrets = names.map(|name| (secret_name(id, name), None)).collect();
+        self.end_credentials(tenant, of_server(id), &mut steps, &mut secrets).await?;
         let extras = Extras { secrets, ..Extras::default() };
         self.engine().transact(tenant, &steps, &caller.context(), extras).await.map_err(of_handle)?;
         Ok(())
@@ -188,6 +233,19 @@ impl App {
         Ok(())
     }
 
+    /// What is remembered of a credential is looked up again; a server that is shown another one is connected anew.
+    async fn follow_credential(&self, tenant: TenantId, stream: &str, is_other: bool) -> Answer<()> {
+        let id: CredentialId = stream.parse().map_err(|_| internal(format!("'{stream}' is no credential")))?;
+        self.0.vault.forget(tenant, id);
+        let known = self.entity_even_ended::<Credential>(tenant, stream).await?.filter(|_| is_other);
+        if let Some(granted) = known.map(|known| known.state.granted.clone())
+            && granted.owner.is_none()
+        {
+            self.0.gateway.restart(gateway::Key { tenant, server: granted.server_id });
+        }
+        Ok(())
+    }
+
     async fn spec(&self, tenant: TenantId, id: McpServerId, transport: Transport) -> Answer<Spec> {
         let mut secrets = vec![];
         for name in transport.secrets() {
@@ -199,7 +257,11 @@ impl App {
         }
         Ok(match transport {
             Transport::Stdio { command, args, .. } => Spec::Stdio { command, args, env: secrets },
-            Transport::Http { url, .. } => Spec::Http { url, headers: secrets },
+            Transport::Http { url, .. } => {
+                let vault = Arc::new(Tokenry(Arc::downgrade(&self.0)));
+                let access = Access { key: gateway::Key { tenant, server: id }, vault };
+                Spec::Http { url, headers: secrets, access: Some(access) }
+            }
         })
     }
 
@@ -208,19 +270,23 @@ impl App {
         caller: &Caller,
         id: McpServerId,
         new: NewServer,
-        known: &[String],
+        known: Option<&Transport>,
     ) -> Answer<(ServerProfile, SealedSecrets)> {
         let tenant = caller.actor.tenant;
         let mut secrets = vec![];
-        for (name, value) in new.transport.secrets() {
-            if let Some(value) = value {
-                let place = secret_name(id, name);
-                let sealed = self.0.crypto.sealer.seal(tenant, &place, value.as_bytes(), self.env().bytes()).map_err(internal)?;
-                secrets.push((place, Some(sealed)));
-            }
+        let values = new.transport.secrets().iter().filter_map(|(name, value)| Some((name.as_str(), value.as_ref()?)));
+        let client = new.transport.client().and_then(|client| Some((client.given.secret()?, client.secret.as_ref()?)));
+        for (name, value) in values.chain(client) {
+            let place = secret_name(id, name);
+            let sealed = self.0.crypto.sealer.seal(tenant, &place, value.as_bytes(), self.env().bytes()).map_err(internal)?;
+            secrets.push((place, Some(sealed)));
         }
-        let gone = known.iter().filter(|name| !new.transport.secrets().contains_key(*name));
+        let known_names = known.map(Transport::secrets).unwrap_or_default();
+        let gone = known_names.iter().filter(|name| !new.transport.secrets().contains_key(*name));
         secrets.extend(gone.map(|name| (secret_name(id, name), None)));
+        let has_client = new.transport.client().is_some_and(|client| client.given.secret().is_some());
+        let had_client = known.and_then(known_client).and_then(GivenClient::secret);
+        secrets.extend(had_client.filter(|_| !has_client).map(|name| (secret_name(id, name), None)));
         Ok((ServerProfile { transport: new.transport.described(), name: new.name }, secrets))
     }
 
@@ -244,7 +310,12 @@ impl App {
                     problems.add(format!("/transport/args/{i}"), message);
                 }
             }
-            NewTransport::Http { .. } => {}
+            NewTransport::Http { headers, oauth, .. } => {
+                if let Some(oauth) = oauth {
+                    let has_header = headers.keys().any(|name| name.eq_ignore_ascii_case("authorization"));
+                    self.check_oauth(oauth, has_header, known.and_then(known_client), &mut problems);
+                }
+            }
         }
         self.check_secrets(&new.transport, known, &mut problems);
         problems.refuse()?;
@@ -268,6 +339,44 @@ impl App {
             }
         }
         Ok(())
+    }
+
+    fn check_oauth(&self, oauth: &NewOauth, has_header: bool, known: Option<&GivenClient>, problems: &mut Problems) {
+        let at = |field: &str| format!("/transport/oauth/{field}");
+        if has_header {
+            problems.add("/transport/headers/Authorization", "is what oauth is for: leave one of them out");
+        }
+        let is_scope = |scope: &String| {
+            let is_char = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+            (1..=200).contains(&scope.len()) && scope.bytes().all(is_char)
+        };
+        if oauth.scopes.len() > 50 || !oauth.scopes.iter().all(is_scope) {
+            problems.add(at("scopes"), "must be at most 50 of 1 to 200 visible characters of ASCII, without '\"' and '\\'");
+        }
+        if oauth.grant == Grant::ClientCredentials && oauth.per == Per::User {
+            problems.add(at("per"), "must be 'server' where Keiko gets tokens for itself: nobody is there to say who they are");
+        }
+        let Some(client) = &oauth.client else {
+            if oauth.grant == Grant::ClientCredentials {
+                problems.add(at("client"), "is needed where Keiko gets tokens for itself");
+            }
+            return;
+        };
+        if client.given.id.is_empty() || client.given.id.len() > 2_048 || client.given.id.chars().any(char::is_control) {
+            problems.add(at("client/id"), "must have 1 to 2048 characters");
+        }
+        match &client.secret {
+            Some(secret) => {
+                if let Err(problem) = self.check_client_secret(&client.given, secret) {
+                    let field = if client.given.auth == ClientAuth::PrivateKey { "client/private_key" } else { "client/secret" };
+                    problems.add(at(field), problem);
+                }
+            }
+            None if client.given.secret().is_some() && known.is_none_or(|known| known.auth != client.given.auth) => {
+                problems.add(at("client"), "has no value yet that could be kept");
+            }
+            None => {}
+        }
     }
 
     fn check_secrets(&self, transport: &NewTransport, known: Option<&Transport>, problems: &mut Problems) {
@@ -324,7 +433,11 @@ fn is_header(name: &str) -> bool {
         && !HEADERS_RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved))
 }
 
-fn secret_name(id: McpServerId, name: &str) -> String {
+fn known_client(transport: &Transport) -> Option<&GivenClient> {
+    transport.oauth()?.client.as_ref()
+}
+
+pub(crate) fn secret_name(id: McpServerId, name: &str) -> String {
     format!("mcp-server/{id}/{name}")
 }
 
@@ -367,6 +480,8 @@ pub(crate) enum ServerChange {
     Put(String),
     /// Its calls are bounded otherwise.
     Tune(String),
+    /// Something happened to a credential; whether it is another one now.
+    Credential(String, bool),
 }
 
 impl Process for ServerFollower {
@@ -376,6 +491,13 @@ impl Process for ServerFollower {
 
     fn react(&mut self, event: &Recorded, _: Timestamp) {
         let header = &event.header;
+        if header.kind.starts_with("registry.credential.") {
+            // What the vault got for itself is shown from now on without anybody's help.
+            let is_other = header.actor != ActorRef::system(VAULT)
+                && matches!(header.kind.as_str(), "registry.credential.granted" | "registry.credential.removed");
+            self.0.push(ServerChange::Credential(header.stream.clone(), is_other));
+            return;
+        }
         if header.actor == ActorRef::system(GATEWAY) {
             return;
         }
@@ -414,6 +536,7 @@ impl Executor<ServerFollower> for ServerKeeper {
         let done = match &change {
             ServerChange::Put(stream) => app.put_server(self.tenant, stream).await,
             ServerChange::Tune(stream) => app.tune_server(self.tenant, stream).await,
+            ServerChange::Credential(stream, is_other) => app.follow_credential(self.tenant, stream, *is_other).await,
         };
         if let Err(rejection) = done {
             tracing::error!(?change, %rejection, "an MCP server could not be handed to the gateway");

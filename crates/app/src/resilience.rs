@@ -174,10 +174,11 @@ impl App {
         &self,
         caller: &Caller,
         server: McpServerId,
-        call: Call,
+        mut call: Call,
         tool: Option<&Tool>,
     ) -> Result<Answered, CallError> {
         let (tenant, begun) = (caller.actor.tenant, self.env().now());
+        call.client.holder = self.account_of(caller, server);
         let fallback = tool.and_then(|tool| self.stand_in(caller, tool));
         let Some((tool, name)) = fallback else {
             let outcome = self.0.gateway.ask(Key { tenant, server }, call).await?;
@@ -196,6 +197,7 @@ impl App {
             return Err(error);
         }
         other.approved = Some(tool.state.manifest.hash.clone());
+        other.client.holder = self.account_of(caller, tool.state.server_id);
         // It cannot ask back: the answers would go to the server that stands first.
         other.client.capabilities.clear();
         match self.0.gateway.ask(Key { tenant, server: tool.state.server_id }, other).await {

@@ -358,7 +358,7 @@ impl App {
             is_repeatable: is_repeatable(state),
         };
         let asked = self.ask_server(caller, state.server_id, call, Some(state)).await;
-        let answered = asked.map_err(|error| of_call(&name, error))?;
+        let answered = asked.map_err(|error| self.with_way_in(&state.server, of_call(&name, error)))?;
         let Outcome::Complete(result) = answered.outcome else {
             return Err(of_call(&name, CallError::Unusable("it asks for more input".into())));
         };
@@ -431,6 +431,12 @@ pub(crate) fn of_call(name: &str, error: CallError) -> Rejection {
         CallError::Refused(..) => upstream("TOOL_REFUSED", "Correct the arguments; the message is the server's own."),
         CallError::Unusable(_) => upstream("TOOL_ANSWER_UNUSABLE", "Ask for less, for example in pages."),
         CallError::Gone => upstream("TOOL_LOST", "Call it again."),
+        CallError::Locked(_) => {
+            let message = format!("The server of '{name}' lets nobody in: {error}.");
+            let hint =
+                "Open details.connect_url in a browser; or put a token in with PUT /api/v1/mcp-servers/{id}/credentials/me.";
+            Rejection::new(Kind::Forbidden, "CREDENTIAL_REQUIRED", message, hint)
+        }
     }
 }
 

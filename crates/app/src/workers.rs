@@ -215,6 +215,7 @@ pub(crate) async fn stop_tenant(app: &App, id: TenantId) {
         end_runtime(app, id).await;
     }
     app.0.gateway.remove_all(id).await;
+    app.0.vault.forget_tenant(id);
     app.set_tenant_rate(id, None);
 }
 

@@ -77,6 +77,7 @@ fn every_shape_ever_written_stays_readable() {
     check::<crate::tool::ToolEvent>();
     check::<crate::virtual_server::VirtualServerEvent>();
     check::<crate::component::ComponentEvent>();
+    check::<crate::credential::CredentialEvent>();
     check::<crate::erasure::ErasureEvent>();
     check::<crate::erasure::ErasedEvent>();
     check::<crate::rebuild::RebuildEvent>();
@@ -106,6 +107,7 @@ fn every_golden_file_belongs_to_a_known_shape() {
     known.extend(crate::tool::ToolEvent::known());
     known.extend(crate::virtual_server::VirtualServerEvent::known());
     known.extend(crate::component::ComponentEvent::known());
+    known.extend(crate::credential::CredentialEvent::known());
     known.extend(crate::erasure::ErasureEvent::known());
     known.extend(crate::erasure::ErasedEvent::known());
     known.extend(crate::rebuild::RebuildEvent::known());

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod component;
 pub mod consumer_group;
+pub mod credential;
 pub mod erasure;
 pub mod health;
 pub mod identity;

@@ -26,16 +26,105 @@ pub enum Transport {
         url: String,
         /// Names of the headers that are sent along.
         headers: Vec<String>,
+        /// How Keiko gets tokens for it, where that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        oauth: Option<Oauth>,
     },
 }
 
+/// How Keiko gets the tokens that it shows to a server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Oauth {
+    /// Whose account there is used.
+    pub per: Per,
+    /// How a token is got.
+    pub grant: Grant,
+    /// What is asked for, in place of what the server names.
+    pub scopes: Vec<String>,
+    /// What Keiko is to its authorization server, where somebody registered it there by hand.
+    pub client: Option<GivenClient>,
+}
+
+/// Whose account at a server its calls use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Per {
+    /// One for everybody.
+    #[default]
+    Server,
+    /// That of the person who calls, or for whom is called.
+    User,
+}
+
+/// How a token is got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grant {
+    /// A person allows it in a browser.
+    #[default]
+    AuthorizationCode,
+    /// Keiko gets it for itself.
+    ClientCredentials,
+}
+
+/// A client that somebody registered by hand. Its secret or key lies beside the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenClient {
+    /// Its id there.
+    pub id: String,
+    /// How it shows who it is.
+    pub auth: ClientAuth,
+    /// Where it is known; where the server says first, when nothing is said.
+    pub issuer: Option<String>,
+}
+
+/// How a client shows who it is to an authorization server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAuth {
+    /// Not at all.
+    None,
+    /// By a secret.
+    Secret,
+    /// By what it signs with a private key.
+    PrivateKey,
+}
+
+impl GivenClient {
+    /// The name of what lies beside the log for it. No header and no variable is called so.
+    pub fn secret(&self) -> Option<&'static str> {
+        (self.auth != ClientAuth::None).then_some("oauth:client")
+    }
+}
+
 impl Transport {
-    /// The names of its secrets.
+    /// The names of the values that go with every request, or with the process.
     pub fn secrets(&self) -> &[String] {
         match self {
             Transport::Stdio { env, .. } => env,
             Transport::Http { headers, .. } => headers,
         }
+    }
+
+    /// How Keiko gets tokens for it, where that was said.
+    pub fn oauth(&self) -> Option<&Oauth> {
+        match self {
+            Transport::Stdio { .. } => None,
+            Transport::Http { oauth, .. } => oauth.as_ref(),
+        }
+    }
+
+    /// Where it is, over HTTP.
+    pub fn url(&self) -> Option<&str> {
+        match self {
+            Transport::Stdio { .. } => None,
+            Transport::Http { url, .. } => Some(url),
+        }
+    }
+
+    /// Whose account there its calls use.
+    pub fn per(&self) -> Per {
+        self.oauth().map_or_else(Per::default, |oauth| oauth.per)
     }
 }
 
@@ -144,6 +233,8 @@ pub enum McpServerCommand {
     },
     /// Bound its calls otherwise.
     Tune(Tuning),
+    /// This is what Keiko is to its authorization server.
+    KnowClient(KnownClient),
     /// These circuits are open now, with what opened each; a tool's name, or nothing for the server as a whole.
     MarkCircuits(BTreeMap<Option<String>, String>),
     /// Remove it.
@@ -187,6 +278,17 @@ pub struct CircuitClosed {
     pub tool: Option<String>,
 }
 
+/// `registry.mcp_server.client_known`: what Keiko is to the authorization server of a server. Its secret lies beside the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownClient {
+    /// Which authorization server.
+    pub issuer: String,
+    /// Keiko's id there.
+    pub client_id: String,
+    /// Whether somebody gave it; otherwise Keiko registered itself, or is known by its document.
+    pub is_given: bool,
+}
+
 kernel::events! {
     /// What happened to a server.
     McpServerEvent {
@@ -198,6 +300,7 @@ kernel::events! {
         Tuned(Tuned) = "registry.mcp_server.tuned" @ 1,
         CircuitOpened(CircuitOpened) = "registry.mcp_server.circuit_opened" @ 1,
         CircuitClosed(CircuitClosed) = "registry.mcp_server.circuit_closed" @ 1,
+        ClientKnown(KnownClient) = "registry.mcp_server.client_known" @ 1,
         Deregistered(Nothing) = "registry.mcp_server.deregistered" @ 1,
     }
 }
@@ -219,6 +322,9 @@ pub struct McpServer {
     /// Circuits that are open.
     #[serde(default)]
     pub circuits: Vec<CircuitOpened>,
+    /// What Keiko is to its authorization server.
+    #[serde(default)]
+    pub client: Option<KnownClient>,
     /// Whether it was removed.
     pub is_deleted: bool,
 }
@@ -274,6 +380,14 @@ impl Decider for McpServer {
             McpServerCommand::Tune(tuning) if server.tuning == *tuning => vec![],
             McpServerCommand::Tune(tuning) => vec![McpServerEvent::Tuned(Tuned { tuning: tuning.clone() })],
             McpServerCommand::MarkCircuits(open) => server.turned(open),
+            McpServerCommand::KnowClient(client) if server.client.as_ref() == Some(client) => vec![],
+            McpServerCommand::KnowClient(client) => match &server.client {
+                // Whoever gave it gave it for that one: another one may be somebody's who wants to have its secret.
+                Some(known) if known.is_given && client.is_given && known.issuer != client.issuer => {
+                    return Err(issuer_changed(&known.issuer, &client.issuer));
+                }
+                _ => vec![McpServerEvent::ClientKnown(client.clone())],
+            },
             McpServerCommand::Deregister => vec![McpServerEvent::Deregistered(Nothing {})],
         })
     }
@@ -288,6 +402,7 @@ impl Decider for McpServer {
                 introduced: None,
                 tuning: Tuning::default(),
                 circuits: vec![],
+                client: None,
                 is_deleted: false,
             });
         }
@@ -295,6 +410,10 @@ impl Decider for McpServer {
         match event {
             McpServerEvent::Registered(_) => {}
             McpServerEvent::Updated(described) => {
+                let (before, now) = (&server.profile.transport, &described.profile.transport);
+                if before.url() != now.url() || before.oauth() != now.oauth() {
+                    server.client = None;
+                }
                 server.profile = described.profile.clone();
                 server.status = ServerStatus::Starting;
                 server.reason = None;
@@ -317,6 +436,7 @@ impl Decider for McpServer {
             McpServerEvent::Tuned(tuned) => server.tuning = tuned.tuning.clone(),
             McpServerEvent::CircuitOpened(opened) => server.circuits.push(opened.clone()),
             McpServerEvent::CircuitClosed(closed) => server.circuits.retain(|circuit| circuit.tool != closed.tool),
+            McpServerEvent::ClientKnown(client) => server.client = Some(client.clone()),
             McpServerEvent::Deregistered(_) => server.is_deleted = true,
         }
         Some(server)
@@ -343,6 +463,15 @@ impl Decider for McpServer {
     }
 }
 
+/// The answer for a client that was given for one authorization server, when the server names another one.
+pub fn issuer_changed(known: &str, named: &str) -> Rejection {
+    let message = format!(
+        "The client that was given is known at '{known}', but the server now names '{named}' as its authorization server."
+    );
+    let hint = "Make sure that this is right; then give a client of the new one with PUT /api/v1/mcp-servers/{id}.";
+    Rejection::new(Kind::Refused, "ISSUER_CHANGED", message, hint).with("known", known).with("named", named)
+}
+
 /// The unique key of a server's name.
 pub fn name_key(name: &str) -> String {
     format!("mcp-server.name:{name}")
@@ -362,7 +491,10 @@ mod tests {
     use kernel::{ActorRef, Timestamp};
 
     fn profile(name: &str) -> ServerProfile {
-        ServerProfile { name: name.into(), transport: Transport::Http { url: "https://tools.example".into(), headers: vec![] } }
+        ServerProfile {
+            name: name.into(),
+            transport: Transport::Http { url: "https://tools.example".into(), headers: vec![], oauth: None },
+        }
     }
 
     fn introduced(tools: u32) -> Introduced {

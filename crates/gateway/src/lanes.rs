@@ -1,8 +1,9 @@
 //! Connections to a server that belong to one party each, for servers of older versions that know a client by its connection:
 //! what it can be asked, which levels of its log it wants to see, and whatever else the server remembers of it.
 
-use crate::mcp::{CallError, Client, Connection, Over};
-use crate::{GatewaySettings, Spec};
+use crate::access::Holder;
+use crate::mcp::{CallError, Client, Connection, Failure, Over};
+use crate::{GatewaySettings, Route, Spec};
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,7 @@ const IDLE_MAX: Duration = Duration::from_secs(120);
 
 /// All of one server.
 pub(crate) struct Lanes {
-    spec: Arc<Spec>,
+    route: Arc<Route>,
     settings: GatewaySettings,
     open: Arc<std::sync::Mutex<Vec<Entry>>>,
     /// One is opened at a time.
@@ -31,6 +32,7 @@ struct Entry {
     lane: Arc<Line>,
     party: [u8; 32],
     owner: [u8; 32],
+    holder: Holder,
     is_session: bool,
     /// How many requests run over it.
     users: usize,
@@ -89,22 +91,22 @@ impl Drop for Lane {
 pub(crate) enum Refused {
     /// All are in use.
     Busy,
-    /// The server could not be reached.
-    Trouble(String),
+    /// The server could not be reached, or lets nobody in.
+    Trouble(Failure),
 }
 
 impl Refused {
     pub fn into_call_error(self) -> CallError {
         match self {
             Refused::Busy => CallError::Busy,
-            Refused::Trouble(reason) => CallError::NotReady(reason),
+            Refused::Trouble(failure) => failure.into_call_error(),
         }
     }
 }
 
 impl Lanes {
-    pub fn new(spec: Arc<Spec>, settings: GatewaySettings) -> Self {
-        Lanes { spec, settings, open: Arc::default(), opening: Mutex::new(()), is_closed: AtomicBool::new(false) }
+    pub fn new(route: Arc<Route>, settings: GatewaySettings) -> Self {
+        Lanes { route, settings, open: Arc::default(), opening: Mutex::new(()), is_closed: AtomicBool::new(false) }
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
@@ -123,26 +125,28 @@ impl Lanes {
         self.make_room(client)?;
         let held = Held(Over::private());
         let connecting = async {
-            let connection = Connection::open(&self.spec, &self.settings, &held.0, &client.capabilities, true).await?;
+            let (route, settings) = (&self.route, &self.settings);
+            let connection = Connection::open(route, settings, &held.0, &client.capabilities, true, &client.holder).await?;
             let tools = connection.tools().await?.into_iter().map(|tool| (tool.name, tool.hash)).collect();
             Ok((connection, tools))
         };
         let connected = match tokio::time::timeout(self.settings.start_timeout, connecting).await {
             Ok(connected) => connected,
-            Err(_) => Err("no answer to a further connection in time".to_owned()),
+            Err(_) => Err(Failure::from("no answer to a further connection in time".to_owned())),
         };
         match connected {
             Ok((connection, tools)) => {
                 let line = Arc::new(Line { connection, held, declared: client.capabilities.clone(), tools });
                 let Client { party, owner, is_session, .. } = *client;
+                let holder = client.holder.clone();
                 let mut entries = self.entries();
                 if self.is_closed.load(Ordering::Acquire) {
-                    return Err(Refused::Trouble("it was stopped".into()));
+                    return Err(Refused::Trouble("it was stopped".to_owned().into()));
                 }
-                entries.push(Entry { lane: line.clone(), party, owner, is_session, users: 1, used: Instant::now() });
+                entries.push(Entry { lane: line.clone(), party, owner, holder, is_session, users: 1, used: Instant::now() });
                 Ok(Lane { line, open: self.open.clone() })
             }
-            Err(reason) => Err(Refused::Trouble(reason)),
+            Err(failure) => Err(Refused::Trouble(failure)),
         }
     }
 
@@ -150,8 +154,10 @@ impl Lanes {
         let mut entries = self.entries();
         let fits = |entry: &&mut Entry| {
             entry.party == client.party
+                && entry.holder == client.holder
                 && entry.is_session == client.is_session
-                && (entry.is_session || entry.users == 0)
+                // What is asked or told over it belongs to a request only if there is no other.
+                && (entry.is_session || entry.users == 0 || !client.has_a_say())
                 && entry.lane.declared == client.capabilities
                 && !entry.lane.held.0.is_over()
         };
@@ -162,7 +168,7 @@ impl Lanes {
 
     /// Ends the one that was idle for the longest, where there are as many as may be, in all or of one owner.
     fn make_room(&self, client: &Client) -> Result<(), Refused> {
-        let most = if matches!(*self.spec, Spec::Stdio { .. }) { PROCESSES_MAX } else { STREAMS_MAX };
+        let most = if matches!(self.route.spec, Spec::Stdio { .. }) { PROCESSES_MAX } else { STREAMS_MAX };
         let mut entries = self.entries();
         let mut ended: Vec<Entry> = entries.extract_if(.., |entry| entry.users == 0 && entry.lane.held.0.is_over()).collect();
         let of_owner = entries.iter().filter(|entry| entry.owner == client.owner).count();

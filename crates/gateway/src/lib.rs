@@ -5,9 +5,11 @@
 //! down and never touches the store.
 
 mod a2a;
+mod access;
 mod document;
 mod lanes;
 pub mod mcp;
+pub mod oauth;
 mod orphans;
 mod postbox;
 mod probe;
@@ -18,6 +20,7 @@ mod upstream;
 mod webhook;
 
 pub use a2a::{AgentEndpoint, AgentTrouble, RemoteAgent};
+pub use access::{Access, Holder, Token, Vault};
 pub use document::{Document, fetch};
 pub use mcp::{Answers, Ask, CallError, Client, Method, Note, Offer, Offers, Outcome, Resume, ToolListing};
 pub use postbox::{Letter, MailSettings, PostError, Postbox, Way, is_address, smtp_problem};
@@ -93,6 +96,8 @@ pub enum Spec {
         url: String,
         /// Sent along with every request.
         headers: Vec<(String, String)>,
+        /// Tokens that are shown beside them.
+        access: Option<Access>,
     },
 }
 
@@ -108,6 +113,18 @@ impl Spec {
         let parts = secrets.iter().flat_map(|(_, value)| std::iter::once(value.as_str()).chain(value.split_whitespace()));
         let long = parts.filter(|part| part.len() >= SECRET_CHARS_MIN && !part.eq_ignore_ascii_case("bearer"));
         long.fold(text.to_owned(), |text, secret| text.replace(secret, "********"))
+    }
+}
+
+/// How a server is reached, with what all its connections share.
+pub(crate) struct Route {
+    pub spec: Spec,
+    pub kept: target::Kept,
+}
+
+impl Route {
+    pub fn new(spec: Spec) -> Self {
+        Route { spec, kept: target::Kept::default() }
     }
 }
 
@@ -373,7 +390,11 @@ mod tests {
 
     #[test]
     fn secrets_are_taken_out_of_what_a_server_says() {
-        let spec = Spec::Http { url: String::new(), headers: vec![("Authorization".into(), "Bearer s3cr3t-value".into())] };
+        let spec = Spec::Http {
+            url: String::new(),
+            headers: vec![("Authorization".into(), "Bearer s3cr3t-value".into())],
+            access: None,
+        };
         assert_eq!(spec.redact("got s3cr3t-value, and Bearer s3cr3t-value"), "got ********, and ********");
         let spec = Spec::Stdio { command: String::new(), args: vec![], env: vec![("TOKEN".into(), "abcd1234".into())] };
         assert_eq!(spec.redact("no such token: abcd1234"), "no such token: ********");

@@ -5,7 +5,8 @@
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use url::{Host, Url};
 
@@ -38,6 +39,24 @@ pub(crate) fn client(allow_private: bool) -> reqwest::ClientBuilder {
         .no_proxy()
         .user_agent(concat!("keiko/", env!("CARGO_PKG_VERSION")));
     builder.dns_resolver(Arc::new(Checked { allow_private }))
+}
+
+/// How long a connection may take to open.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The one client of an MCP server, made when it is wanted: its connections are kept for the next request, and end with it.
+#[derive(Default)]
+pub(crate) struct Kept(OnceLock<reqwest::Client>);
+
+impl Kept {
+    pub fn client(&self, allow_private: bool) -> Result<reqwest::Client, String> {
+        if let Some(kept) = self.0.get() {
+            return Ok(kept.clone());
+        }
+        let made = client(allow_private).connect_timeout(CONNECT_TIMEOUT).build();
+        let made = made.map_err(|e| format!("no HTTP client could be made: {e}"))?;
+        Ok(self.0.get_or_init(|| made).clone())
+    }
 }
 
 fn refusal(host: &str) -> String {

@@ -1,10 +1,13 @@
 //! One server under supervision: connect, list, serve, and again after it ended.
 
+use crate::access::Holder;
 use crate::lanes::Lanes;
-use crate::mcp::{self, ASIDE_MAX, Answers, Aside, Ask, CallError, Client, Connection, Conversations, ListKind, Method, Note};
+use crate::mcp::{
+    self, ASIDE_MAX, Answers, Aside, Ask, CallError, Client, Connection, Conversations, Failure, ListKind, Method, Note,
+};
 use crate::mcp::{Offers, Outcome, Over, Resume, WireError, mirror};
 use crate::resilience::{Call, State};
-use crate::{Change, Changes, GatewaySettings, Happening, Key, Report, Spec, What, Wishes};
+use crate::{Change, Changes, GatewaySettings, Happening, Key, Report, Route, Spec, What, Wishes};
 use kernel::Json;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -40,13 +43,13 @@ const UPDATES_MAX: usize = 256;
 enum Condition {
     Starting,
     Ready(Arc<Connection>),
-    Failed(String),
+    Failed(Failure),
 }
 
 /// What all parts of an upstream share.
 struct Shared {
     key: Key,
-    spec: Arc<Spec>,
+    route: Arc<Route>,
     settings: GatewaySettings,
     changes: Arc<Changes>,
     condition: watch::Sender<Condition>,
@@ -81,11 +84,11 @@ impl Upstream {
         resilience: Arc<State>,
     ) -> Self {
         let conversations = Arc::<Conversations>::default();
-        let spec = Arc::new(spec);
+        let route = Arc::new(Route::new(spec));
         let shared = Arc::new(Shared {
             key,
-            lanes: Lanes::new(spec.clone(), settings.clone()),
-            spec,
+            lanes: Lanes::new(route.clone(), settings.clone()),
+            route,
             settings,
             changes,
             condition: watch::Sender::new(Condition::Starting),
@@ -112,7 +115,7 @@ impl Upstream {
         if let Err(CallError::Lost(_) | CallError::Interrupted(_) | CallError::NotReady(_) | CallError::Timeout(_)) = &outcome {
             self.shared.look.notify_one();
         }
-        outcome.map_err(|error| error.redacted(&self.shared.spec))
+        outcome.map_err(|error| error.redacted(&self.shared.route.spec))
     }
 
     async fn asked(&self, call: Call) -> Result<Outcome, CallError> {
@@ -167,7 +170,7 @@ impl Upstream {
         };
         match settled.as_ref().map(|settled| settled.as_deref()) {
             Ok(Ok(Condition::Ready(connection))) => Ok(connection.clone()),
-            Ok(Ok(Condition::Failed(reason))) => Err(CallError::NotReady(reason.clone())),
+            Ok(Ok(Condition::Failed(failure))) => Err(failure.clone().into_call_error()),
             Ok(Ok(Condition::Starting) | Err(_)) | Err(_) => Err(CallError::Starting),
         }
     }
@@ -294,7 +297,7 @@ struct Supervisor {
 enum End {
     Stopped,
     Restart,
-    Trouble(String),
+    Trouble(Failure),
 }
 
 impl Supervisor {
@@ -309,7 +312,7 @@ impl Supervisor {
                     pause = PAUSE_MIN;
                     continue;
                 }
-                End::Trouble(reason) => self.fail(&reason).await,
+                End::Trouble(failure) => self.fail(&failure).await,
             }
             if begun.elapsed() >= STEADY {
                 pause = PAUSE_MIN;
@@ -324,10 +327,10 @@ impl Supervisor {
         }
     }
 
-    async fn fail(&self, reason: &str) {
-        let reason: String = self.shared.spec.redact(reason).chars().take(REASON_CHARS_MAX).collect();
+    async fn fail(&self, failure: &Failure) {
+        let reason: String = self.shared.route.spec.redact(&failure.reason).chars().take(REASON_CHARS_MAX).collect();
         tracing::warn!(server = %self.shared.key.server, %reason, "an MCP server failed; it is started again");
-        self.shared.condition.send_replace(Condition::Failed(reason.clone()));
+        self.shared.condition.send_replace(Condition::Failed(Failure { reason: reason.clone(), is_locked: failure.is_locked }));
         self.report(Happening::Failed(reason)).await;
     }
 
@@ -346,7 +349,7 @@ impl Supervisor {
         let connected = tokio::select! {
             () = self.shared.stop.cancelled() => Err(End::Stopped),
             connected = connecting => connected.unwrap_or_else(|_| {
-                Err(format!("no answer within {} s of its start", self.shared.settings.start_timeout.as_secs()))
+                Err(format!("no answer within {} s of its start", self.shared.settings.start_timeout.as_secs()).into())
             }).map_err(End::Trouble),
         };
         let end = match connected {
@@ -357,8 +360,9 @@ impl Supervisor {
         end
     }
 
-    async fn connect(&self, over: &Over) -> Result<(Connection, Offers), String> {
-        let connection = Connection::open(&self.shared.spec, &self.shared.settings, over, &Map::new(), false).await?;
+    async fn connect(&self, over: &Over) -> Result<(Connection, Offers), Failure> {
+        let (route, settings) = (&self.shared.route, &self.shared.settings);
+        let connection = Connection::open(route, settings, over, &Map::new(), false, &Holder::Everybody).await?;
         let offers = connection.offers().await?;
         Ok((connection, offers))
     }
@@ -372,7 +376,10 @@ impl Supervisor {
             end = self.follow(&connection, updated) => end,
         };
         self.shared.condition.send_replace(match &end {
-            End::Trouble(reason) => Condition::Failed(self.shared.spec.redact(reason)),
+            End::Trouble(failure) => Condition::Failed(Failure {
+                reason: self.shared.route.spec.redact(&failure.reason),
+                is_locked: failure.is_locked,
+            }),
             End::Restart | End::Stopped => Condition::Starting,
         });
         connection.close().await;
@@ -448,12 +455,13 @@ impl Supervisor {
         if connection.is_busy() || connection.ping(PING_TIMEOUT).await {
             return None;
         }
-        Some(End::Trouble(if over.is_over() { over.reason() } else { "it does not answer any more".into() }))
+        let reason = if over.is_over() { over.reason() } else { "it does not answer any more".into() };
+        Some(End::Trouble(Failure::from(reason)))
     }
 
     /// Until the connection is over, or is to be.
     async fn watch(&self, connection: &Arc<Connection>, over: &Over) -> End {
-        let is_http = matches!(*self.shared.spec, Spec::Http { .. });
+        let is_http = matches!(self.shared.route.spec, Spec::Http { .. });
         let mut looked_at: Option<Instant> = None;
         let mut introduced = connection.introduced.subscribe();
         loop {
@@ -461,12 +469,12 @@ impl Supervisor {
                 Ok(()) = introduced.changed() => true,
                 () = self.shared.stop.cancelled() => return End::Stopped,
                 () = self.shared.again.notified() => return End::Restart,
-                reason = over.ended() => return End::Trouble(reason),
+                reason = over.ended() => return End::Trouble(reason.into()),
                 () = over.lists_changed.notified() => {
                     let rest = looked_at.map_or(Duration::ZERO, |at| RELIST_EVERY.saturating_sub(at.elapsed()));
                     tokio::select! {
                         () = self.shared.stop.cancelled() => return End::Stopped,
-                        reason = over.ended() => return End::Trouble(reason),
+                        reason = over.ended() => return End::Trouble(reason.into()),
                         () = tokio::time::sleep(rest.max(SETTLE)) => true,
                     }
                 }
@@ -496,8 +504,8 @@ impl Supervisor {
             match tokio::time::timeout(self.shared.settings.start_timeout, connection.offers()).await {
                 Ok(Ok(offers)) if offers == **self.shared.offers.borrow() => {}
                 Ok(Ok(offers)) => self.list(connection, offers).await,
-                Ok(Err(reason)) => return End::Trouble(reason),
-                Err(_) => return End::Trouble("it does not list its tools any more".into()),
+                Ok(Err(failure)) => return End::Trouble(failure),
+                Err(_) => return End::Trouble("it does not list its tools any more".to_owned().into()),
             }
         }
     }

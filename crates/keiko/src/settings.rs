@@ -117,6 +117,11 @@ pub const DECLARED: &[Declared] = &[
     declared("gateway.call_timeout", "60s", "How long a call of a tool may take at most"),
     declared("gateway.start_timeout", "30s", "How long an MCP server may take to start"),
     declared("gateway.message_max", "16MiB", "Largest message of an MCP server"),
+    declared(
+        "gateway.client_document",
+        "",
+        "Where Keiko's client metadata document lies for authorization servers of MCP servers; /oauth/client.json when empty",
+    ),
     declared("gateway.process_memory", "4GiB", "Memory that each process of an MCP server may allocate; off for no limit"),
     declared("gateway.process_cpu", "off", "Processor time after which a process of an MCP server is ended; off for no limit"),
     declared("gateway.process_files", "1024", "Files that each process of an MCP server may have open"),
@@ -479,6 +484,11 @@ fn app_settings(layers: &Layers, profile: Profile, public_url: &str, has_mail: b
         })?,
         step_up_max_age_ms: ms("mfa.max_age")?,
         fetch_private: layers.parsed("gateway.allow_private", yes_no)?,
+        client_document: layers.parsed("gateway.client_document", |v| match v {
+            "" => Ok(None),
+            v if v.starts_with("https://") => Ok(Some(v.to_owned())),
+            _ => Err("must begin with https://".to_owned()),
+        })?,
         witnesses: layers.parsed("audit.witnesses", |v| {
             let keys = v.split(',').map(str::trim).filter(|key| !key.is_empty());
             keys.map(|key| VerifierKey::parse(key).ok_or_else(|| "is no list of keys name+id+key".to_owned())).collect()

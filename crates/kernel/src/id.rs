@@ -210,6 +210,8 @@ ids! {
     GroupId = GroupTag "group";
     /// An MCP server whose tools can be called.
     McpServerId = McpServerTag "mcp";
+    /// What Keiko shows to a server to be let in.
+    CredentialId = CredentialTag "cred";
     /// Something whose health is followed.
     ComponentId = ComponentTag "comp";
     /// A selection of what servers offer.

@@ -284,7 +284,8 @@ impl App {
             is_repeatable: tool.is_none_or(is_repeatable),
         };
         let answered = self.ask_server(caller, way.server, call, tool).await;
-        let answered = answered.map_err(|error| of_ask(ask.kind, &ask.name, &way.server_name, error))?;
+        let refused = |error| self.with_way_in(&way.server_name, of_ask(ask.kind, &ask.name, &way.server_name, error));
+        let answered = answered.map_err(refused)?;
         let outcome = match answered.outcome {
             Outcome::Complete(result) => McpOutcome::Complete(result),
             Outcome::InputRequired { requests, resume } => {
@@ -368,6 +369,7 @@ fn gateway_client(caller: &Caller, door: Door, client: &McpClient) -> Client {
         is_session: client.session.is_some(),
         capabilities: client.capabilities.clone(),
         log_level: client.log_level.clone(),
+        ..Client::default()
     }
 }
 

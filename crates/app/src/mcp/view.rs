@@ -360,11 +360,12 @@ mod tests {
     fn known(servers: &[(u8, &str, &[&str])]) -> Known {
         let mut known = Known::default();
         for (n, name, tools) in servers {
-            let transport = Transport::Http { url: "https://tools.example".into(), headers: vec![] };
+            let transport = Transport::Http { url: "https://tools.example".into(), headers: vec![], oauth: None };
             let profile = ServerProfile { name: (*name).into(), transport };
             let (tuning, circuits) = (Default::default(), vec![]);
             let status = ServerStatus::Ready;
-            let state = McpServer { profile, status, reason: None, introduced: None, tuning, circuits, is_deleted: false };
+            let state =
+                McpServer { profile, status, reason: None, introduced: None, tuning, circuits, client: None, is_deleted: false };
             known.servers.insert(server(*n), Arc::new(handled(server(*n).to_string(), state, 0)));
             for (at, tool) in tools.iter().enumerate() {
                 let manifest = Manifest {

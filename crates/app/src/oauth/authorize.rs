@@ -381,10 +381,7 @@ impl App {
     /// Where the browser goes with an answer: everything says who answers (RFC 9207).
     fn answer_uri(&self, redirect_uri: &str, fields: &[(&str, &str)], state: Option<&str>) -> String {
         let state = state.map(|state| ("state", state));
-        let fields = fields.iter().copied().chain(state).chain([("iss", self.issuer())]);
-        let query: Vec<String> = fields.map(|(name, value)| format!("{name}={}", encoded(value))).collect();
-        let separator = if redirect_uri.contains('?') { '&' } else { '?' };
-        format!("{redirect_uri}{separator}{}", query.join("&"))
+        with_query(redirect_uri, fields.iter().copied().chain(state).chain([("iss", self.issuer())]))
     }
 
     /// Where the browser goes with a refusal.
@@ -445,7 +442,19 @@ impl App {
     }
 }
 
+/// An address with more in its query.
+pub(crate) fn with_query<'a>(uri: &str, fields: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let query: Vec<String> = fields.map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+    let separator = if uri.contains('?') { '&' } else { '?' };
+    format!("{uri}{separator}{}", query.join("&"))
+}
+
 impl Browser {
+    /// The login itself.
+    pub(crate) fn login(&self) -> &Session {
+        &self.login
+    }
+
     /// The context of what the person does here.
     pub(crate) fn context(&self, mut context: Context) -> Context {
         context.actor = ActorRef { kind: ActorKind::User, id: self.user.to_string() };

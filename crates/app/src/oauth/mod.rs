@@ -10,6 +10,7 @@ mod exchange;
 mod inspect;
 mod token;
 
+pub(crate) use authorize::with_query;
 pub use authorize::{Asked, Browser, Credentials, Hint, Next, Refused, Request, SignedIn};
 pub use clients::{ClientAuth, KnownClient, NewClient};
 pub use device::{DeviceAnswer, DeviceStart};

@@ -64,6 +64,7 @@ fn routes() -> OpenApiRouter<Arc<EdgeState>> {
         .merge(v1::mcp_servers::routes())
         .merge(v1::components::routes())
         .merge(v1::resilience::routes())
+        .merge(v1::credentials::routes())
         .merge(v1::virtual_servers::routes())
         .merge(v1::tools::routes())
         .merge(v1::journal::routes())

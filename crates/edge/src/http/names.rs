@@ -78,16 +78,33 @@ impl<S: Send + Sync> FromRequestParts<S> for Handle {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         match Path::<String>::from_request_parts(parts, state).await {
-            Ok(Path(handle)) if text::is_name(&handle, limits::NAME_CHARS_MAX) => Ok(Handle(handle)),
-            _ => Err(Rejection::new(
-                Kind::NotFound,
-                "HANDLE_INVALID",
-                "The path does not hold an id or a name.",
-                "Use an id from an earlier answer.",
-            )
-            .into()),
+            Ok(Path(handle)) if is_handle(&handle) => Ok(Handle(handle)),
+            _ => Err(no_handle()),
         }
     }
+}
+
+/// The two ids or names in a path.
+pub(crate) struct Handles(pub String, pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Handles {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        match Path::<(String, String)>::from_request_parts(parts, state).await {
+            Ok(Path((one, other))) if is_handle(&one) && is_handle(&other) => Ok(Handles(one, other)),
+            _ => Err(no_handle()),
+        }
+    }
+}
+
+fn is_handle(text: &str) -> bool {
+    text::is_name(text, limits::NAME_CHARS_MAX)
+}
+
+fn no_handle() -> Failure {
+    let (message, hint) = ("The path does not hold an id or a name.", "Use an id from an earlier answer.");
+    Rejection::new(Kind::NotFound, "HANDLE_INVALID", message, hint).into()
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ fn complete(document: &mut Value) {
         document["components"]["schemas"][name] = serde_json::to_value(schema).unwrap_or_default();
     }
     // Each of these refuses unknown fields like everything else; the generator knows that of structs only.
-    for choice in ["NewTransportBody", "NewSubjectBody", "ProbeBody"] {
+    for choice in ["NewTransportBody", "NewSubjectBody", "ProbeBody", "NewAuthenticationBody"] {
         let kinds = document.pointer_mut(&format!("/components/schemas/{choice}/oneOf")).and_then(Value::as_array_mut);
         kinds.into_iter().flatten().for_each(|kind| kind["additionalProperties"] = json!(false));
     }

@@ -1,12 +1,14 @@
 //! A server that introduced itself, whatever version it speaks: its lists, requests to it, whether it is there.
 
-use super::http::{HttpWire, Reach};
+use super::http::HttpWire;
 use super::legacy_sse::SseWire;
 use super::listing::{self, ENTRIES_MAX, LISTING_BYTES_MAX, Offers, PAGES_MAX, Page};
+use super::reach::Reach;
 use super::rpc::{AsideSender, Call, METHOD_NOT_FOUND, Over, RpcError, Wire, WireError};
 use super::stdio::StdioWire;
-use super::{Ask, Client, LEGACY, MODERN, ToolListing};
-use crate::{GatewaySettings, Introduction, Spec};
+use super::{Ask, CallError, Client, LEGACY, MODERN, ToolListing};
+use crate::access::Holder;
+use crate::{GatewaySettings, Introduction, Route, Spec};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
@@ -41,6 +43,38 @@ pub(crate) struct Connection {
     log_level: Mutex<Option<String>>,
     /// What it said of itself.
     pub introduction: Introduction,
+}
+
+/// Why there is no connection.
+#[derive(Clone)]
+pub(crate) struct Failure {
+    /// For people.
+    pub reason: String,
+    /// Whether the server lets nobody in who has not more to show.
+    pub is_locked: bool,
+}
+
+impl Failure {
+    pub fn locked(reason: String) -> Self {
+        Failure { reason, is_locked: true }
+    }
+
+    /// What it means for whoever calls.
+    pub fn into_call_error(self) -> CallError {
+        if self.is_locked { CallError::Locked(self.reason) } else { CallError::NotReady(self.reason) }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Failure { reason, is_locked: false }
+    }
+}
+
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
+        Failure { is_locked: matches!(error, WireError::Locked(_)), reason: reason(&error) }
+    }
 }
 
 #[derive(Deserialize)]
@@ -80,21 +114,25 @@ struct ServerInfo {
 impl Connection {
     /// Reaches a server and agrees on a version with it. `declared` is what Keiko can be asked on behalf of a client.
     pub async fn open(
-        spec: &Spec,
+        route: &Route,
         settings: &GatewaySettings,
         over: &Over,
         declared: &Map<String, Value>,
         is_known_legacy: bool,
-    ) -> Result<Self, String> {
+        holder: &Holder,
+    ) -> Result<Self, Failure> {
         let bytes_max = settings.message_bytes_max;
-        match spec {
-            Spec::Stdio { .. } if !settings.allow_spawn => Err("starting processes is switched off (gateway.allow_spawn)".into()),
+        match &route.spec {
+            Spec::Stdio { .. } if !settings.allow_spawn => {
+                Err("starting processes is switched off (gateway.allow_spawn)".to_owned().into())
+            }
             Spec::Stdio { command, args, env } => {
                 let wire = Arc::new(StdioWire::start(command, args, env, settings, over.clone())?);
                 if is_known_legacy { initialized(wire, declared, false).await } else { over_streams(wire, declared).await }
             }
-            Spec::Http { url, headers } => {
-                let reach = Reach::new(url, headers, settings.allow_private, bytes_max)?;
+            Spec::Http { url, headers, access } => {
+                let reach = Reach::new(&route.kept, url, headers, settings.allow_private, bytes_max)?
+                    .with(access.clone(), holder.clone());
                 over_http(reach, over, declared, is_known_legacy).await
             }
         }
@@ -106,7 +144,7 @@ impl Connection {
     }
 
     /// Everything that it offers.
-    pub async fn offers(&self) -> Result<Offers, String> {
+    pub async fn offers(&self) -> Result<Offers, Failure> {
         Ok(Offers {
             tools: self.tools().await?,
             prompts: listing::offers(self.list("prompts", "prompts/list", "prompts").await?, "name"),
@@ -119,8 +157,9 @@ impl Connection {
     }
 
     /// Every tool, as the server lists it now.
-    pub async fn tools(&self) -> Result<Vec<ToolListing>, String> {
-        listing::tools(self.list("tools", "tools/list", "tools").await?, self.over_http && self.is_modern)
+    pub async fn tools(&self) -> Result<Vec<ToolListing>, Failure> {
+        let listed = self.list("tools", "tools/list", "tools").await?;
+        listing::tools(listed, self.over_http && self.is_modern).map_err(Failure::from)
     }
 
     fn has(&self, capability: &str) -> bool {
@@ -128,7 +167,7 @@ impl Connection {
     }
 
     /// Every entry of a list, whatever the number of pages.
-    async fn list(&self, capability: &str, method: &str, field: &str) -> Result<Vec<Value>, String> {
+    async fn list(&self, capability: &str, method: &str, field: &str) -> Result<Vec<Value>, Failure> {
         let mut entries = vec![];
         let mut cursor: Option<String> = None;
         let mut bytes = 0;
@@ -140,24 +179,24 @@ impl Connection {
             let page = match self.ask(method, params).await {
                 // Not every server that has resources knows templates.
                 Err(WireError::Rpc(error)) if error.code == METHOD_NOT_FOUND && field != "tools" => return Ok(entries),
-                page => page.map_err(|error| reason(&error))?,
+                page => page?,
             };
             bytes += page.get().len();
             if bytes > LISTING_BYTES_MAX {
-                return Err(format!("its answer to '{method}' has more than {LISTING_BYTES_MAX} bytes"));
+                return Err(format!("its answer to '{method}' has more than {LISTING_BYTES_MAX} bytes").into());
             }
             let page = serde_json::from_str(page.get());
             let mut page: Page = page.map_err(|e| format!("its answer to '{method}' cannot be used: {e}"))?;
             entries.append(&mut page.entries(field));
             if entries.len() > ENTRIES_MAX {
-                return Err(format!("it lists more than {ENTRIES_MAX} {field}"));
+                return Err(format!("it lists more than {ENTRIES_MAX} {field}").into());
             }
             cursor = page.next_cursor;
             if cursor.is_none() {
                 return Ok(entries);
             }
         }
-        Err(format!("its answer to '{method}' has more than {PAGES_MAX} pages"))
+        Err(format!("its answer to '{method}' has more than {PAGES_MAX} pages").into())
     }
 
     /// Hands a request of a client on. What comes before the answer goes to `aside`. A server that forgot its session may be another
@@ -180,7 +219,7 @@ impl Connection {
             Err(WireError::SessionGone) => {
                 self.introduce_again(before).await?;
                 if let Some(approved) = approved {
-                    let tools = self.tools().await.map_err(WireError::Unusable)?;
+                    let tools = self.tools().await.map_err(|failure| WireError::Unusable(failure.reason))?;
                     if !tools.iter().any(|tool| tool.name == ask.name && tool.hash == approved) {
                         return Err(WireError::Changed);
                     }
@@ -202,7 +241,14 @@ impl Connection {
         let params = self.params(ask, client, aside.map(|_| id)).map_err(|e| WireError::Unusable(e.to_string()))?;
         let name = ask.method.name_field().map(|_| ask.name.as_str());
         let mut cancel = Cancel { wire: &self.wire, id, is_armed: !(self.is_modern && self.over_http) };
-        let call = Call { id, method: ask.method.as_str(), params: &params, name, mirrored };
+        let call = Call {
+            id,
+            method: ask.method.as_str(),
+            params: &params,
+            name,
+            mirrored,
+            holder: self.is_modern.then_some(&client.holder),
+        };
         let answer = self.wire.request(call, aside).await;
         cancel.is_armed = false;
         answer
@@ -339,7 +385,7 @@ impl Connection {
         let params = raw(&Value::Object(params));
         let id = self.next_id();
         let mut cancel = Cancel { wire: &self.wire, id, is_armed: !(self.is_modern && self.over_http) };
-        let answer = self.wire.request(Call { id, method, params: &params, name: None, mirrored: &[] }, None).await;
+        let answer = self.wire.request(Call { id, method, params: &params, name: None, mirrored: &[], holder: None }, None).await;
         cancel.is_armed = false;
         answer
     }
@@ -364,14 +410,14 @@ async fn over_http(
     over: &Over,
     declared: &Map<String, Value>,
     is_known_legacy: bool,
-) -> Result<Connection, String> {
+) -> Result<Connection, Failure> {
     let wire = Arc::new(HttpWire::new(reach.clone(), over.clone()));
     if !is_known_legacy {
         wire.agreed(MODERN, true);
         match discover(wire.as_ref()).await {
             Ok(found) => return modern(wire, found, true),
-            Err(WireError::Rpc(error)) if is_of_modern(&error) => return Err(version_refused(&error)),
-            Err(WireError::Over(reason)) => return Err(reason),
+            Err(WireError::Rpc(error)) if is_of_modern(&error) => return Err(version_refused(&error).into()),
+            Err(error @ (WireError::Over(_) | WireError::Locked(_))) => return Err(error.into()),
             Err(_) => wire.forget_session(),
         }
     }
@@ -381,12 +427,12 @@ async fn over_http(
             let wire = SseWire::open(reach, over.clone()).await?;
             initialized(Arc::new(wire), declared, true).await
         }
-        Err(error) => Err(reason(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Over standard streams: whichever it answers to first, and the newest version when it knows that.
-async fn over_streams(wire: Arc<StdioWire>, declared: &Map<String, Value>) -> Result<Connection, String> {
+async fn over_streams(wire: Arc<StdioWire>, declared: &Map<String, Value>) -> Result<Connection, Failure> {
     let mut discovering = Box::pin(discover(wire.as_ref()));
     let probed = match tokio::time::timeout(PROBE_PATIENCE, &mut discovering).await {
         Ok(probed) => Some(probed),
@@ -397,7 +443,7 @@ async fn over_streams(wire: Arc<StdioWire>, declared: &Map<String, Value>) -> Re
                 biased;
                 probed = &mut discovering => Some(probed),
                 answer = initialize(&dynamic, declared, 1) => {
-                    return legacy(wire.clone(), answer.map_err(|e| reason(&e))?, declared, false);
+                    return legacy(wire.clone(), answer?, declared, false);
                 }
             }
         }
@@ -405,21 +451,22 @@ async fn over_streams(wire: Arc<StdioWire>, declared: &Map<String, Value>) -> Re
     drop(discovering);
     match probed {
         Some(Ok(found)) => modern(wire, found, false),
-        Some(Err(WireError::Rpc(error))) if is_of_modern(&error) => Err(version_refused(&error)),
-        Some(Err(WireError::Over(reason))) => Err(reason),
+        Some(Err(WireError::Rpc(error))) if is_of_modern(&error) => Err(version_refused(&error).into()),
+        Some(Err(WireError::Over(reason))) => Err(reason.into()),
         _ => initialized(wire, declared, false).await,
     }
 }
 
-async fn initialized(wire: Arc<dyn Wire>, declared: &Map<String, Value>, over_http: bool) -> Result<Connection, String> {
-    let answer = initialize(&wire, declared, 1).await.map_err(|e| reason(&e))?;
+async fn initialized(wire: Arc<dyn Wire>, declared: &Map<String, Value>, over_http: bool) -> Result<Connection, Failure> {
+    let answer = initialize(&wire, declared, 1).await?;
     legacy(wire, answer, declared, over_http)
 }
 
 async fn discover(wire: &dyn Wire) -> Result<Discovered, WireError> {
     let params = raw(&json!({ "_meta": protocol_meta(&Map::new()) }));
-    let answer =
-        wire.request(Call { id: 0, method: "server/discover", params: &params, name: None, mirrored: &[] }, None).await?;
+    let answer = wire
+        .request(Call { id: 0, method: "server/discover", params: &params, name: None, mirrored: &[], holder: None }, None)
+        .await?;
     let found: Discovered = serde_json::from_str(answer.get())
         .map_err(|e| WireError::Unusable(format!("its answer to 'server/discover' cannot be used: {e}")))?;
     if !found.supported_versions.iter().any(|version| version == MODERN) {
@@ -430,7 +477,8 @@ async fn discover(wire: &dyn Wire) -> Result<Discovered, WireError> {
 
 async fn initialize(wire: &Arc<dyn Wire>, declared: &Map<String, Value>, id: u64) -> Result<Initialized, WireError> {
     let hello = raw(&json!({ "protocolVersion": LEGACY[0], "capabilities": declared, "clientInfo": keiko() }));
-    let answer = wire.request(Call { id, method: "initialize", params: &hello, name: None, mirrored: &[] }, None).await?;
+    let answer =
+        wire.request(Call { id, method: "initialize", params: &hello, name: None, mirrored: &[], holder: None }, None).await?;
     let unusable = |problem: String| WireError::Unusable(format!("its answer to 'initialize' cannot be used: {problem}"));
     let answer: Initialized = serde_json::from_str(answer.get()).map_err(|e| unusable(e.to_string()))?;
     if !LEGACY.contains(&answer.protocol_version.as_str()) {
@@ -455,7 +503,7 @@ fn version_refused(error: &RpcError) -> String {
     }
 }
 
-fn modern(wire: Arc<dyn Wire>, found: Discovered, over_http: bool) -> Result<Connection, String> {
+fn modern(wire: Arc<dyn Wire>, found: Discovered, over_http: bool) -> Result<Connection, Failure> {
     wire.agreed(MODERN, true);
     let said = Said { info: found.meta.server_info, version: MODERN.into() };
     Ok(connection(wire, said, found.capabilities, Map::new(), true, over_http))
@@ -466,7 +514,7 @@ fn legacy(
     answer: Initialized,
     declared: &Map<String, Value>,
     over_http: bool,
-) -> Result<Connection, String> {
+) -> Result<Connection, Failure> {
     let said = Said { info: answer.server_info, version: answer.protocol_version };
     Ok(connection(wire, said, answer.capabilities, declared.clone(), false, over_http))
 }
@@ -549,7 +597,9 @@ fn raw(value: &Value) -> Box<RawValue> {
 
 fn reason(error: &WireError) -> String {
     match error {
-        WireError::Over(reason) | WireError::Unusable(reason) | WireError::Broken(reason) => reason.clone(),
+        WireError::Over(reason) | WireError::Unusable(reason) | WireError::Broken(reason) | WireError::Locked(reason) => {
+            reason.clone()
+        }
         WireError::Rpc(error) => {
             format!("it answered error {}: {}", error.code, error.message.chars().take(300).collect::<String>())
         }

@@ -2,12 +2,13 @@
 
 use super::events::Events;
 use super::mirror;
+use super::reach::{Reach, Reached, Unreached, locked, refused};
 use super::rpc::{AsideSender, Call, Over, Pending, Taken, Wire, WireError, message, response};
-use crate::target;
+use crate::access::Holder;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -15,9 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
-use url::Url;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const RESPOND_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the stream of what nobody asked for may take to open before other things are asked.
 const OPEN_PATIENCE: Duration = Duration::from_millis(500);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -35,31 +35,6 @@ const ERROR_BYTES_MAX: usize = 64 * 1024;
 /// Before a stream that broke off is asked for again, when its server says nothing; at least, and at most.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// What reaches a URL with its secrets.
-#[derive(Clone)]
-pub(crate) struct Reach {
-    pub client: Client,
-    pub url: Url,
-    pub bytes_max: usize,
-}
-
-impl Reach {
-    /// Checks the target; nothing is sent yet.
-    pub fn new(url: &str, headers: &[(String, String)], allow_private: bool, bytes_max: usize) -> Result<Self, String> {
-        let url = target::check(url, allow_private).map_err(|problem| format!("the URL {problem}"))?;
-        let mut fixed = HeaderMap::new();
-        for (name, value) in headers {
-            let name: HeaderName = name.parse().map_err(|_| format!("'{name}' is no header name"))?;
-            let mut value: HeaderValue = value.parse().map_err(|_| format!("the value of header '{name}' cannot be sent"))?;
-            value.set_sensitive(true);
-            fixed.append(name, value);
-        }
-        let builder = target::client(allow_private).default_headers(fixed).connect_timeout(CONNECT_TIMEOUT);
-        let client = builder.build().map_err(|e| format!("no HTTP client could be made: {e}"))?;
-        Ok(Reach { client, url, bytes_max })
-    }
-}
 
 /// A connection to a URL.
 #[derive(Clone)]
@@ -97,7 +72,7 @@ impl HttpWire {
     }
 
     fn post(&self, body: Vec<u8>) -> RequestBuilder {
-        let request = self.0.reach.client.post(self.0.reach.url.clone()).header(CONTENT_TYPE, "application/json");
+        let request = self.0.reach.request(Method::POST).header(CONTENT_TYPE, "application/json");
         request.header(ACCEPT, BOTH).headers(self.agreed_now().headers.clone()).body(body)
     }
 
@@ -117,8 +92,20 @@ impl HttpWire {
         request.headers(headers)
     }
 
+    /// A request on its way, for a holder.
+    async fn send(&self, request: RequestBuilder, holder: Option<&Holder>) -> Result<Reached, WireError> {
+        self.0.reach.send(request, holder).await.map_err(|error| self.unsent(error))
+    }
+
+    /// Tells something that is not worth a second try.
+    async fn tell(&self, request: RequestBuilder, timeout: Duration) {
+        let _ = self.0.reach.send(request.timeout(timeout), None).await;
+    }
+
     /// Reads what was answered to a request until its stream ends.
-    async fn read(&self, answered: Response, id: u64, is_bounded: bool) -> Result<(), WireError> {
+    async fn read(&self, reached: Reached, call: &Call<'_>) -> Result<(), WireError> {
+        let (id, is_bounded, holder) = (call.id, call.method != LISTEN, call.holder);
+        let Reached { response: answered, shown } = reached;
         let status = answered.status();
         if status.is_redirection() {
             return Err(self.ended("it redirects, which is not followed"));
@@ -127,6 +114,9 @@ impl HttpWire {
         let had_session = self.agreed_now().headers.contains_key(SESSION);
         if status == StatusCode::NOT_FOUND && had_session {
             return Err(WireError::SessionGone);
+        }
+        if let Some(challenge) = refused(&answered) {
+            return Err(WireError::Locked(locked(&challenge, shown.is_some())));
         }
         if !status.is_success() {
             return Err(refusal(answered).await);
@@ -145,7 +135,7 @@ impl HttpWire {
         while let (Some(last), false) = (&place.last, self.agreed_now().is_modern) {
             tokio::time::sleep(place.retry.unwrap_or(RETRY)).await;
             let request = self.get().header(LAST_EVENT, last);
-            let answered = request.send().await.map_err(|error| self.unsent(&error))?;
+            let answered = self.send(request, holder).await?.response;
             if !answered.status().is_success() || !is_stream(&answered) {
                 return Err(WireError::Status(answered.status().as_u16()));
             }
@@ -156,7 +146,7 @@ impl HttpWire {
     }
 
     fn get(&self) -> RequestBuilder {
-        let request = self.0.reach.client.get(self.0.reach.url.clone());
+        let request = self.0.reach.request(Method::GET);
         request.header(ACCEPT, STREAM).headers(self.agreed_now().headers.clone())
     }
 
@@ -199,15 +189,18 @@ impl HttpWire {
     async fn reply(&self, taken: Vec<Taken>) {
         for one in taken {
             if let Taken::Reply(reply) = one {
-                // What cannot be told now is not worth a second try.
-                let _ = self.post(reply).timeout(CLOSE_TIMEOUT).send().await;
+                self.tell(self.post(reply), CLOSE_TIMEOUT).await;
             }
         }
     }
 
     /// A server that cannot be connected to is gone; one that drops a connection may answer others.
-    fn unsent(&self, error: &reqwest::Error) -> WireError {
-        let reason = format!("it cannot be reached: {}", causes(error));
+    fn unsent(&self, error: Unreached) -> WireError {
+        let error = match error {
+            Unreached::Http(error) => error,
+            Unreached::Locked(reason) => return WireError::Locked(reason),
+        };
+        let reason = format!("it cannot be reached: {}", causes(&error));
         if error.is_connect() { self.ended(&reason) } else { WireError::Broken(reason) }
     }
 
@@ -227,9 +220,9 @@ impl HttpWire {
             if let Some(last) = &place.last {
                 request = request.header(LAST_EVENT, last);
             }
-            let answered = request.send().await;
+            let answered = self.0.reach.send(request, None).await;
             drop(opened.take());
-            match answered {
+            match answered.map(|reached| reached.response) {
                 Ok(answered) if answered.status().is_success() && is_stream(&answered) => {
                     if let Ok(next) = self.follow(answered, None, false).await {
                         place = Place { last: next.last.or(place.last), retry: next.retry.or(place.retry) };
@@ -257,24 +250,27 @@ impl Wire for HttpWire {
         // Before it is sent: an older server may ask on another stream before it answers on this one.
         let (mut answer, _forget) = self.0.pending.wait(call.id, aside);
         let request = self.described(self.post(message(Some(call.id), call.method, call.params)), &call);
-        let sent = request.send().await;
-        let answered = sent.map_err(|error| self.unsent(&error))?;
+        let reached = self.send(request, call.holder).await?;
+        let shown = reached.shown.clone();
         let read = tokio::select! {
             biased;
-            answer = &mut answer => return answer.unwrap_or_else(|_| Err(WireError::Over(self.0.over.reason()))),
+            answer = &mut answer => {
+                let answer = answer.unwrap_or_else(|_| Err(WireError::Over(self.0.over.reason())));
+                return answer.map_err(|error| error.without(shown.as_ref()));
+            }
             reason = self.0.over.ended() => Err(WireError::Over(reason)),
-            read = self.read(answered, call.id, call.method != LISTEN) => read,
+            read = self.read(reached, &call) => read,
         };
-        match (answer.try_recv(), read) {
+        let answer = match (answer.try_recv(), read) {
             (Ok(answer), _) => answer,
             (Err(_), Err(error)) => Err(error),
             (Err(_), Ok(())) => Err(WireError::Broken("its answer ended without a result".into())),
-        }
+        };
+        answer.map_err(|error| error.without(shown.as_ref()))
     }
 
     async fn notify(&self, method: &str, params: &RawValue) {
-        // What cannot be told now is not worth a second try.
-        let _ = self.post(message(None, method, params)).timeout(CLOSE_TIMEOUT).send().await;
+        self.tell(self.post(message(None, method, params)), CLOSE_TIMEOUT).await;
         if method == "notifications/initialized" && !self.0.over.is_over() {
             let (inner, over) = (Arc::downgrade(&self.0), self.0.over.clone());
             let (opened, is_opened) = oneshot::channel();
@@ -292,7 +288,7 @@ impl Wire for HttpWire {
     }
 
     async fn respond(&self, id: &RawValue, answer: Result<&Value, (i64, &str)>) {
-        let _ = self.post(response(id, answer)).timeout(CONNECT_TIMEOUT).send().await;
+        self.tell(self.post(response(id, answer)), RESPOND_TIMEOUT).await;
     }
 
     fn agreed(&self, version: &str, is_modern: bool) {
@@ -312,8 +308,7 @@ impl Wire for HttpWire {
     async fn close(&self) {
         let headers = self.agreed_now().headers.clone();
         if headers.contains_key(SESSION) {
-            let request = self.0.reach.client.delete(self.0.reach.url.clone()).headers(headers);
-            let _ = request.timeout(CLOSE_TIMEOUT).send().await;
+            self.tell(self.0.reach.request(Method::DELETE).headers(headers), CLOSE_TIMEOUT).await;
         }
     }
 }

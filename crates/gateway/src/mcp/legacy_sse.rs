@@ -1,13 +1,15 @@
 //! MCP over HTTP with server-sent events, as version 2024-11-05 has it: everything comes on one stream, and is sent to the
 //! address that its first event names.
 
+use super::connection::Failure;
 use super::events::Events;
-use super::http::{Reach, causes, is_stream, refusal};
+use super::http::{causes, is_stream, refusal};
+use super::reach::{Reach, Unreached, locked, refused};
 use super::rpc::{AsideSender, Call, Over, Pending, Taken, Wire, WireError, message, response};
 use async_trait::async_trait;
 use futures_util::StreamExt;
-use reqwest::Response;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::{Method, Response};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use std::time::Duration;
@@ -27,11 +29,16 @@ pub(crate) struct SseWire {
 
 impl SseWire {
     /// Opens the stream and learns where to send.
-    pub async fn open(reach: Reach, over: Over) -> Result<Self, String> {
-        let sent = reach.client.get(reach.url.clone()).header(ACCEPT, "text/event-stream").send().await;
-        let answered = sent.map_err(|e| format!("it cannot be reached: {}", causes(&e)))?;
+    pub async fn open(reach: Reach, over: Over) -> Result<Self, Failure> {
+        let request = reach.request(Method::GET).header(ACCEPT, "text/event-stream");
+        let reached = reach.send(request, None).await.map_err(|error| Failure::from(unreached(error)))?;
+        let answered = reached.response;
+        if let Some(challenge) = refused(&answered) {
+            return Err(Failure::locked(locked(&challenge, reached.shown.is_some())));
+        }
         if !answered.status().is_success() || !is_stream(&answered) {
-            return Err(format!("it speaks no version of MCP over HTTP that is known: it answered {}", answered.status()));
+            let problem = format!("it speaks no version of MCP over HTTP that is known: it answered {}", answered.status());
+            return Err(problem.into());
         }
         let (told, endpoint) = oneshot::channel();
         let pending = Pending::default();
@@ -39,7 +46,7 @@ impl SseWire {
         let named = endpoint.await.map_err(|_| "its stream names no address to send to".to_owned())?;
         let endpoint = reach.url.join(&named).map_err(|e| format!("the address that it names is none: {e}"))?;
         if endpoint.origin() != reach.url.origin() {
-            return Err("it names an address of another origin to send to, which is not followed".into());
+            return Err("it names an address of another origin to send to, which is not followed".to_owned().into());
         }
         Ok(SseWire { reach, endpoint, pending, over })
     }
@@ -49,16 +56,25 @@ impl SseWire {
     }
 }
 
+fn unreached(error: Unreached) -> WireError {
+    match error {
+        Unreached::Http(error) => WireError::Over(format!("it cannot be reached: {}", causes(&error))),
+        Unreached::Locked(reason) => WireError::Locked(reason),
+    }
+}
+
 async fn send(reach: &Reach, endpoint: &Url, body: Vec<u8>, over: &Over) -> Result<(), WireError> {
-    let request = reach.client.post(endpoint.clone()).header(CONTENT_TYPE, "application/json").body(body).timeout(SEND_TIMEOUT);
-    match request.send().await {
-        Ok(answered) if answered.status().is_success() => Ok(()),
-        Ok(answered) => Err(refusal(answered).await),
-        Err(error) => {
-            let reason = format!("it cannot be reached: {}", causes(&error));
-            over.end(&reason);
-            Err(WireError::Over(reason))
+    let request = reach.request_to(Method::POST, endpoint.clone()).header(CONTENT_TYPE, "application/json");
+    let reached = reach.send(request.body(body).timeout(SEND_TIMEOUT), None).await.map_err(unreached);
+    let reached = reached.inspect_err(|error| {
+        if let WireError::Over(reason) = error {
+            over.end(reason);
         }
+    })?;
+    match (refused(&reached.response), reached.response) {
+        (_, answered) if answered.status().is_success() => Ok(()),
+        (Some(challenge), _) => Err(WireError::Locked(locked(&challenge, reached.shown.is_some()))),
+        (None, answered) => Err(refusal(answered).await.without(reached.shown.as_ref())),
     }
 }
 

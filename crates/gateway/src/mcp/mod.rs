@@ -11,14 +11,17 @@ mod http;
 mod legacy_sse;
 mod listing;
 pub mod mirror;
+mod reach;
 mod rpc;
 mod stdio;
 
-pub(crate) use connection::Connection;
+pub(crate) use connection::{Connection, Failure};
 pub(crate) use conversation::{Conversations, can_be_asked, complete, converse};
 pub use listing::{ListKind, Offer, Offers, ToolListing};
+pub(crate) use reach::refused;
 pub(crate) use rpc::{ASIDE_MAX, Aside, Over, WireError};
 
+use crate::access::Holder;
 use kernel::Json;
 use rpc::RpcError;
 use serde_json::{Map, Value};
@@ -120,11 +123,18 @@ pub struct Client {
     pub capabilities: Map<String, Value>,
     /// From which level on it wants to see what the server logs.
     pub log_level: Option<String>,
+    /// Whose account at the server is used.
+    pub holder: Holder,
 }
 
 impl Client {
     /// Whether a server that knows its clients by their connections needs one of its own for it.
     pub(crate) fn is_particular(&self) -> bool {
+        self.has_a_say() || self.holder != Holder::Everybody
+    }
+
+    /// Whether it can be asked something, or told what a server logs.
+    pub(crate) fn has_a_say(&self) -> bool {
         !self.capabilities.is_empty() || self.log_level.is_some()
     }
 }
@@ -199,6 +209,9 @@ pub enum CallError {
     /// What waited for the client's answers is gone.
     #[error("what waited for these answers is gone")]
     Gone,
+    /// The server lets nobody in who has not more to show; nothing was done.
+    #[error("{0}")]
+    Locked(String),
 }
 
 impl CallError {
@@ -217,6 +230,7 @@ impl CallError {
                 CallError::Refused(code, spec.redact(&message), Box::new(data))
             }
             CallError::Unusable(reason) => CallError::Unusable(spec.redact(&reason)),
+            CallError::Locked(reason) => CallError::Locked(spec.redact(&reason)),
             other => other,
         }
     }
@@ -231,6 +245,7 @@ impl From<WireError> for CallError {
                 CallError::Refused(code, message.chars().take(1_000).collect(), Box::new(data))
             }
             WireError::Changed => CallError::Changed,
+            WireError::Locked(reason) => CallError::Locked(reason),
             WireError::SessionGone => CallError::Lost("it does not know its own session any more".into()),
             // What it thinks of one request is not how it is.
             WireError::Status(status) if (400..500).contains(&status) && !matches!(status, 408 | 429) => {

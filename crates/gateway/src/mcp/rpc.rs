@@ -1,6 +1,7 @@
 //! JSON-RPC 2.0: what is sent, what comes in, whom it is for, and how a connection ends.
 
 use super::Note;
+use crate::access::Holder;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -46,6 +47,8 @@ pub(crate) enum WireError {
     SessionGone,
     /// The tool is not what was approved.
     Changed,
+    /// Over HTTP: it lets nobody in who has not more to show; it did nothing.
+    Locked(String),
     /// Over HTTP: it answered this status, and no JSON-RPC.
     Status(u16),
 }
@@ -63,6 +66,8 @@ pub(crate) struct Call<'a> {
     pub name: Option<&'a str>,
     /// Arguments that are said in headers too, with their names.
     pub mirrored: &'a [(String, String)],
+    /// Whose account is used, where it is not that of the connection.
+    pub holder: Option<&'a Holder>,
 }
 
 /// What comes before an answer, and belongs to it.

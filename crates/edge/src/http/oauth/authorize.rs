@@ -127,14 +127,14 @@ fn refused(state: &EdgeState, refused: Refused) -> Response {
     }
 }
 
-async fn browser(state: &EdgeState, cookies: &Cookies) -> Option<Browser> {
+pub(super) async fn browser(state: &EdgeState, cookies: &Cookies) -> Option<Browser> {
     match &cookies.login {
         Some(cookie) => state.app.browser(cookie).await.ok().flatten(),
         None => None,
     }
 }
 
-fn sign_in_page(state: &EdgeState, tenant: &str, username: &str, leads_to: &str, purpose: &str) -> Page {
+pub(super) fn sign_in_page(state: &EdgeState, tenant: &str, username: &str, leads_to: &str, purpose: &str) -> Page {
     let mut page = Page::new("Sign in", leads_to);
     if state.app.has_mail() {
         page = page.link("/account/reset", "You do not know your password?");
@@ -246,7 +246,7 @@ fn login_failed(rejection: &Rejection) -> (StatusCode, String) {
 }
 
 /// Signs in with what a form says: the cookie, or the page again.
-async fn signed_in(
+pub(super) async fn signed_in(
     state: &EdgeState,
     form: &Form,
     cookies: &mut Cookies,

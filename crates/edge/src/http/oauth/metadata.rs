@@ -25,7 +25,7 @@ const METHODS: [&str; 4] = ["none", "client_secret_basic", "client_secret_post",
 const ASSERTIONS: [&str; 5] = ["ES256", "Ed25519", "EdDSA", "RS256", "PS256"];
 
 /// A document that may be read by any page, and kept for a while.
-fn public(document: Value) -> Response {
+pub(super) fn public(document: Value) -> Response {
     let headers = [(header::CACHE_CONTROL, "public, max-age=300"), (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")];
     (headers, Json(document)).into_response()
 }

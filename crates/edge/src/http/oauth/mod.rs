@@ -3,6 +3,7 @@
 
 mod account;
 mod authorize;
+mod connect;
 mod form;
 mod logout;
 mod metadata;
@@ -19,6 +20,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
     OpenApiRouter::new()
         .merge(metadata::routes())
         .merge(authorize::routes())
+        .merge(connect::routes())
         .merge(token::routes())
         .merge(register::routes())
         .merge(logout::routes())

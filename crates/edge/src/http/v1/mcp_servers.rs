@@ -7,10 +7,10 @@ use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
 use crate::http::names::Handle;
 use crate::http::state::EdgeState;
-use app::{NewServer, NewTransport};
+use app::{App, NewClient, NewOauth, NewServer, NewTransport};
 use axum::extract::State;
 use axum::http::StatusCode;
-use domain::mcp_server::{McpServer, Transport};
+use domain::mcp_server::{ClientAuth, GivenClient, Grant, McpServer, Oauth, Per, Transport};
 use engine::Handled;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -48,6 +48,82 @@ enum NewTransportBody {
         /// Sent along with every request.
         #[serde(default)]
         headers: BTreeMap<String, Option<String>>,
+        /// How Keiko gets tokens for it. Left out: a person who may change servers connects it, once for everybody.
+        oauth: Option<NewOauthBody>,
+    },
+}
+
+/// How Keiko gets tokens for a server.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewOauthBody {
+    /// Whose account there calls use: one for everybody, or that of the person who calls or for whom is called.
+    #[serde(default)]
+    per: PerBody,
+    /// How a token is got: a person allows it in a browser, or Keiko gets it for itself.
+    #[serde(default)]
+    grant: GrantBody,
+    /// What is asked for, in place of what the server names.
+    #[serde(default)]
+    #[schema(max_items = 50)]
+    scopes: Vec<String>,
+    /// What Keiko is to the authorization server, where somebody registered it there by hand.
+    client: Option<NewClientBody>,
+}
+
+/// Whose account there calls use.
+#[derive(Clone, Copy, Default, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum PerBody {
+    /// One for everybody.
+    #[default]
+    Server,
+    /// That of the person who calls, or for whom is called.
+    User,
+}
+
+/// How a token is got.
+#[derive(Clone, Copy, Default, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum GrantBody {
+    /// A person allows it in a browser.
+    #[default]
+    AuthorizationCode,
+    /// Keiko gets it for itself.
+    ClientCredentials,
+}
+
+/// A client that somebody registered by hand.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewClientBody {
+    /// Its id there.
+    #[schema(min_length = 1, max_length = 2048)]
+    id: String,
+    /// The authorization server that knows it; the first that the server names when left out.
+    #[schema(max_length = 2048)]
+    issuer: Option<String>,
+    /// How it shows who it is.
+    authentication: NewAuthenticationBody,
+}
+
+/// How a client shows who it is. `null` keeps the value that is known.
+#[derive(Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum NewAuthenticationBody {
+    /// By its id alone.
+    None {},
+    /// By a secret.
+    Secret {
+        /// The secret, never shown again.
+        #[schema(max_length = 4096)]
+        secret: Option<String>,
+    },
+    /// By what it signs (`private_key_jwt`).
+    PrivateKey {
+        /// A P-256 or Ed25519 key, PKCS#8 in PEM, never shown again.
+        #[schema(max_length = 4096)]
+        private_key: Option<String>,
     },
 }
 
@@ -81,7 +157,52 @@ enum TransportBody {
         url: String,
         /// Names of the headers.
         headers: Vec<String>,
+        /// How Keiko gets tokens for it, where that was said.
+        oauth: Option<OauthBody>,
     },
+}
+
+/// How Keiko gets tokens for a server.
+#[derive(Serialize, ToSchema)]
+struct OauthBody {
+    /// Whose account there calls use.
+    per: PerBody,
+    /// How a token is got.
+    grant: GrantBody,
+    /// What is asked for, in place of what the server names.
+    scopes: Vec<String>,
+    /// The client that was given.
+    client: Option<ClientBody>,
+}
+
+/// A client that somebody registered by hand.
+#[derive(Serialize, ToSchema)]
+struct ClientBody {
+    /// Its id there.
+    id: String,
+    /// The authorization server that knows it.
+    issuer: Option<String>,
+    /// How it shows who it is.
+    authentication: AuthenticationBody,
+}
+
+/// How a client shows who it is.
+#[derive(Serialize, ToSchema)]
+struct AuthenticationBody {
+    /// `none`, `secret`, `private_key`
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+/// What Keiko is to the authorization server of a server.
+#[derive(Serialize, ToSchema)]
+struct KnownClientBody {
+    /// Which authorization server.
+    issuer: String,
+    /// Keiko's id there.
+    client_id: String,
+    /// Whether somebody gave it; otherwise Keiko registered itself, or is known by its document.
+    is_given: bool,
 }
 
 /// What a server calls itself.
@@ -121,6 +242,10 @@ struct McpServerAttributes {
     protocol_version: Option<String>,
     /// Circuits that are open: calls of these are refused for a while.
     circuits: Vec<OpenCircuitBody>,
+    /// What Keiko is to its authorization server, once somebody has connected it.
+    client: Option<KnownClientBody>,
+    /// Where a person connects it to an account, over HTTP.
+    connect_url: Option<String>,
     /// When it was registered.
     created_at: String,
     /// When it changed last.
@@ -131,12 +256,56 @@ struct McpServerAttributes {
     version: u64,
 }
 
-fn attributes(server: &Handled<McpServer>) -> McpServerAttributes {
+fn shown_oauth(oauth: Oauth) -> OauthBody {
+    let client = oauth.client.map(|client| {
+        let kind = match client.auth {
+            ClientAuth::None => "none",
+            ClientAuth::Secret => "secret",
+            ClientAuth::PrivateKey => "private_key",
+        };
+        ClientBody { id: client.id, issuer: client.issuer, authentication: AuthenticationBody { kind } }
+    });
+    let per = match oauth.per {
+        Per::Server => PerBody::Server,
+        Per::User => PerBody::User,
+    };
+    let grant = match oauth.grant {
+        Grant::AuthorizationCode => GrantBody::AuthorizationCode,
+        Grant::ClientCredentials => GrantBody::ClientCredentials,
+    };
+    OauthBody { per, grant, scopes: oauth.scopes, client }
+}
+
+fn said_oauth(body: NewOauthBody) -> NewOauth {
+    let client = body.client.map(|client| {
+        let (auth, secret) = match client.authentication {
+            NewAuthenticationBody::None {} => (ClientAuth::None, None),
+            NewAuthenticationBody::Secret { secret } => (ClientAuth::Secret, secret),
+            NewAuthenticationBody::PrivateKey { private_key } => (ClientAuth::PrivateKey, private_key),
+        };
+        NewClient { given: GivenClient { id: client.id, auth, issuer: client.issuer }, secret }
+    });
+    let per = match body.per {
+        PerBody::Server => Per::Server,
+        PerBody::User => Per::User,
+    };
+    let grant = match body.grant {
+        GrantBody::AuthorizationCode => Grant::AuthorizationCode,
+        GrantBody::ClientCredentials => Grant::ClientCredentials,
+    };
+    NewOauth { per, grant, scopes: body.scopes, client }
+}
+
+fn attributes(app: &App, server: &Handled<McpServer>) -> McpServerAttributes {
     let state = &server.state;
+    let connect_url = state.profile.transport.url().map(|_| app.connect_url(&state.profile.name));
     let transport = match state.profile.transport.clone() {
         Transport::Stdio { command, args, env } => TransportBody::Stdio { command, args, env },
-        Transport::Http { url, headers } => TransportBody::Http { url, headers },
+        Transport::Http { url, headers, oauth } => TransportBody::Http { url, headers, oauth: oauth.map(shown_oauth) },
     };
+    let client = state.client.clone();
+    let client =
+        client.map(|known| KnownClientBody { issuer: known.issuer, client_id: known.client_id, is_given: known.is_given });
     let introduced = state.introduced.as_ref();
     McpServerAttributes {
         name: state.profile.name.clone(),
@@ -147,6 +316,8 @@ fn attributes(server: &Handled<McpServer>) -> McpServerAttributes {
         server_info: introduced.map(|i| ServerInfoBody { name: i.name.clone(), version: i.version.clone() }),
         protocol_version: introduced.map(|i| i.protocol_version.clone()),
         circuits: state.circuits.iter().map(|c| OpenCircuitBody { tool: c.tool.clone(), reason: c.reason.clone() }).collect(),
+        client,
+        connect_url,
         created_at: server.created_at.to_string(),
         updated_at: server.updated_at.to_string(),
         deleted_at: state.is_deleted.then(|| server.updated_at.to_string()),
@@ -157,13 +328,13 @@ fn attributes(server: &Handled<McpServer>) -> McpServerAttributes {
 fn described(body: McpServerBody) -> NewServer {
     let transport = match body.transport {
         NewTransportBody::Stdio { command, args, env } => NewTransport::Stdio { command, args, env },
-        NewTransportBody::Http { url, headers } => NewTransport::Http { url, headers },
+        NewTransportBody::Http { url, headers, oauth } => NewTransport::Http { url, headers, oauth: oauth.map(said_oauth) },
     };
     NewServer { name: body.name, transport }
 }
 
-fn entity(status: StatusCode, server: &Handled<McpServer>) -> Outcome {
-    Reply::entity(status, "mcp_server", server, attributes(server))
+fn entity(app: &App, status: StatusCode, server: &Handled<McpServer>) -> Outcome {
+    Reply::entity(status, "mcp_server", server, attributes(app, server))
 }
 
 /// List MCP servers
@@ -172,7 +343,8 @@ fn entity(status: StatusCode, server: &Handled<McpServer>) -> Outcome {
 async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(params): Params<ListParams>) -> Outcome {
     let page = state.app.mcp_servers(&caller, &params.order()?).await?;
     let items = page.items.iter();
-    let items: Vec<_> = items.map(|s| Resource { id: s.stream.clone(), kind: "mcp_server", attributes: attributes(s) }).collect();
+    let items: Vec<_> =
+        items.map(|s| Resource { id: s.stream.clone(), kind: "mcp_server", attributes: attributes(&state.app, s) }).collect();
     Reply::list(&items, page.next, page.position)
 }
 
@@ -184,14 +356,14 @@ async fn list(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Params(pa
     request_body = McpServerBody, responses((status = 201, body = One<McpServerAttributes>)))]
 async fn create(State(state): State<Arc<EdgeState>>, input: Input<McpServerBody>) -> Outcome {
     let server = state.app.register_mcp_server(&input.by, described(input.body)).await?;
-    entity(StatusCode::CREATED, &server)
+    entity(&state.app, StatusCode::CREATED, &server)
 }
 
 /// Read an MCP server
 #[utoipa::path(get, path = "/api/v1/mcp-servers/{id}", tag = "tools", extensions(("x-permission" = json!("mcp-servers.read"))),
     params(("id" = String, Path, description = "Id or name"), AtParams), responses((status = 200, body = One<McpServerAttributes>)))]
 async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
-    entity(StatusCode::OK, &state.app.mcp_server(&caller, &id).await?)
+    entity(&state.app, StatusCode::OK, &state.app.mcp_server(&caller, &id).await?)
 }
 
 /// Change how an MCP server is reached, and start it anew
@@ -202,7 +374,7 @@ async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id)
     responses((status = 200, body = One<McpServerAttributes>)))]
 async fn update(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<McpServerBody>) -> Outcome {
     let server = state.app.update_mcp_server(&input.by, &id, described(input.body)).await?;
-    entity(StatusCode::OK, &server)
+    entity(&state.app, StatusCode::OK, &server)
 }
 
 /// Remove an MCP server with its tools, and end its process
@@ -219,5 +391,5 @@ async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id):
     extensions(("x-permission" = json!("mcp-servers.restart"))), params(("id" = String, Path, description = "Id or name")),
     request_body = Empty, responses((status = 200, body = One<McpServerAttributes>)))]
 async fn restart(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<Empty>) -> Outcome {
-    entity(StatusCode::OK, &state.app.restart_mcp_server(&input.by, &id).await?)
+    entity(&state.app, StatusCode::OK, &state.app.restart_mcp_server(&input.by, &id).await?)
 }

@@ -9,6 +9,7 @@ pub(super) mod backups;
 pub(super) mod clients;
 pub(super) mod components;
 pub(super) mod consumer_groups;
+pub(super) mod credentials;
 pub(super) mod discovery;
 pub(super) mod erasures;
 pub(super) mod events;

@@ -3,6 +3,7 @@
 //! Owns the commands' arguments and columns; [`connect`](super::mcp_connect) speaks MCP.
 
 use super::mcp_connect::{self, Connect};
+use super::mcp_credentials::{self, ConnectServer, Credentials, Disconnect, OauthArgs};
 use super::{Paging, Past, Target, show_list, show_one, show_past};
 use crate::cli::call::{Call, path};
 use crate::cli::client::Client;
@@ -18,6 +19,8 @@ pub const EXAMPLES: &str = "\
 Examples:
   keiko mcp servers add git -- mcp-server-git
   keiko mcp servers add search --url https://tools.example/mcp --header 'Authorization=Bearer ...'
+  keiko mcp servers add github --url https://api.githubcopilot.com/mcp --per-user
+  keiko mcp servers connect github
   keiko mcp servers tune search --calls-max 8 --fallback search-standby
   keiko mcp tools list git log
   keiko mcp tools call git__git_log '{\"repo_path\": \"/srv/repo\"}'
@@ -89,6 +92,12 @@ pub enum ServersCommand {
     Resilience(Target),
     /// Bound the calls of a server otherwise, while it runs; what is not named stays
     Tune(Tune),
+    /// Connect a server to an account there, in a browser
+    Connect(ConnectServer),
+    /// List what is shown to a server to be let in
+    Credentials(Credentials),
+    /// Forget a credential
+    Disconnect(Disconnect),
     /// Remove a server with its tools
     Delete(Target),
 }
@@ -102,8 +111,11 @@ pub struct AddServer {
     #[arg(long, conflicts_with = "command", required_unless_present = "command")]
     url: Option<String>,
     /// A header that is sent with each request; may be repeated
-    #[arg(long = "header", value_name = "NAME=VALUE", requires = "url", value_parser = pair)]
+    #[arg(long = "header", value_name = "NAME=VALUE", conflicts_with = "command", value_parser = pair)]
     headers: Vec<(String, String)>,
+    /// How tokens for it are got
+    #[command(flatten)]
+    oauth: OauthArgs,
     /// A variable of the process's environment; may be repeated
     #[arg(long = "env", value_name = "NAME=VALUE", conflicts_with = "url", value_parser = pair)]
     env: Vec<(String, String)>,
@@ -240,7 +252,7 @@ async fn servers(command: ServersCommand, client: &mut Client, output: Output) -
     match command {
         ServersCommand::List(paging) => show_list(client, Call::get("mcp-servers"), &paging, &SERVERS, output).await,
         ServersCommand::Get(server) => show_past(client, "mcp-servers", &server, output).await,
-        ServersCommand::Add(args) => show_one(client, Call::append("mcp-servers", described(args)), output).await,
+        ServersCommand::Add(args) => show_one(client, Call::append("mcp-servers", described(args)?), output).await,
         ServersCommand::Restart(server) => {
             show_one(client, Call::action(&["mcp-servers", &server.id, "actions", "restart"]), output).await
         }
@@ -254,6 +266,9 @@ async fn servers(command: ServersCommand, client: &mut Client, output: Output) -
             settings.extend(tuned(tune));
             show_one(client, Call::put(at, Value::Object(settings)), output).await
         }
+        ServersCommand::Connect(args) => mcp_credentials::connect(args, client, output).await,
+        ServersCommand::Credentials(args) => mcp_credentials::list(args, client, output).await,
+        ServersCommand::Disconnect(args) => mcp_credentials::disconnect(args, client, output).await,
         ServersCommand::Delete(server) => {
             client.send(Call::delete(path(&["mcp-servers", &server.id]))).await?;
             output.done(&format!("Removed the MCP server {} with its tools.", server.id))
@@ -279,17 +294,23 @@ fn tuned(tune: Tune) -> Map<String, Value> {
     named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
-fn described(args: AddServer) -> Value {
+fn described(args: AddServer) -> anyhow::Result<Value> {
     let object =
         |pairs: Vec<(String, String)>| pairs.into_iter().map(|(name, value)| (name, json!(value))).collect::<Map<_, _>>();
     let transport = match args.url {
-        Some(url) => json!({ "type": "http", "url": url, "headers": object(args.headers) }),
+        Some(url) => {
+            let mut transport = json!({ "type": "http", "url": url, "headers": object(args.headers) });
+            if let Some(oauth) = args.oauth.described()? {
+                transport["oauth"] = oauth;
+            }
+            transport
+        }
         None => {
             let (command, rest) = args.command.split_first().map_or(("", &[][..]), |(command, rest)| (command.as_str(), rest));
             json!({ "type": "stdio", "command": command, "args": rest, "env": object(args.env) })
         }
     };
-    json!({ "name": args.name, "transport": transport })
+    Ok(json!({ "name": args.name, "transport": transport }))
 }
 
 async fn tools(command: ToolsCommand, client: &mut Client, output: Output) -> anyhow::Result<()> {

@@ -30,6 +30,7 @@ pub mod views;
 
 mod decision;
 mod mcp_connect;
+mod mcp_credentials;
 mod replay;
 mod sse;
 mod submit;

@@ -1,0 +1,285 @@
+//! A person connects a server to an account: sent to the server's authorization server, and back with a code. What belongs to one
+//! attempt travels sealed in `state`, good for that person only, so that any replica can go on with it.
+
+use super::clients::{check_issuer, scopes_of, untold};
+use super::{GrantedTokens, Kept, identity_of};
+use crate::app::{App, internal};
+use crate::crypto::fresh_secret;
+use crate::jose::b64;
+use crate::oauth::{Browser, with_query};
+use crate::{Answer, Caller};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use domain::credential::{Credential, Source, credential_id};
+use domain::identity::user::User;
+use domain::mcp_server::{Grant, McpServer, Per};
+use engine::{Context, Handled};
+use gateway::Key;
+use gateway::oauth::{Authority, Challenge, discover, exchange, probe};
+use kernel::id::McpServerId;
+use kernel::{Actor, Kind, Rejection};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// How long somebody may take at the authorization server.
+const GOOD_MS: u64 = 600_000;
+const STATE_BYTES_MAX: usize = 16 * 1024;
+
+/// What is about to be connected, for the person to see.
+pub struct ConnectPlan {
+    /// The server's name here.
+    pub server: String,
+    /// Where it is.
+    pub url: String,
+    /// The authorization server that the person is sent to.
+    pub issuer: String,
+    /// The origin of its page.
+    pub leads_to: String,
+    /// What is asked for.
+    pub scopes: Vec<String>,
+    /// Whether everybody's calls will use the account.
+    pub is_for_everybody: bool,
+}
+
+/// What comes back from an authorization server.
+pub struct ConnectAnswer {
+    /// What it was told to send back.
+    pub state: String,
+    /// What gets the tokens.
+    pub code: Option<String>,
+    /// Who answers.
+    pub issuer: Option<String>,
+    /// Why there is no code.
+    pub error: Option<String>,
+}
+
+/// An attempt under way.
+#[derive(Serialize, Deserialize)]
+struct Underway {
+    until_ms: i64,
+    server: McpServerId,
+    is_for_everybody: bool,
+    verifier: String,
+    client_id: String,
+    issuer: String,
+    names_itself: bool,
+    asked: Vec<String>,
+    resource: String,
+    token_endpoint: String,
+    revocation_endpoint: Option<String>,
+    auth_methods: Vec<String>,
+}
+
+/// Everything that is known before a person is sent away.
+struct Prepared {
+    server: Handled<McpServer>,
+    authority: Authority,
+    authorization_endpoint: String,
+    asked: Vec<String>,
+    is_for_everybody: bool,
+}
+
+impl App {
+    /// What would be connected.
+    pub async fn connect_plan(
+        &self,
+        browser: &Browser,
+        context: Context,
+        server: &str,
+        for_everybody: bool,
+    ) -> Answer<ConnectPlan> {
+        let prepared = self.prepared(browser, &browser.context(context), server, for_everybody).await?;
+        let profile = &prepared.server.state.profile;
+        Ok(ConnectPlan {
+            server: profile.name.clone(),
+            url: profile.transport.url().unwrap_or_default().to_owned(),
+            leads_to: origin(&prepared.authorization_endpoint),
+            issuer: prepared.authority.issuer,
+            scopes: prepared.asked,
+            is_for_everybody: prepared.is_for_everybody,
+        })
+    }
+
+    /// Where the person goes on.
+    pub async fn connect_begin(&self, browser: &Browser, context: Context, server: &str, for_everybody: bool) -> Answer<String> {
+        let context = browser.context(context);
+        let prepared = self.prepared(browser, &context, server, for_everybody).await?;
+        let Prepared { server, authority, asked, is_for_everybody, .. } = prepared;
+        let id: McpServerId = server.stream.parse().map_err(|_| internal("a server without an id".into()))?;
+        let client_id = self.known_client(Key { tenant: browser.tenant, server: id }, &server, &authority, &context).await?;
+        let verifier = fresh_secret(self.env());
+        let challenge = b64(&Sha256::digest(verifier.as_bytes()));
+        let until_ms = self.env().now().plus_ms(GOOD_MS).0;
+        let scope = asked.join(" ");
+        let underway = Underway {
+            until_ms,
+            server: id,
+            is_for_everybody,
+            verifier,
+            client_id: client_id.clone(),
+            issuer: authority.issuer,
+            names_itself: authority.names_itself,
+            asked,
+            resource: authority.resource.clone(),
+            token_endpoint: authority.token_endpoint,
+            revocation_endpoint: authority.revocation_endpoint,
+            auth_methods: authority.auth_methods,
+        };
+        let (state, back) = (self.seal_underway(browser, &underway)?, self.connect_back());
+        let mut fields = vec![
+            ("response_type", "code"),
+            ("client_id", &client_id),
+            ("redirect_uri", &back),
+            ("state", &state),
+            ("code_challenge", &challenge),
+            ("code_challenge_method", "S256"),
+            ("resource", &authority.resource),
+        ];
+        fields.extend((!scope.is_empty()).then_some(("scope", scope.as_str())));
+        Ok(with_query(&prepared.authorization_endpoint, fields.into_iter()))
+    }
+
+    /// Goes on with what an authorization server answered. Answers the server's name.
+    pub async fn connect_finish(&self, browser: &Browser, context: Context, answer: ConnectAnswer) -> Answer<String> {
+        let underway = self.open_underway(browser, &answer.state)?;
+        // Before anything that it says is looked at: another one may have sent the person here.
+        let is_its = match &answer.issuer {
+            Some(issuer) => *issuer == underway.issuer,
+            None => !underway.names_itself,
+        };
+        if !is_its {
+            return Err(untold("another authorization server answered than was asked"));
+        }
+        let caller = self.browser_caller(self.actor_of(browser).await?, &browser.context(context));
+        let server = self.mcp_server(&caller, &underway.server.to_string()).await?;
+        self.check_may_connect(&caller, underway.is_for_everybody)?;
+        let code = match (answer.code, answer.error) {
+            (Some(code), None) => code,
+            (_, error) => {
+                let error: String = error.unwrap_or_else(|| "no code".into()).chars().take(200).collect();
+                return Err(untold(&format!("its authorization server answered {error}")));
+            }
+        };
+        let key = Key { tenant: browser.tenant, server: underway.server };
+        let client = self.client_of(key, &underway.issuer, &underway.auth_methods).await?;
+        if client.id != underway.client_id {
+            return Err(untold("Keiko is another client there since: begin again"));
+        }
+        let back = self.connect_back();
+        let form = [
+            ("grant_type", "authorization_code"),
+            ("code", code.as_str()),
+            ("redirect_uri", back.as_str()),
+            ("code_verifier", underway.verifier.as_str()),
+            ("resource", underway.resource.as_str()),
+        ];
+        let allow_private = self.0.gateway.settings().allow_private;
+        let tokens =
+            exchange(&underway.token_endpoint, &client, &form, allow_private).await.map_err(|e| untold(&e.to_string()))?;
+        let (owner, is_renewable) = (identity_of(&caller), tokens.refresh.is_some());
+        let (scopes, expires_at) = (tokens.scopes.clone().unwrap_or_else(|| underway.asked.clone()), self.end_of(&tokens));
+        let source = Source::Oauth {
+            issuer: underway.issuer,
+            client_id: client.id,
+            grant: Grant::AuthorizationCode,
+            asked: underway.asked,
+            is_renewable,
+        };
+        let kept = Kept {
+            access: tokens.access,
+            refresh: tokens.refresh,
+            resource: underway.resource,
+            token_endpoint: underway.token_endpoint,
+            revocation_endpoint: underway.revocation_endpoint,
+            auth_methods: underway.auth_methods,
+        };
+        let owner = (!underway.is_for_everybody).then_some(owner.as_str());
+        self.keep_credential(&caller, &server, owner, GrantedTokens { kept, source, scopes, expires_at }).await?;
+        Ok(server.state.profile.name.clone())
+    }
+
+    async fn prepared(&self, browser: &Browser, context: &Context, server: &str, for_everybody: bool) -> Answer<Prepared> {
+        let caller = self.browser_caller(self.actor_of(browser).await?, context);
+        let server = self.http_server(&caller, server).await?;
+        let transport = &server.state.profile.transport;
+        let is_for_everybody = for_everybody || transport.per() == Per::Server;
+        self.check_may_connect(&caller, is_for_everybody)?;
+        let (url, allow_private) = (transport.url().unwrap_or_default(), self.0.gateway.settings().allow_private);
+        let challenge = probe(url, allow_private).await;
+        let authority = discover(url, challenge.as_ref(), allow_private).await.map_err(|reason| untold(&reason))?;
+        check_issuer(&server, &authority.issuer)?;
+        if !authority.has_pkce {
+            return Err(untold("its authorization server does not bind codes to whoever asked for them (PKCE with S256)"));
+        }
+        let Some(endpoint) = authority.authorization_endpoint.clone() else {
+            return Err(untold("its authorization server has no page for people"));
+        };
+        let said = transport.oauth().map(|oauth| oauth.scopes.clone()).unwrap_or_default();
+        let before = self.asked_before(&caller, &server, is_for_everybody, &authority.issuer).await?;
+        let mut asked = scopes_of(&said, &challenge.unwrap_or_else(Challenge::default), &authority, before);
+        if authority.has_offline_access && !asked.iter().any(|scope| scope == "offline_access") {
+            asked.push("offline_access".into());
+        }
+        Ok(Prepared { server, authority, authorization_endpoint: endpoint, asked, is_for_everybody })
+    }
+
+    /// What was asked for before, and what the server wanted since.
+    async fn asked_before(
+        &self,
+        caller: &Caller,
+        server: &Handled<McpServer>,
+        is_for_everybody: bool,
+        issuer: &str,
+    ) -> Answer<Vec<String>> {
+        let owner = (!is_for_everybody).then(|| identity_of(caller));
+        let Ok(server) = server.stream.parse::<McpServerId>() else { return Ok(vec![]) };
+        let known = self.entity::<Credential>(caller.actor.tenant, &credential_id(server, owner.as_deref()).to_string()).await?;
+        // What one authorization server knows another may not.
+        let is_same = |known: &Handled<Credential>| match &known.state.granted.source {
+            Source::Oauth { issuer: before, .. } => before == issuer,
+            Source::Token => true,
+        };
+        Ok(known.filter(is_same).map(|known| known.state.scopes_to_ask()).unwrap_or_default())
+    }
+
+    fn check_may_connect(&self, caller: &Caller, is_for_everybody: bool) -> Answer<()> {
+        let permission = if is_for_everybody { "mcp-servers.update" } else { "tools.call" };
+        self.authorise(&caller.actor, permission).map(|_| ())
+    }
+
+    /// The person at a browser, with everything that it may do.
+    async fn actor_of(&self, browser: &Browser) -> Answer<Actor> {
+        let gone = || Rejection::new(Kind::Unauthenticated, "SESSION_ENDED", "Your login has ended.", "Sign in again.");
+        let id = browser.user.to_string();
+        let mut actor = self.identity(browser.tenant, &id).await?.ok_or_else(gone)?;
+        let user = self.entity::<User>(browser.tenant, &id).await?.ok_or_else(gone)?;
+        let is_admin = actor.permissions.iter().any(|held| held == "*");
+        actor.proof = Some(Self::proof_of(browser.login(), &user.state, is_admin));
+        actor.is_emergency = self.guard_of(browser.tenant).await?.emergency.is_some();
+        Ok(actor)
+    }
+
+    fn seal_underway(&self, browser: &Browser, underway: &Underway) -> Answer<String> {
+        let plain = serde_json::to_vec(underway).map_err(|e| internal(e.to_string()))?;
+        let sealed = self.0.crypto.sealer.seal(browser.tenant, &place(browser), &plain, self.env().bytes()).map_err(internal)?;
+        Ok(URL_SAFE_NO_PAD.encode(sealed))
+    }
+
+    fn open_underway(&self, browser: &Browser, state: &str) -> Answer<Underway> {
+        let refused = || untold("this answer belongs to nothing that you began, or came too late");
+        let sealed =
+            (state.len() <= STATE_BYTES_MAX).then(|| URL_SAFE_NO_PAD.decode(state).ok()).flatten().ok_or_else(refused)?;
+        let opened = self.0.crypto.sealer.open(browser.tenant, &place(browser), &sealed).ok_or_else(refused)?;
+        let underway: Underway = serde_json::from_slice(&opened).map_err(|_| refused())?;
+        if self.env().now().0 > underway.until_ms { Err(refused()) } else { Ok(underway) }
+    }
+}
+
+/// Nobody goes on with what somebody else began: their account would become one's own.
+fn place(browser: &Browser) -> String {
+    format!("connect/{}", browser.user)
+}
+
+fn origin(url: &str) -> String {
+    url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/")
+}
