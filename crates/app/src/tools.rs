@@ -433,8 +433,7 @@ pub(crate) fn of_call(name: &str, error: CallError) -> Rejection {
         CallError::Gone => upstream("TOOL_LOST", "Call it again."),
         CallError::Locked(_) => {
             let message = format!("The server of '{name}' lets nobody in: {error}.");
-            let hint =
-                "Open details.connect_url in a browser; or put a token in with PUT /api/v1/mcp-servers/{id}/credentials/me.";
+            let hint = "Connect the server to an account: keiko mcp servers connect.";
             Rejection::new(Kind::Forbidden, "CREDENTIAL_REQUIRED", message, hint)
         }
     }

@@ -94,9 +94,13 @@ impl App {
     }
 
     /// A refusal of a server that lets nobody in, with where to connect it.
-    pub(crate) fn with_way_in(&self, server: &str, rejection: Rejection) -> Rejection {
-        let is_locked = rejection.code == "CREDENTIAL_REQUIRED";
-        if is_locked { rejection.with("connect_url", self.connect_url(server)) } else { rejection }
+    pub(crate) fn with_way_in(&self, server: &str, mut rejection: Rejection) -> Rejection {
+        if rejection.code != "CREDENTIAL_REQUIRED" {
+            return rejection;
+        }
+        let url = self.connect_url(server);
+        rejection.hint = format!("Open {url} in a browser, or put a token in: PUT /api/v1/mcp-servers/{server}/credentials/me.");
+        rejection.with("connect_url", url)
     }
 
     /// The credentials for a server.
