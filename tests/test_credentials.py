@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import threading
 import time
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from guarded import MODERN, Guarded
 from harness import ADMIN_PASSWORD, command, done, refused, unique, until
+from mcp_clients import Legacy, Modern
 from oauth import Browser, service_app
 from tokens import claims_of
 
@@ -214,10 +216,11 @@ def test_should_let_people_change_their_own_credential_only(keiko, admin, one):
     ada, grace = person(keiko, admin), person(keiko, admin)
     one.tokens["adas-token"] = {"account": "ada", "scopes": [], "until": time.monotonic() + 600, "family": ""}
     done(ada.put(f"/mcp-servers/{name}/credentials/me", {"token": "adas-token"}))
-    for owner in (ada.id, "everybody"):
+    for owner in (ada.id, "everybody", grace.id):
         for answer in (grace.get(f"/mcp-servers/{name}/credentials/{owner}"), grace.put(f"/mcp-servers/{name}/credentials/{owner}", {"token": "x"}), grace.delete(f"/mcp-servers/{name}/credentials/{owner}")):
             refused(answer, 403, "PERMISSION_DENIED")
-    assert credential(ada, name, "me")["owner"] == ada.id and credential(ada, name, ada.id)["source"] == "token"
+    assert credential(ada, name, "me")["owner"] == ada.id and credential(admin, name, ada.id)["source"] == "token"
+    refused(admin.put(f"/mcp-servers/{name}/credentials/user_01h455vb4pex5vsknk084sn02q", {"token": "x"}), 404, "CREDENTIAL_NOT_FOUND")
     page = connect(keiko, name, grace.who, for_="everybody")
     assert page.status_code == 403 and "mcp-servers.update" in page.text
     refused(grace.get(f"/mcp-servers/{name}/credentials/me"), 404, "CREDENTIAL_NOT_FOUND")
@@ -530,6 +533,55 @@ def test_should_be_let_in_at_another_keiko(keiko, admin, new_keiko, tmp_path):
 
 def call_any(admin, tool):
     return admin.post(f"/tools/{tool}/actions/call", {"arguments": {}}).status_code == 0
+
+
+# A client that can send a person to an address
+
+OPENS = {"elicitation": {"form": {}, "url": {}}}
+
+
+@pytest.mark.parametrize("client", [Legacy, Modern])
+def test_should_send_the_person_behind_a_client_to_connect_and_go_on(keiko, admin, guarded, client):
+    name = registered(admin, guarded, per="user")
+    connect(keiko, name, for_="everybody")
+    ready(admin, name)
+    ada = person(keiko, admin)
+    bearer, asked = {"Authorization": f"Bearer {ada.session['access_token']}"}, []
+
+    def opens(method, params):
+        asked.append((method, params))
+        guarded.account = "ada by her client"
+        threading.Thread(target=lambda: (time.sleep(1), connect(keiko, name, ada.who)), daemon=True).start()
+        return {"action": "accept"}
+
+    with client(f"{keiko.url}/mcp", bearer, capabilities=OPENS, answers=opens) as mcp:
+        assert mcp.call(f"{name}__whoami")[0] == "ada by her client"
+        assert mcp.call(f"{name}__whoami")[0] == "ada by her client"
+    [(method, params)] = asked
+    assert method == "elicitation/create" and params["mode"] == "url" and params["url"] == f"{keiko.url}/oauth/connect/{name}"
+    assert params["message"] and params["elicitationId"]
+
+
+@pytest.mark.parametrize("client", [Legacy, Modern])
+def test_should_send_nobody_twice_and_nobody_who_cannot_go(keiko, admin, one, client):
+    name = registered(admin, one, per="user")
+    connect(keiko, name, for_="everybody")
+    ready(admin, name)
+    ada = person(keiko, admin)
+    bearer, asked = {"Authorization": f"Bearer {ada.session['access_token']}"}, []
+    declines = lambda method, params: asked.append(method) or {"action": "decline"}
+    with client(f"{keiko.url}/mcp", bearer, capabilities=OPENS, answers=declines) as mcp:
+        answer = mcp.ask("tools/call", {"name": f"{name}__whoami", "arguments": {}})[0]
+    assert "CREDENTIAL_REQUIRED" in str(answer) and asked == ["elicitation/create"]
+    # One that knows forms only gets the refusal, and so does somebody who may not connect the account of all.
+    with client(f"{keiko.url}/mcp", bearer, capabilities={"elicitation": {}}, answers=declines) as mcp:
+        assert "/oauth/connect/" in str(mcp.ask("tools/call", {"name": f"{name}__whoami", "arguments": {}})[0])
+    shared = registered(admin, one)
+    connect(keiko, shared)
+    ready(admin, shared)
+    with client(f"{keiko.url}/mcp", bearer, capabilities=OPENS, answers=declines) as mcp:
+        assert "CREDENTIAL_REQUIRED" in str(mcp.ask("tools/call", {"name": f"{shared}__write", "arguments": {}})[0])
+    assert asked == ["elicitation/create"]
 
 
 # On the command line

@@ -9,7 +9,7 @@ OPEN = {
     # The authorization server: who asks is found out there, by its own rules (test_oauth.py).
     "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration", "/.well-known/oauth-protected-resource",
     "/.well-known/oauth-protected-resource/mcp", "/oauth/authorize", "/oauth/token", "/oauth/device_authorization", "/oauth/device",
-    "/oauth/revoke", "/oauth/introspect", "/oauth/register", "/oauth/logout",
+    "/oauth/revoke", "/oauth/introspect", "/oauth/connect/{id}", "/oauth/connect-back", "/oauth/client.json", "/oauth/register", "/oauth/logout",
     # Who has no account yet, or no password any more: what a mail proves is found out there (test_mail.py).
     "/api/v1/auth/register", "/api/v1/auth/invitations/accept", "/api/v1/auth/password-resets", "/api/v1/auth/password-resets/confirm",
     "/api/v1/auth/email/confirm", "/.well-known/agent-card.json", "/account/register", "/account/join", "/account/reset", "/account/password", "/account/verify",
@@ -86,8 +86,11 @@ def things(keiko, admin, tmp_path_factory):
     assert admin.post(f"/a2a/fleet/tasks/{told['id']}/pushNotificationConfigs", hook, headers={"A2A-Version": "1.0"}).status_code == 200
     virtual = done(admin.post("/virtual-servers", {"name": unique("door"), "members": [{"server": server}]}), 201)
     component = done(admin.post("/components", {"name": unique("component"), "subject": {"type": "group"}}), 201)
+    elsewhere = {"name": unique("far").replace("-", ""), "transport": {"type": "http", "url": "https://tools.example/mcp"}}
+    far = done(admin.post("/mcp-servers", elsewhere), 201)
+    done(admin.put(f"/mcp-servers/{far['id']}/credentials/everybody", {"token": "x"}))
     return {
-        "components": component["id"],
+        "far": far["id"], "components": component["id"],
         "virtual-servers": virtual["id"], "mcp": virtual["id"], "sse": virtual["id"], "mails": mail["id"],
         "teams": done(admin.post("/teams", {"name": unique("team")}), 201)["id"], "clients": client["id"], "consumer-groups": group["id"], "erasures": erasure["id"], "rebuilds": rebuild["id"], "views": "agent_stats",
         # Registering the server wrote the journal's first entry.
@@ -101,7 +104,10 @@ def things(keiko, admin, tmp_path_factory):
 def callers(keiko, admin, things):
     """One client per role, and one agent by its key."""
     clients = {role: keiko.user(admin, [role]) for role in ROLES}
-    return {**clients, "agent": keiko.agent(admin, things["capability"]).api}
+    clients["agent"] = keiko.agent(admin, things["capability"]).api
+    for client in (clients["admin"], clients["developer"], clients["agent"]):
+        done(client.put(f"/mcp-servers/{things['far']}/credentials/me", {"token": "x"}))
+    return clients
 
 
 def filled(path, things):
@@ -112,7 +118,8 @@ def filled(path, things):
     if kind == "auth":
         return path.replace("{id}", absent("consent"))
     assert kind in things, f"{path}: this test does not know how to make one of '{kind}'; teach it"
-    path = path.replace(path[path.index("{"): path.index("}") + 1], things[kind])
+    kind = "far" if "/credentials" in path else kind
+    path = path.replace(path[path.index("{"): path.index("}") + 1], things[kind]).replace("{owner}", "everybody")
     if kind == "a2a":
         return path.replace("{task}", things["told"]).replace("{config}", "mine") + "?A2A-Version=1.0"
     needed = {"/inclusion": "?position=1", "/consistency": "?from=1"}

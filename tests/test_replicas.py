@@ -4,6 +4,7 @@ The leader of the default tenant's log is found by its log line. Seed of the ran
 """
 
 import collections
+import concurrent.futures
 import os
 import random
 import signal
@@ -14,7 +15,10 @@ import httpx2
 import pytest
 
 import postgres
+from guarded import Guarded
 from harness import Agent, Keiko, StartFailed, done, free_port, refused, submit, task_of, tool_server, unique, until
+from oauth import Browser
+from test_credentials import away, call, said
 
 LEASE_S = 2
 LONG = bool(os.environ.get("KEIKO_FAULTS_LONG"))
@@ -156,6 +160,30 @@ def test_should_use_tool_servers_on_every_replica(fleet, tmp_path):
         api = replica.login()
         call = lambda: api.post(f"/tools/{tool}/actions/call", {"arguments": {"text": "hi"}})
         until(lambda: call().status_code == 200, "the tool can be called")
+
+
+def test_should_renew_the_token_for_a_tool_server_once_for_all_replicas(tmp_path):
+    fleet = Fleet(tmp_path / "fleet", 2, KEIKO_GATEWAY_ALLOW_PRIVATE="true")
+    for replica in fleet.replicas:
+        replica.env["KEIKO_SERVER_PUBLIC_URL"] = f"http://127.0.0.1:{fleet.replicas[0].port_wanted}"
+    with fleet, Guarded(lifetime=8) as guarded:
+        one, other = fleet.replicas
+        admin, there = one.login(), other.login()
+        done(admin.post("/mcp-servers", {"name": "guarded", "transport": {"type": "http", "url": guarded.url}}), 201)
+        # Begun on one replica, finished on the other.
+        browser = Browser(one)
+        page, _ = browser.sign_in("/oauth/connect/guarded")
+        _, left = browser.send(page, decision="connect")
+        page = browser.http.get(away(left).replace(one.url, other.url))
+        assert "Connected" in page.text, page.text
+        for client in (admin, there):
+            until(lambda client=client: call(client, "guarded").status_code == 200, "it is let in everywhere")
+        begun, answers = time.monotonic(), []
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            while time.monotonic() - begun < 20:
+                answers += list(pool.map(lambda n: said(call((admin, there)[n % 2], "guarded")), range(16)))
+        assert set(answers) == {"ada"}
+        assert guarded.reused == 0 and 2 <= guarded.renewals <= 6, guarded.renewals
 
 
 @pytest.mark.parametrize("harm", ["kill", "stop", "pause"])

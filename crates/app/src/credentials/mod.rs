@@ -24,10 +24,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
-/// The name of the credential that is for everybody, and of one's own.
-const EVERYBODY: &str = "everybody";
-const ME: &str = "me";
-
 /// What lies beside the log of a credential.
 #[derive(Clone, Serialize, Deserialize)]
 struct Kept {
@@ -51,6 +47,32 @@ struct GrantedTokens {
     source: Source,
     scopes: Vec<String>,
     expires_at: Option<Timestamp>,
+}
+
+/// Whose credential is meant.
+#[derive(Clone, Copy, Debug)]
+pub enum Owner<'a> {
+    /// The caller's own.
+    Me,
+    /// The one that is for everybody.
+    Everybody,
+    /// That of an identity.
+    Identity(&'a str),
+}
+
+impl<'a> Owner<'a> {
+    /// `everybody`, or an id.
+    pub fn of(text: &'a str) -> Self {
+        if text == "everybody" { Owner::Everybody } else { Owner::Identity(text) }
+    }
+
+    fn not_found(self) -> Rejection {
+        not_found(match self {
+            Owner::Me => "me",
+            Owner::Everybody => "everybody",
+            Owner::Identity(id) => id,
+        })
+    }
 }
 
 /// A credential as it is shown.
@@ -109,12 +131,12 @@ impl App {
         self.list::<Credential>(caller, order, vec![of_server(server)]).await
     }
 
-    /// One credential: `everybody`'s, one's own (`me`), or that of an identity.
-    pub async fn credential_of(&self, caller: &Caller, server: &str, owner: &str) -> Answer<CredentialView> {
+    /// One credential.
+    pub async fn credential_of(&self, caller: &Caller, server: &str, owner: Owner<'_>) -> Answer<CredentialView> {
         let id = self.server_id(caller, server).await?;
-        let holder = self.owner(caller, owner, "mcp-servers.read").await?;
+        let holder = self.owner(caller, owner).await?;
         let found = self.read::<Credential>(caller, &credential_id(id, holder.as_deref()).to_string()).await?;
-        found.map(|credential| self.credential_view(credential)).ok_or_else(|| not_found(owner))
+        found.map(|credential| self.credential_view(credential)).ok_or_else(|| owner.not_found())
     }
 
     /// Keeps a token that somebody got elsewhere.
@@ -122,12 +144,12 @@ impl App {
         &self,
         caller: &Caller,
         server: &str,
-        owner: &str,
+        owner: Owner<'_>,
         token: String,
         expires_at: Option<Timestamp>,
     ) -> Answer<CredentialView> {
         let server = self.http_server(caller, server).await?;
-        let holder = self.owner(caller, owner, "mcp-servers.update").await?;
+        let holder = self.owner(caller, owner).await?;
         let mut problems = Problems::default();
         if token.is_empty() || token.len() > TOKEN_BYTES_MAX || !token.bytes().all(|b| b.is_ascii_graphic()) {
             problems.add("/token", format!("must have 1 to {TOKEN_BYTES_MAX} visible characters of ASCII, without spaces"));
@@ -150,11 +172,11 @@ impl App {
     }
 
     /// Forgets a credential, and gives its tokens back.
-    pub async fn remove_credential(&self, caller: &Caller, server: &str, owner: &str) -> Answer<()> {
+    pub async fn remove_credential(&self, caller: &Caller, server: &str, owner: Owner<'_>) -> Answer<()> {
         let server_id = self.server_id(caller, server).await?;
-        let holder = self.owner(caller, owner, "mcp-servers.update").await?;
+        let holder = self.owner(caller, owner).await?;
         let (tenant, id) = (caller.actor.tenant, credential_id(server_id, holder.as_deref()));
-        let known = self.entity::<Credential>(tenant, &id.to_string()).await?.ok_or_else(|| not_found(owner))?;
+        let known = self.entity::<Credential>(tenant, &id.to_string()).await?.ok_or_else(|| owner.not_found())?;
         self.witness(caller, "mcp-servers.credential.removed", &json!({ "id": id, "server": server_id, "owner": holder }))
             .await?;
         let given_back = self.giving_back(Key { tenant, server: server_id }, &known).await;
@@ -212,18 +234,16 @@ impl App {
         Err(Rejection::new(kernel::Kind::Refused, "CREDENTIAL_UNUSABLE", message, hint))
     }
 
-    /// Whose credential is meant. That of others, and everybody's, needs a permission.
-    async fn owner(&self, caller: &Caller, owner: &str, permission: &'static str) -> Answer<Option<String>> {
-        let own = identity_of(caller);
-        if owner == ME || owner == own {
-            return Ok(Some(own));
+    /// The id of whose credential is meant; nothing for everybody's.
+    async fn owner(&self, caller: &Caller, owner: Owner<'_>) -> Answer<Option<String>> {
+        match owner {
+            Owner::Me => Ok(Some(identity_of(caller))),
+            Owner::Everybody => Ok(None),
+            Owner::Identity(id) => {
+                let known = self.identity(caller.actor.tenant, id).await?;
+                known.map(|_| Some(id.to_owned())).ok_or_else(|| owner.not_found())
+            }
         }
-        self.authorise(&caller.actor, permission)?;
-        if owner == EVERYBODY {
-            return Ok(None);
-        }
-        let is_there = self.identity(caller.actor.tenant, owner).await?.is_some();
-        if is_there { Ok(Some(owner.to_owned())) } else { Err(not_found(owner)) }
     }
 
     /// Keeps what was given, in place of what was there.

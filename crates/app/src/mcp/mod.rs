@@ -10,6 +10,7 @@ mod session;
 mod state;
 mod view;
 mod virtual_servers;
+mod way_in;
 
 pub use gateway::mcp::mirror::Mirrored;
 pub use gateway::mcp::{LEGACY, ListKind, MODERN, QUESTIONS};

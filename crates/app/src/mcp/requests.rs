@@ -142,18 +142,29 @@ impl App {
         &self,
         caller: &Caller,
         door: Door,
-        ask: McpAsk,
+        mut ask: McpAsk,
         client: &McpClient,
         notes: Option<mpsc::Sender<Note>>,
     ) -> Answer<McpOutcome> {
         let view = self.mcp_view(caller, door)?;
         let way = self.way(&view, &ask)?;
+        let request = salient(door, &ask);
+        let was_sent_away = self.came_back(caller, &request, way.server, &mut ask).await?;
         let begun = self.env().now();
         let id = self.env().id();
         let mut entry = Pending { app: self, caller, ask: &ask, way: &way, id, begun, answered_by: None, is_written: false };
         let outcome = match self.check(caller, door, &way, &ask) {
             Ok(()) => self.handed_on(caller, door, &way, &ask, client, notes).await,
             Err(rejection) => Err(rejection),
+        };
+        let outcome = match outcome {
+            Err(rejection) if !was_sent_away => {
+                match self.way_in(caller, &request, way.server, &client.capabilities, &rejection).await? {
+                    Some((requests, state)) => Ok((McpOutcome::InputRequired { requests, state: Some(state) }, None)),
+                    None => Err(rejection),
+                }
+            }
+            outcome => outcome,
         };
         let outcome = outcome.map(|(outcome, by)| {
             entry.answered_by = by;

@@ -7,7 +7,7 @@ use crate::http::body::{Input, ListParams, Params};
 use crate::http::envelope::{Many, One, Outcome, Reply, Resource};
 use crate::http::names::{Handle, Handles};
 use crate::http::state::EdgeState;
-use app::CredentialView;
+use app::{CredentialView, Owner};
 use axum::extract::State;
 use axum::http::StatusCode;
 use domain::credential::Source;
@@ -19,7 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get, put, delete))
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get_own, put_own, delete_own)).routes(routes!(get, put, delete))
 }
 
 /// A token that was got elsewhere.
@@ -123,41 +123,68 @@ async fn list(
     Reply::list(&items, page.next, page.position)
 }
 
-/// Read a credential
+/// Read one's own credential
+#[utoipa::path(get, path = "/api/v1/mcp-servers/{id}/credentials/me", tag = "tools",
+    extensions(("x-permission" = json!("tools.call"))), params(("id" = String, Path, description = "Id or name of the server"), AtParams),
+    responses((status = 200, body = One<CredentialAttributes>)))]
+async fn get_own(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
+    entity(&state.app.credential_of(&caller, &id, Owner::Me).await?)
+}
+
+/// Put in a token of one's own that was got elsewhere
 ///
-/// One's own with `tools.call`; that of others, and everybody's, with `mcp-servers.read`.
+/// It takes the place of what was there.
+#[utoipa::path(put, path = "/api/v1/mcp-servers/{id}/credentials/me", tag = "tools",
+    extensions(("x-permission" = json!("tools.call"))), params(("id" = String, Path, description = "Id or name of the server")),
+    request_body = NewCredentialBody, responses((status = 200, body = One<CredentialAttributes>)))]
+async fn put_own(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<NewCredentialBody>) -> Outcome {
+    kept(&state, &id, Owner::Me, input).await
+}
+
+/// Forget one's own credential, and give its tokens back
+#[utoipa::path(delete, path = "/api/v1/mcp-servers/{id}/credentials/me", tag = "tools",
+    extensions(("x-permission" = json!("tools.call"))), params(("id" = String, Path, description = "Id or name of the server")),
+    responses((status = 204)))]
+async fn delete_own(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
+    state.app.remove_credential(&caller, &id, Owner::Me).await?;
+    Reply::data(StatusCode::NO_CONTENT, &())
+}
+
+/// Read a credential
 #[utoipa::path(get, path = "/api/v1/mcp-servers/{id}/credentials/{owner}", tag = "tools",
-    extensions(("x-permission" = json!("tools.call"))),
+    extensions(("x-permission" = json!("mcp-servers.read"))),
     params(("id" = String, Path, description = "Id or name of the server"),
-        ("owner" = String, Path, description = "`me`, `everybody`, or the id of an identity"), AtParams),
+        ("owner" = String, Path, description = "`everybody`, or the id of an identity"), AtParams),
     responses((status = 200, body = One<CredentialAttributes>)))]
 async fn get(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handles(id, owner): Handles) -> Outcome {
-    entity(&state.app.credential_of(&caller, &id, &owner).await?)
+    entity(&state.app.credential_of(&caller, &id, Owner::of(&owner)).await?)
 }
 
 /// Put in a token that was got elsewhere
 ///
-/// One's own with `tools.call`; that of others, and everybody's, with `mcp-servers.update`. It takes the place of what was there.
+/// It takes the place of what was there.
 #[utoipa::path(put, path = "/api/v1/mcp-servers/{id}/credentials/{owner}", tag = "tools",
-    extensions(("x-permission" = json!("tools.call"))),
+    extensions(("x-permission" = json!("mcp-servers.update"))),
     params(("id" = String, Path, description = "Id or name of the server"),
-        ("owner" = String, Path, description = "`me`, `everybody`, or the id of an identity")),
+        ("owner" = String, Path, description = "`everybody`, or the id of an identity")),
     request_body = NewCredentialBody, responses((status = 200, body = One<CredentialAttributes>)))]
 async fn put(State(state): State<Arc<EdgeState>>, Handles(id, owner): Handles, input: Input<NewCredentialBody>) -> Outcome {
-    let NewCredentialBody { token, expires_at } = input.body;
-    let expires_at = time("/expires_at", expires_at.as_deref())?;
-    entity(&state.app.put_credential(&input.by, &id, &owner, token, expires_at).await?)
+    kept(&state, &id, Owner::of(&owner), input).await
 }
 
 /// Forget a credential, and give its tokens back
-///
-/// One's own with `tools.call`; that of others, and everybody's, with `mcp-servers.update`.
 #[utoipa::path(delete, path = "/api/v1/mcp-servers/{id}/credentials/{owner}", tag = "tools",
-    extensions(("x-permission" = json!("tools.call"))),
+    extensions(("x-permission" = json!("mcp-servers.update"))),
     params(("id" = String, Path, description = "Id or name of the server"),
-        ("owner" = String, Path, description = "`me`, `everybody`, or the id of an identity")),
+        ("owner" = String, Path, description = "`everybody`, or the id of an identity")),
     responses((status = 204)))]
 async fn delete(State(state): State<Arc<EdgeState>>, By(caller): By, Handles(id, owner): Handles) -> Outcome {
-    state.app.remove_credential(&caller, &id, &owner).await?;
+    state.app.remove_credential(&caller, &id, Owner::of(&owner)).await?;
     Reply::data(StatusCode::NO_CONTENT, &())
+}
+
+async fn kept(state: &EdgeState, server: &str, owner: Owner<'_>, input: Input<NewCredentialBody>) -> Outcome {
+    let NewCredentialBody { token, expires_at } = input.body;
+    let expires_at = time("/expires_at", expires_at.as_deref())?;
+    entity(&state.app.put_credential(&input.by, server, owner, token, expires_at).await?)
 }

@@ -1,0 +1,110 @@
+//! A client that can send a person to an address (URL elicitation) is asked to, when a server lets nobody in: the person connects the
+//! server there, and the request goes on.
+
+use super::identity;
+use super::requests::McpAsk;
+use crate::app::{App, internal};
+use crate::{Answer, Caller};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use domain::credential::{Credential, CredentialStatus, credential_id};
+use gateway::Holder;
+use kernel::Rejection;
+use kernel::id::McpServerId;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+/// The name of the one question.
+const CONNECT: &str = "connect";
+/// How long a person may take.
+const GOOD_MS: u64 = 600_000;
+/// How often it is looked whether the person has done it.
+const LOOK_MS: u64 = 500;
+
+/// What the request goes on with.
+#[derive(Serialize, Deserialize)]
+struct SentAway {
+    until_ms: i64,
+    /// The version of the credential before.
+    version: Option<u64>,
+}
+
+impl App {
+    /// The question for a client whose request met a locked door, with what it is to send back; nothing where it cannot be asked, or
+    /// where the person could not open the door.
+    pub(super) async fn way_in(
+        &self,
+        caller: &Caller,
+        request: &str,
+        server: McpServerId,
+        capabilities: &Map<String, Value>,
+        rejection: &Rejection,
+    ) -> Answer<Option<(Map<String, Value>, String)>> {
+        let can_open = capabilities.get("elicitation").is_some_and(|able| able.get("url").is_some());
+        let Some(url) = rejection.details.get("connect_url").filter(|_| can_open && rejection.code == "CREDENTIAL_REQUIRED")
+        else {
+            return Ok(None);
+        };
+        let is_shared = self.account_of(caller, server) == Holder::Everybody;
+        if is_shared && self.authorise(&caller.actor, "mcp-servers.update").is_err() {
+            return Ok(None);
+        }
+        let version = self.account_version(caller, server).await?.map(|(version, _)| version);
+        let sent = SentAway { until_ms: self.env().now().plus_ms(GOOD_MS).0, version };
+        let plain = serde_json::to_vec(&sent).map_err(|e| internal(e.to_string()))?;
+        let sealer = &self.0.crypto.sealer;
+        let sealed = sealer.seal(caller.actor.tenant, &place(caller, request), &plain, self.env().bytes()).map_err(internal)?;
+        let params = json!({
+            "mode": "url",
+            "url": url,
+            "message": format!("{} Connect it to an account, and go on here.", rejection.message),
+            "elicitationId": kernel::text::hex(&self.env().bytes::<16>()),
+        });
+        let question = json!({ "method": "elicitation/create", "params": params });
+        Ok(Some((Map::from_iter([(CONNECT.to_owned(), question)]), URL_SAFE_NO_PAD.encode(sealed))))
+    }
+
+    /// Whether a request comes back from there; then it is made anew, once the person has done it. Nobody is sent twice.
+    pub(super) async fn came_back(&self, caller: &Caller, request: &str, server: McpServerId, ask: &mut McpAsk) -> Answer<bool> {
+        let Some(sent) = ask.state.as_deref().and_then(|state| self.open_sent_away(caller, request, state)) else {
+            return Ok(false);
+        };
+        let answer = ask.responses.take().and_then(|mut answers| answers.remove(CONNECT)).unwrap_or_default();
+        (ask.state, ask.refused) = (None, vec![]);
+        if answer["action"] == "accept" {
+            // That the address was opened does not say that anything was done there.
+            let timeout_ms = u64::try_from(self.0.gateway.settings().call_timeout.as_millis()).unwrap_or(GOOD_MS);
+            let until = self.env().now().plus_ms(timeout_ms);
+            let is_done =
+                |known: Option<(u64, bool)>| known.is_some_and(|(version, is_good)| is_good && Some(version) > sent.version);
+            while self.env().now() < until && !is_done(self.account_version(caller, server).await?) {
+                self.env().sleep_ms(LOOK_MS).await;
+            }
+        }
+        Ok(true)
+    }
+
+    fn open_sent_away(&self, caller: &Caller, request: &str, state: &str) -> Option<SentAway> {
+        let sealed = URL_SAFE_NO_PAD.decode(state).ok()?;
+        let opened = self.0.crypto.sealer.open(caller.actor.tenant, &place(caller, request), &sealed)?;
+        let sent: SentAway = serde_json::from_slice(&opened).ok()?;
+        (self.env().now().0 <= sent.until_ms).then_some(sent)
+    }
+
+    /// How often the account changed that a caller uses at a server, and whether it can be used.
+    async fn account_version(&self, caller: &Caller, server: McpServerId) -> Answer<Option<(u64, bool)>> {
+        let owner = match self.account_of(caller, server) {
+            Holder::Everybody => None,
+            Holder::Identity(id) => Some(id),
+        };
+        let id = credential_id(server, owner.as_deref()).to_string();
+        let known = self.entity::<Credential>(caller.actor.tenant, &id).await?;
+        Ok(known.map(|known| (known.version, known.state.status == CredentialStatus::Active)))
+    }
+}
+
+/// What a request is about; its answers are good for it and its caller alone.
+fn place(caller: &Caller, request: &str) -> String {
+    format!("mcp-connect/{}/{}", identity(caller), kernel::text::hex(&Sha256::digest(request)))
+}
