@@ -478,6 +478,28 @@ def test_should_send_nobody_where_the_descriptions_do_not_fit(keiko, admin, one,
     assert not one.asked and not one.clients
 
 
+def test_should_show_nothing_at_another_address_than_it_was_given_for(keiko, admin, one):
+    client = {"id": "robot", "authentication": {"type": "secret", "secret": "s3cr3t-of-the-first"}}
+    own_client(one, "s3cr3t-of-the-first")
+    name = unique("g").replace("-", "")
+    transport = {"type": "http", "url": one.url, "headers": {"X-Key": "a-header-of-the-first"}, "oauth": {"client": client}}
+    done(admin.post("/mcp-servers", {"name": name, "transport": transport}), 201)
+    connect(keiko, name)
+    ready(admin, name)
+    with Guarded() as other:
+        # Nobody gets at a secret by sending it to themselves.
+        kept = {"id": "robot", "authentication": {"type": "secret", "secret": None}}
+        for wanted in ({"headers": {"X-Key": None}}, {"oauth": {"client": kept}}):
+            refused(admin.put(f"/mcp-servers/{name}", {"name": name, "transport": {"type": "http", "url": other.url, **wanted}}), 422, "RULE_VIOLATED")
+        done(admin.put(f"/mcp-servers/{name}", {"name": name, "transport": {"type": "http", "url": other.url}}))
+        until(lambda: "elsewhere" in (status(admin, name)["reason"] or ""), "it says why it lets nobody in")
+        refused(call(admin, name), 403, "CREDENTIAL_REQUIRED")
+        seen = other.bytes_seen()
+        assert not any(secret.encode() in seen for secret in [*one.tokens, *one.refreshes, "s3cr3t-of-the-first", "a-header-of-the-first"])
+        connect(keiko, name)
+        until(lambda: call(admin, name).status_code == 200, "it is let in where it is now")
+
+
 def test_should_not_show_a_given_secret_to_another_authorization_server(keiko, admin, one):
     client = {"id": "robot", "authentication": {"type": "secret", "secret": "s3cr3t-of-the-first"}}
     own_client(one, "s3cr3t-of-the-first")

@@ -39,6 +39,8 @@ export interface ServerFields {
   status: string;
   reason: string | null;
   tools: number;
+  wants_account: boolean;
+  connect_url: string | null;
   circuits: { tool: string | null; reason: string }[];
 }
 

@@ -74,7 +74,7 @@ pub use caller::Caller;
 pub use claims::{ClaimOrder, ClaimedTask, TaskOutcome, claim_id};
 pub use components::{ComponentView, Impact, NewComponent, NewNeed, NewSubject};
 pub use consumer_groups::{GroupState, GroupView, NewGroup};
-pub use credentials::{ConnectAnswer, ConnectPlan, CredentialView, Owner};
+pub use credentials::{ConnectAnswer, ConnectPlan, Connected, CredentialView, Owner};
 pub use crypto::{KeyMaterial, SealingKey, check_ed25519, fresh_pair, fresh_secret};
 pub use discovery::{Discovered, DiscoveryQuery};
 pub use envoys::NewEndpoint;

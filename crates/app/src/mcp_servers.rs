@@ -96,6 +96,13 @@ pub struct NewClient {
 }
 
 impl NewTransport {
+    fn url(&self) -> Option<&str> {
+        match self {
+            NewTransport::Stdio { .. } => None,
+            NewTransport::Http { url, .. } => Some(url),
+        }
+    }
+
     fn secrets(&self) -> &NewSecrets {
         match self {
             NewTransport::Stdio { env, .. } => env,
@@ -213,6 +220,7 @@ impl App {
             Some(_) => self.entity::<McpServer>(tenant, stream).await?,
             None => None,
         };
+        self.0.vault.forget_server(tenant, id);
         let Some(server) = known else {
             self.0.gateway.remove(key).await;
             return Ok(());
@@ -291,6 +299,8 @@ impl App {
     }
 
     fn check_server(&self, caller: &Caller, new: &NewServer, known: Option<&Transport>) -> Answer<()> {
+        // What was given for one address is not shown at another one.
+        let known = known.filter(|known| known.url() == new.transport.url());
         let mut problems = Problems::default();
         if !is_server_name(&new.name) {
             let message =
@@ -597,7 +607,7 @@ async fn write_down(app: &App, report: &Report) -> Result<(), HandleError> {
     }
     let mut steps = vec![];
     let command = match &report.what {
-        Happening::Failed(reason) => McpServerCommand::MarkFailed { reason: reason.clone() },
+        Happening::Failed { reason, is_locked } => McpServerCommand::MarkFailed { reason: reason.clone(), is_locked: *is_locked },
         Happening::Circuits => {
             let open = app.0.gateway.circuits(report.key);
             McpServerCommand::MarkCircuits(open.into_iter().map(|circuit| (circuit.subject, circuit.reason)).collect())

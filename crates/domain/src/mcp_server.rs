@@ -230,6 +230,8 @@ pub enum McpServerCommand {
     MarkFailed {
         /// Why, for people, without secrets.
         reason: String,
+        /// Whether it lets nobody in who has not more to show.
+        is_locked: bool,
     },
     /// Bound its calls otherwise.
     Tune(Tuning),
@@ -253,6 +255,9 @@ pub struct Described {
 pub struct Failed {
     /// Why.
     pub reason: String,
+    /// Whether it lets nobody in who has not more to show.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_locked: bool,
 }
 
 /// `registry.mcp_server.tuned`
@@ -314,6 +319,9 @@ pub struct McpServer {
     pub status: ServerStatus,
     /// Why it failed.
     pub reason: Option<String>,
+    /// Whether it failed because it lets nobody in who has not more to show.
+    #[serde(default)]
+    pub is_locked: bool,
     /// What it said of itself last.
     pub introduced: Option<Introduced>,
     /// How its calls are bounded.
@@ -375,8 +383,10 @@ impl Decider for McpServer {
                 vec![]
             }
             McpServerCommand::MarkReady(introduced) => vec![McpServerEvent::BecameReady(introduced.clone())],
-            McpServerCommand::MarkFailed { reason } if server.reason.as_ref() == Some(reason) => vec![],
-            McpServerCommand::MarkFailed { reason } => vec![McpServerEvent::Failed(Failed { reason: reason.clone() })],
+            McpServerCommand::MarkFailed { reason, .. } if server.reason.as_ref() == Some(reason) => vec![],
+            McpServerCommand::MarkFailed { reason, is_locked } => {
+                vec![McpServerEvent::Failed(Failed { reason: reason.clone(), is_locked: *is_locked })]
+            }
             McpServerCommand::Tune(tuning) if server.tuning == *tuning => vec![],
             McpServerCommand::Tune(tuning) => vec![McpServerEvent::Tuned(Tuned { tuning: tuning.clone() })],
             McpServerCommand::MarkCircuits(open) => server.turned(open),
@@ -399,6 +409,7 @@ impl Decider for McpServer {
                 profile,
                 status: ServerStatus::Starting,
                 reason: None,
+                is_locked: false,
                 introduced: None,
                 tuning: Tuning::default(),
                 circuits: vec![],
@@ -427,11 +438,13 @@ impl Decider for McpServer {
             McpServerEvent::BecameReady(introduced) => {
                 server.status = ServerStatus::Ready;
                 server.reason = None;
+                server.is_locked = false;
                 server.introduced = Some(introduced.clone());
             }
             McpServerEvent::Failed(failed) => {
                 server.status = ServerStatus::Failed;
                 server.reason = Some(failed.reason.clone());
+                server.is_locked = failed.is_locked;
             }
             McpServerEvent::Tuned(tuned) => server.tuning = tuned.tuning.clone(),
             McpServerEvent::CircuitOpened(opened) => server.circuits.push(opened.clone()),
@@ -514,7 +527,7 @@ mod tests {
 
     #[test]
     fn given_a_server_then_it_starts_gets_ready_fails_and_starts_again() {
-        let failed = MarkFailed { reason: "it ended".into() };
+        let failed = MarkFailed { reason: "it ended".into(), is_locked: false };
         let steps = [Register(profile("a")), MarkReady(introduced(2)), failed, Start];
         let words: Vec<_> = (1..=4).map(|n| given(&steps[..n]).unwrap().status.as_str()).collect();
         assert_eq!(words, ["starting", "ready", "failed", "starting"]);
@@ -524,10 +537,10 @@ mod tests {
 
     #[test]
     fn given_the_same_trouble_again_then_the_log_does_not_grow() {
-        let failed = MarkFailed { reason: "it ended".into() };
+        let failed = MarkFailed { reason: "it ended".into(), is_locked: false };
         let server = given(&[Register(profile("a")), failed.clone()]);
         assert_eq!(decide(server.as_ref(), &failed), Ok(vec![]));
-        assert_eq!(decide(server.as_ref(), &MarkFailed { reason: "another".into() }).unwrap().len(), 1);
+        assert_eq!(decide(server.as_ref(), &MarkFailed { reason: "another".into(), is_locked: false }).unwrap().len(), 1);
     }
 
     #[test]

@@ -154,7 +154,12 @@ pub enum Happening {
     /// It answered, or offers something else than before.
     Ready(Introduction, Arc<Offers>),
     /// It could not be reached, or ended.
-    Failed(String),
+    Failed {
+        /// Why.
+        reason: String,
+        /// Whether it lets nobody in who has not more to show.
+        is_locked: bool,
+    },
     /// A circuit opened or closed; [`Gateway::circuits`] says which are open.
     Circuits,
 }

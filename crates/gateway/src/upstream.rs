@@ -331,7 +331,7 @@ impl Supervisor {
         let reason: String = self.shared.route.spec.redact(&failure.reason).chars().take(REASON_CHARS_MAX).collect();
         tracing::warn!(server = %self.shared.key.server, %reason, "an MCP server failed; it is started again");
         self.shared.condition.send_replace(Condition::Failed(Failure { reason: reason.clone(), is_locked: failure.is_locked }));
-        self.report(Happening::Failed(reason)).await;
+        self.report(Happening::Failed { reason, is_locked: failure.is_locked }).await;
     }
 
     async fn report(&self, what: Happening) {

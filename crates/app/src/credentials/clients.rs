@@ -178,7 +178,7 @@ impl App {
             is_renewable: true,
         };
         let (scopes, expires_at) = (tokens.scopes.clone().unwrap_or(asked), self.end_of(&tokens));
-        Ok(Some(GrantedTokens { kept: Kept::of(tokens, &authority), source, scopes, expires_at }))
+        Ok(Some(GrantedTokens { kept: Kept::of(url, tokens, &authority), source, scopes, expires_at }))
     }
 
     /// Whether a secret can be what a client shows who it is with.
@@ -207,8 +207,9 @@ impl App {
 }
 
 impl Kept {
-    pub(super) fn of(tokens: gateway::oauth::Tokens, authority: &Authority) -> Self {
+    pub(super) fn of(url: &str, tokens: gateway::oauth::Tokens, authority: &Authority) -> Self {
         Kept {
+            url: url.to_owned(),
             access: tokens.access,
             refresh: tokens.refresh,
             resource: authority.resource.clone(),

@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use domain::credential::{Credential, Source, credential_id};
 use domain::identity::user::User;
-use domain::mcp_server::{Grant, McpServer, Per};
+use domain::mcp_server::{Grant, McpServer, Per, ServerStatus};
 use engine::{Context, Handled};
 use gateway::Key;
 use gateway::oauth::{Authority, Challenge, discover, exchange, probe};
@@ -53,11 +53,20 @@ pub struct ConnectAnswer {
     pub error: Option<String>,
 }
 
+/// What was connected.
+pub struct Connected {
+    /// The server's name.
+    pub server: String,
+    /// Where somebody connects it for everybody, too, if its tools cannot be listed before.
+    pub wants_everybody: Option<String>,
+}
+
 /// An attempt under way.
 #[derive(Serialize, Deserialize)]
 struct Underway {
     until_ms: i64,
     server: McpServerId,
+    url: String,
     is_for_everybody: bool,
     verifier: String,
     client_id: String,
@@ -114,6 +123,7 @@ impl App {
         let underway = Underway {
             until_ms,
             server: id,
+            url: server.state.profile.transport.url().unwrap_or_default().to_owned(),
             is_for_everybody,
             verifier,
             client_id: client_id.clone(),
@@ -139,8 +149,8 @@ impl App {
         Ok(with_query(&prepared.authorization_endpoint, fields.into_iter()))
     }
 
-    /// Goes on with what an authorization server answered. Answers the server's name.
-    pub async fn connect_finish(&self, browser: &Browser, context: Context, answer: ConnectAnswer) -> Answer<String> {
+    /// Goes on with what an authorization server answered.
+    pub async fn connect_finish(&self, browser: &Browser, context: Context, answer: ConnectAnswer) -> Answer<Connected> {
         let underway = self.open_underway(browser, &answer.state)?;
         // Before anything that it says is looked at: another one may have sent the person here.
         let is_its = match &answer.issuer {
@@ -153,6 +163,9 @@ impl App {
         let caller = self.browser_caller(self.actor_of(browser).await?, &browser.context(context));
         let server = self.mcp_server(&caller, &underway.server.to_string()).await?;
         self.check_may_connect(&caller, underway.is_for_everybody)?;
+        if server.state.profile.transport.url() != Some(&underway.url) {
+            return Err(untold("the server has another address since: begin again"));
+        }
         let code = match (answer.code, answer.error) {
             (Some(code), None) => code,
             (_, error) => {
@@ -186,6 +199,7 @@ impl App {
             is_renewable,
         };
         let kept = Kept {
+            url: underway.url,
             access: tokens.access,
             refresh: tokens.refresh,
             resource: underway.resource,
@@ -195,7 +209,12 @@ impl App {
         };
         let owner = (!underway.is_for_everybody).then_some(owner.as_str());
         self.keep_credential(&caller, &server, owner, GrantedTokens { kept, source, scopes, expires_at }).await?;
-        Ok(server.state.profile.name.clone())
+        let name = server.state.profile.name.clone();
+        let shared = credential_id(underway.server, None).to_string();
+        let is_alone = owner.is_some() && self.entity::<Credential>(browser.tenant, &shared).await?.is_none();
+        let is_unlisted = is_alone && server.state.status != ServerStatus::Ready;
+        let wants_everybody = is_unlisted.then(|| format!("{}?for=everybody", self.connect_url(&name)));
+        Ok(Connected { server: name, wants_everybody })
     }
 
     async fn prepared(&self, browser: &Browser, context: &Context, server: &str, for_everybody: bool) -> Answer<Prepared> {

@@ -5,7 +5,7 @@ mod clients;
 mod connect;
 mod vault;
 
-pub use connect::{ConnectAnswer, ConnectPlan};
+pub use connect::{ConnectAnswer, ConnectPlan, Connected};
 pub(crate) use vault::{Tokenry, VAULT, Vault};
 
 use crate::app::{App, internal};
@@ -27,6 +27,8 @@ const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// What lies beside the log of a credential.
 #[derive(Clone, Serialize, Deserialize)]
 struct Kept {
+    /// Where the server was when this was given: it is shown nowhere else.
+    url: String,
     access: String,
     #[serde(default)]
     refresh: Option<String>,
@@ -159,6 +161,7 @@ impl App {
         }
         problems.refuse()?;
         let kept = Kept {
+            url: server.state.profile.transport.url().unwrap_or_default().to_owned(),
             access: token,
             refresh: None,
             resource: String::new(),

@@ -5,11 +5,11 @@ use super::{GrantedTokens, Kept, holder_id, secret_of};
 use crate::app::{App, Inner};
 use async_trait::async_trait;
 use domain::credential::{Credential, CredentialCommand, CredentialStatus, Renewed, Source, credential_id};
-use domain::mcp_server::Grant;
+use domain::mcp_server::{Grant, McpServer};
 use engine::{Context, Extras, HandleError, Handled, Step};
 use gateway::oauth::{Challenge, ExchangeError, Tokens, exchange};
 use gateway::{Holder, Key, Token};
-use kernel::id::{CredentialId, TenantId};
+use kernel::id::{CredentialId, McpServerId, TenantId};
 use kernel::{Kind, Rejection, Timestamp, text};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -51,6 +51,8 @@ struct Known {
     expires_at: Option<Timestamp>,
     /// The version of the credential that this was read of.
     version: u64,
+    /// For which server.
+    server: McpServerId,
 }
 
 impl Known {
@@ -87,6 +89,13 @@ impl Vault {
         memory.known.remove(&(tenant, id));
         // Whoever waits for a turn holds it.
         memory.turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+    }
+
+    /// A server is another one now.
+    pub fn forget_server(&self, tenant: TenantId, server: McpServerId) {
+        let mut memory = self.memory();
+        memory.generation += 1;
+        memory.known.retain(|(of, _), known| *of != tenant || known.server != server);
     }
 
     /// A tenant has ended here.
@@ -133,7 +142,7 @@ impl App {
         let id = id_of(key, holder);
         let mut known = match self.0.vault.known(id) {
             Some(known) => known,
-            None => self.look_up(id).await?,
+            None => self.look_up(key, id).await?,
         };
         let now = self.env().now();
         if known.renew_at.is_some_and(|at| at <= now) {
@@ -190,7 +199,7 @@ impl App {
         // Somebody else got another one meanwhile.
         let known = match self.0.vault.known(id) {
             Some(known) => known,
-            None => self.look_up(id).await?,
+            None => self.look_up(key, id).await?,
         };
         if known.token.is_some() && known.token.as_ref() != refused && known.is_good(now) {
             return Ok(known.token);
@@ -214,17 +223,17 @@ impl App {
     }
 
     /// Reads a credential and remembers it.
-    async fn look_up(&self, id: Id) -> Result<Known, String> {
+    async fn look_up(&self, key: Key, id: Id) -> Result<Known, String> {
         let generation = self.0.vault.memory().generation;
         let known = match self.credential(id).await? {
-            None => Known { token: None, problem: None, renew_at: None, expires_at: None, version: 0 },
-            Some(credential) => self.read_token(id, &credential).await?,
+            None => Known { token: None, problem: None, renew_at: None, expires_at: None, version: 0, server: key.server },
+            Some(credential) => self.read_token(key, id, &credential).await?,
         };
         self.0.vault.remember(id, generation, known.clone());
         Ok(known)
     }
 
-    async fn read_token(&self, id: Id, credential: &Handled<Credential>) -> Result<Known, String> {
+    async fn read_token(&self, key: Key, id: Id, credential: &Handled<Credential>) -> Result<Known, String> {
         let state = &credential.state;
         let expires_at = state.granted.expires_at;
         let problem = match state.status {
@@ -239,12 +248,24 @@ impl App {
         };
         let kept = self.open_kept(id.0, id.1).await.map_err(|rejection| rejection.message)?;
         let kept = kept.ok_or("its credential cannot be opened: connect it again")?;
+        let server =
+            self.entity::<McpServer>(key.tenant, &key.server.to_string()).await.map_err(|rejection| rejection.message)?;
+        let is_there = server.is_some_and(|server| server.state.profile.transport.url() == Some(&kept.url));
+        let problem =
+            problem.or_else(|| (!is_there).then(|| "it is elsewhere than its credential was given for: connect it again".into()));
         let lifetime_ms = expires_at.map(|end| end.since_ms(credential.updated_at));
         let early_ms = lifetime_ms.map_or(0, |lifetime| (lifetime / 5).min(EARLY_MS));
         let renew_at = expires_at.filter(|_| state.is_renewable()).map(|end| end.minus_ms(early_ms.max(LEAST_MS)));
         // What did not work is not tried again at once.
         let renew_at = renew_at.map(|at| state.rests_until.map_or(at, |until| at.max(until)));
-        Ok(Known { token: Some(Token::new(&kept.access)), problem, renew_at, expires_at, version: credential.version })
+        Ok(Known {
+            token: Some(Token::new(&kept.access)),
+            problem,
+            renew_at: renew_at.filter(|_| is_there),
+            expires_at,
+            version: credential.version,
+            server: key.server,
+        })
     }
 
     /// Exchanges a token for the next one, unless something has happened to the credential since it was `seen`.
@@ -267,7 +288,7 @@ impl App {
             }
         }
         self.0.vault.forget(id.0, id.1);
-        self.look_up(id).await
+        self.look_up(key, id).await
     }
 
     /// Waits until another replica has exchanged a token.

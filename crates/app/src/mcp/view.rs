@@ -364,8 +364,17 @@ mod tests {
             let profile = ServerProfile { name: (*name).into(), transport };
             let (tuning, circuits) = (Default::default(), vec![]);
             let status = ServerStatus::Ready;
-            let state =
-                McpServer { profile, status, reason: None, introduced: None, tuning, circuits, client: None, is_deleted: false };
+            let state = McpServer {
+                profile,
+                status,
+                reason: None,
+                is_locked: false,
+                introduced: None,
+                tuning,
+                circuits,
+                client: None,
+                is_deleted: false,
+            };
             known.servers.insert(server(*n), Arc::new(handled(server(*n).to_string(), state, 0)));
             for (at, tool) in tools.iter().enumerate() {
                 let manifest = Manifest {

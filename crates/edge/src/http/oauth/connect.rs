@@ -7,7 +7,7 @@ use super::authorize::{Cookies, OwnForm, browser, redirect, sign_in_page, signed
 use super::form::Fields;
 use super::metadata::public;
 use super::pages::{Page, leads_to, message};
-use app::{ConnectAnswer, ConnectPlan};
+use app::{ConnectAnswer, ConnectPlan, Connected};
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -33,6 +33,18 @@ fn refused(rejection: &Rejection) -> Response {
     message(status, "This did not work", &format!("{} {}", rejection.message, rejection.hint))
 }
 
+fn done(connected: &Connected) -> Response {
+    let text = format!("The tool server '{}' is connected to your account. You can close this page.", connected.server);
+    let page = Page::new("Connected", "").text(&text);
+    let page = match &connected.wants_everybody {
+        None => page,
+        Some(url) => page
+            .warning("Its tools cannot be called yet: they are listed with an account that somebody connects for everybody.")
+            .link(url, "Connect one, if you may change servers"),
+    };
+    page.answer(StatusCode::OK)
+}
+
 /// Whether the account is to serve everybody.
 fn is_for_everybody(fields: &Fields) -> bool {
     fields.get("for").as_deref() == Some("everybody")
@@ -48,7 +60,13 @@ fn plan_page(plan: &ConnectPlan, name: &str, slug: &str) -> Page {
     } else {
         page.text("Only calls that you make, or that are made for you, will use this account.")
     };
-    let page = page.text(&format!("You will be sent to {}, which asks whether you allow it ({}).", plan.leads_to, plan.issuer));
+    let page = page.text(&format!("You will be sent to {}, which asks whether you allow it.", plan.leads_to));
+    // Many run their pages elsewhere than they are named.
+    let page = if leads_to(&plan.issuer) == leads_to(&plan.leads_to) {
+        page
+    } else {
+        page.text(&format!("It answers for {}.", plan.issuer))
+    };
     let page = match plan.scopes.is_empty() {
         true => page,
         false => page
@@ -128,10 +146,7 @@ async fn connected(State(state): State<Arc<EdgeState>>, request: Request) -> Res
         error: fields.get("error"),
     };
     match state.app.connect_finish(&browser, anonymous(&parts), answer).await {
-        Ok(server) => {
-            let text = format!("The tool server '{server}' is connected to your account. You can close this page.");
-            message(StatusCode::OK, "Connected", &text)
-        }
+        Ok(connected) => done(&connected),
         Err(rejection) => refused(&rejection),
     }
 }

@@ -10,7 +10,7 @@ use crate::http::state::EdgeState;
 use app::{App, NewClient, NewOauth, NewServer, NewTransport};
 use axum::extract::State;
 use axum::http::StatusCode;
-use domain::mcp_server::{ClientAuth, GivenClient, Grant, McpServer, Oauth, Per, Transport};
+use domain::mcp_server::{ClientAuth, GivenClient, Grant, McpServer, Oauth, Per, ServerStatus, Transport};
 use engine::Handled;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -23,7 +23,8 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
     OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get, update, delete)).routes(routes!(restart))
 }
 
-/// How a server is reached. Values of `env` and `headers` are never shown again; `null` keeps the value that is known.
+/// How a server is reached. Values of `env` and `headers` are never shown again; `null` keeps the value that is known, while the URL stays
+/// the same.
 #[derive(Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum NewTransportBody {
@@ -234,6 +235,8 @@ struct McpServerAttributes {
     status: &'static str,
     /// Why it failed.
     reason: Option<String>,
+    /// Whether it failed because it lets nobody in: somebody must connect it to an account.
+    wants_account: bool,
     /// Tools that it lists.
     tools: u32,
     /// What it calls itself.
@@ -312,6 +315,7 @@ fn attributes(app: &App, server: &Handled<McpServer>) -> McpServerAttributes {
         transport,
         status: state.status.as_str(),
         reason: state.reason.clone(),
+        wants_account: state.status == ServerStatus::Failed && state.is_locked,
         tools: introduced.map_or(0, |i| i.tools),
         server_info: introduced.map(|i| ServerInfoBody { name: i.name.clone(), version: i.version.clone() }),
         protocol_version: introduced.map(|i| i.protocol_version.clone()),

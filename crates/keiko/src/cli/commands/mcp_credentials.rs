@@ -148,7 +148,9 @@ pub async fn connect(args: ConnectServer, client: &mut Client, output: Output) -
     let is_shared = args.everybody || attributes["transport"]["oauth"]["per"] != "user";
     let at = path(&["mcp-servers", &args.id, "credentials", if is_shared { "everybody" } else { "me" }]);
     if let Some(file) = &args.token_file {
-        return show_one(client, Call::put(at, json!({ "token": secret(file)? })), output).await;
+        let put = Call::put(at, json!({ "token": secret(file)? }));
+        note_unlisted(client, &args.id, is_shared).await?;
+        return show_one(client, put, output).await;
     }
     let Some(url) = attributes["connect_url"].as_str() else {
         let problem = format!("The server {} is a process: it gets what it needs in its environment.", args.id);
@@ -163,10 +165,22 @@ pub async fn connect(args: ConnectServer, client: &mut Client, output: Output) -
     while begun.elapsed() < Duration::from_millis(args.timeout) {
         tokio::time::sleep(LOOK_EVERY).await;
         if version(client, &at).await > before {
+            note_unlisted(client, &args.id, is_shared).await?;
             return show_one(client, Call::get(at), output).await;
         }
     }
     Err(hinted(format!("The server {} was not connected in time.", args.id), "run the command again; --timeout gives more time"))
+}
+
+/// Whoever connected an account of their own to a server that nobody has connected for everybody is told what is missing.
+async fn note_unlisted(client: &mut Client, id: &str, is_shared: bool) -> anyhow::Result<()> {
+    let server = client.send(Call::get(path(&["mcp-servers", id]))).await?;
+    if !is_shared && server.attributes()["status"] == "failed" {
+        print::note(&format!(
+            "Its tools cannot be called yet: they are listed with an account for everybody (keiko mcp servers connect {id} --everybody)."
+        ));
+    }
+    Ok(())
 }
 
 /// Counts the changes of a credential; nothing where there is none.
