@@ -26,6 +26,7 @@ class Guarded:
         self.reused, self.renewals, self.is_down, self.delay, self.waiting = 0, 0, False, 0, False
         self.issuer = self.iss = self.resource = self.authorization_endpoint = None
         self.scopes, self.registers, self.documents, self.refresh = ["read"], True, False, True
+        self.names_itself, self.gives_client = True, None
         self.lock = threading.Lock()
         outer = self
 
@@ -88,20 +89,23 @@ class Guarded:
             "issuer": self.issuer or self.base, "authorization_endpoint": self.authorization_endpoint or f"{self.base}/authorize",
             "token_endpoint": f"{self.base}/token", "revocation_endpoint": f"{self.base}/revoke", "code_challenge_methods_supported": ["S256"],
             "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "private_key_jwt", "none"],
-            "authorization_response_iss_parameter_supported": True, "client_id_metadata_document_supported": self.documents,
+            "authorization_response_iss_parameter_supported": self.names_itself, "client_id_metadata_document_supported": self.documents,
         }
         return 200, {}, {**found, **({"registration_endpoint": f"{self.base}/register"} if self.registers else {})}
 
     def register(self, wanted):
-        made = {"client_id": secrets.token_urlsafe(8), "client_secret": secrets.token_urlsafe(16)}
+        made = {"client_id": self.gives_client or secrets.token_urlsafe(8), "client_secret": secrets.token_urlsafe(16)}
         self.clients[made["client_id"]] = {**wanted, **made}
         return 201, {}, {**wanted, **made}
 
     def authorize(self, asked):
         self.asked.append(asked)
+        known = self.clients.get(asked["client_id"], {}).get("redirect_uris")
+        if known and asked["redirect_uri"] not in known:
+            return 400, {}, {"error": "invalid_request", "error_description": "not a redirect URI of this client"}
         code = secrets.token_urlsafe(16)
         self.codes[code] = {**asked, "account": self.account}
-        answer = {"code": code, "state": asked.get("state", ""), "iss": self.iss or self.base}
+        answer = {"code": code, "state": asked.get("state", "")} | ({"iss": self.iss or self.base} if self.names_itself else {})
         return 302, {"Location": f"{asked['redirect_uri']}?{urlencode(answer)}"}, {}
 
     def token(self, form, authorization):

@@ -113,7 +113,8 @@ def test_should_be_let_in_with_the_account_that_somebody_connected(keiko, admin,
     asked = guarded.asked[-1]
     assert asked["resource"] == guarded.url and asked["code_challenge_method"] == "S256" and asked["scope"] == "read"
     registration = next(iter(guarded.clients.values()))
-    assert registration["redirect_uris"] == [f"{keiko.url}/oauth/connect-back"] and registration["application_type"] == "native"
+    [back] = registration["redirect_uris"]
+    assert back.startswith(f"{keiko.url}/oauth/connect-back/") and asked["redirect_uri"] == back and registration["application_type"] == "native"
     assert "refresh_token" in registration["grant_types"]
 
 
@@ -205,6 +206,10 @@ def test_should_use_the_persons_account_for_an_agent_that_acts_for_them(keiko, a
     assert claims_of(exchanged["access_token"])["act"], exchanged
     assert said(call(keiko.client(token=exchanged["access_token"]), name)) == "ada"
     refused(call(agent.api, name), 403, "CREDENTIAL_REQUIRED")
+    # Whoever acts for somebody, or only calls tools in their name, does not change whose account that is.
+    delegate = keiko.client(token=exchanged["access_token"])
+    refused(delegate.put(f"/mcp-servers/{name}/credentials/me", {"token": "mallorys-token"}), 403, "PERMISSION_DENIED")
+    refused(delegate.delete(f"/mcp-servers/{name}/credentials/me"), 403, "PERMISSION_DENIED")
     # An agent by itself has what somebody put in for it.
     one.tokens["agents-own-token"] = {"account": "robot", "scopes": [], "until": time.monotonic() + 600, "family": ""}
     done(admin.put(f"/mcp-servers/{name}/credentials/{agent.id}", {"token": "agents-own-token"}))
@@ -376,15 +381,15 @@ def own_client(guarded, secret="s3cr3t"):
 
 def test_should_get_tokens_for_itself_where_that_is_said(keiko, admin, guarded):
     own_client(guarded)
-    name = registered(admin, guarded, grant="client_credentials", client={"id": "robot", "authentication": {"type": "secret", "secret": "s3cr3t"}})
+    name = registered(admin, guarded, grant="client_credentials", client={"id": "robot", "issuer": guarded.base, "authentication": {"type": "secret", "secret": "s3cr3t"}})
     ready(admin, name)
     assert said(call(admin, name)) == "client robot"
     assert credential(admin, name, "everybody")["grant"] == "client_credentials"
     assert said(call(admin, name, "write")) == "client robot", "it gets more rights by itself, too"
     shown = status(admin, name)["transport"]["oauth"]
-    assert shown["client"] == {"id": "robot", "issuer": None, "authentication": {"type": "secret"}} and "s3cr3t" not in str(shown)
+    assert shown["client"] == {"id": "robot", "issuer": guarded.base, "authentication": {"type": "secret"}} and "s3cr3t" not in str(shown)
     # The known secret stays where null is said.
-    kept = {"id": "robot", "authentication": {"type": "secret", "secret": None}}
+    kept = {"id": "robot", "issuer": guarded.base, "authentication": {"type": "secret", "secret": None}}
     done(admin.put(f"/mcp-servers/{name}", {"name": name, "transport": {"type": "http", "url": guarded.url, "oauth": {"grant": "client_credentials", "client": kept}}}))
     guarded.forget_tokens()
     until(lambda: call(admin, name).status_code == 200, "it is let in with the secret that it knows")
@@ -403,7 +408,7 @@ def test_should_show_who_it_is_by_a_signature(keiko, admin, one):
 
 
 @pytest.mark.parametrize("oauth", [
-    {"grant": "client_credentials"}, {"grant": "client_credentials", "per": "user", "client": {"id": "a", "authentication": {"type": "secret", "secret": "x"}}},
+    {"grant": "client_credentials"}, {"grant": "client_credentials", "client": {"id": "a", "authentication": {"type": "secret", "secret": "x"}}}, {"grant": "client_credentials", "per": "user", "client": {"id": "a", "authentication": {"type": "secret", "secret": "x"}}},
     {"client": {"id": "a", "authentication": {"type": "secret", "secret": None}}}, {"client": {"id": "a", "authentication": {"type": "private_key", "private_key": "x"}}},
     {"client": {"id": "", "authentication": {"type": "none"}}}, {"scopes": ["a b"]}, {"scopes": ["s"] * 51}, {"per": "team"}, {"client": {"id": "a"}}, {"more": 1},
 ])  # fmt: skip
@@ -464,6 +469,47 @@ def test_should_not_show_a_code_where_another_authorization_server_answered(keik
     one.iss = "https://evil.example"
     page = connect(keiko, name)
     assert page.status_code == 400 and "another authorization server answered" in page.text and not one.grants
+
+
+def test_should_not_take_a_code_of_one_authorization_server_to_another(keiko, admin, one):
+    connect(keiko, registered(admin, one))
+    [client] = one.clients
+    with Guarded() as evil:
+        # It sends people to the honest one, with the client that Keiko is there, and wants to have the code itself.
+        evil.authorization_endpoint, evil.names_itself, evil.gives_client = f"{one.base}/authorize", False, client
+        one.names_itself = False
+        name = registered(admin, evil)
+        browser = Browser(keiko)
+        page, _ = browser.sign_in(f"/oauth/connect/{name}")
+        _, left = browser.send(page, decision="connect")
+        assert left.startswith(one.base) and f"client_id={client}" in left
+        assert httpx2.get(left, trust_env=False).status_code == 400, "it knows another address for the answer"
+        # An authorization server that does not look at it sends the answer where the other's belong.
+        state, mine = parse_qs(urlsplit(left).query)["state"][0], next(iter(one.clients.values()))["redirect_uris"][0]
+        page, _ = browser.visit(f"{mine}?code=stolen&state={state}")
+        assert page.status_code == 400 and not evil.grants
+
+
+def test_should_show_the_page_again_when_it_says_something_else(keiko, admin, one):
+    name = registered(admin, one)
+    browser = Browser(keiko)
+    page, _ = browser.sign_in(f"/oauth/connect/{name}")
+    one.scopes = ["read", "delete-everything"]
+    page, left = browser.send(page, decision="connect")
+    assert left is None and page.status_code == 400 and "look at the page again" in page.text and not one.asked
+
+
+def test_should_not_lose_a_token_with_the_call_that_needed_it(keiko, admin, one):
+    name = registered(admin, one)
+    connect(keiko, name)
+    ready(admin, name)
+    one.forget_tokens()
+    one.delay = 2
+    impatient = admin.post(f"/tools/{name}__whoami/actions/call", {"arguments": {}, "timeout_ms": 200})
+    assert impatient.status_code == 502, impatient.text
+    one.delay = 0
+    assert said(until(lambda: (a := call(admin, name)).status_code == 200 and a, "the next call gets it")) == "ada"
+    assert (one.renewals, one.reused) == (1, 0)
 
 
 @pytest.mark.parametrize(("what", "value"), [
@@ -541,7 +587,7 @@ def test_should_be_let_in_at_another_keiko(keiko, admin, new_keiko, tmp_path):
     page, left = browser.send(page, decision="connect")
     assert left.startswith(f"{other.url}/oauth/authorize?")
     page, left = there.sign_in(left)
-    assert left.startswith(f"{keiko.url}/oauth/connect-back?")
+    assert left.startswith(f"{keiko.url}/oauth/connect-back/")
     page, _ = browser.visit(left)
     assert "Connected" in page.text, page.text
     ready(admin, name)
@@ -631,6 +677,6 @@ def test_should_connect_and_disconnect_on_the_command_line(keiko, admin, one, tm
     assert late.returncode != 0 and "not connected in time" in late.stderr
     secret = tmp_path / "secret"
     secret.write_text("s3cr3t\n")
-    added = run("mcp", "servers", "add", unique("c").replace("-", ""), "--url", one.url, "--client-id", "robot", "--client-secret-file", str(secret), "--client-credentials", "--scope", "read")
+    added = run("mcp", "servers", "add", unique("c").replace("-", ""), "--url", one.url, "--client-id", "robot", "--client-secret-file", str(secret), "--issuer", one.base, "--client-credentials", "--scope", "read")
     assert added.returncode == 0, added.stderr
     assert run("mcp", "servers", "add", "x", "--per-user", "--", "true").returncode != 0

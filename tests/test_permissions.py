@@ -9,7 +9,7 @@ OPEN = {
     # The authorization server: who asks is found out there, by its own rules (test_oauth.py).
     "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration", "/.well-known/oauth-protected-resource",
     "/.well-known/oauth-protected-resource/mcp", "/oauth/authorize", "/oauth/token", "/oauth/device_authorization", "/oauth/device",
-    "/oauth/revoke", "/oauth/introspect", "/oauth/connect/{id}", "/oauth/connect-back", "/oauth/client.json", "/oauth/register", "/oauth/logout",
+    "/oauth/revoke", "/oauth/introspect", "/oauth/connect/{id}", "/oauth/connect-back", "/oauth/connect-back/{id}", "/oauth/client.json", "/oauth/register", "/oauth/logout",
     # Who has no account yet, or no password any more: what a mail proves is found out there (test_mail.py).
     "/api/v1/auth/register", "/api/v1/auth/invitations/accept", "/api/v1/auth/password-resets", "/api/v1/auth/password-resets/confirm",
     "/api/v1/auth/email/confirm", "/.well-known/agent-card.json", "/account/register", "/account/join", "/account/reset", "/account/password", "/account/verify",
@@ -105,7 +105,7 @@ def callers(keiko, admin, things):
     """One client per role, and one agent by its key."""
     clients = {role: keiko.user(admin, [role]) for role in ROLES}
     clients["agent"] = keiko.agent(admin, things["capability"]).api
-    for client in (clients["admin"], clients["developer"], clients["agent"]):
+    for client in clients.values():
         done(client.put(f"/mcp-servers/{things['far']}/credentials/me", {"token": "x"}))
     return clients
 

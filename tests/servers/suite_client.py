@@ -44,8 +44,13 @@ def oauth():
     if "client_id" not in CONTEXT:
         return {}
     proof = {"type": "private_key", "private_key": CONTEXT["private_key_pem"]} if "private_key_pem" in CONTEXT else {"type": "secret", "secret": CONTEXT["client_secret"]}
-    grant = "client_credentials" if "client-credentials" in SCENARIO else "authorization_code"
-    return {"oauth": {"grant": grant, "client": {"id": CONTEXT["client_id"], "authentication": proof}}}
+    client = {"id": CONTEXT["client_id"], "authentication": proof}
+    if "client-credentials" not in SCENARIO:
+        return {"oauth": {"client": client}}
+    # Whoever gives a secret says whom it is for.
+    described = sys.argv[1].replace("/mcp", "/.well-known/oauth-protected-resource/mcp")
+    client["issuer"] = httpx2.get(described, trust_env=False).json()["authorization_servers"][0]
+    return {"oauth": {"grant": "client_credentials", "client": client}}
 
 
 def status(*wanted):

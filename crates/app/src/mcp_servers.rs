@@ -14,7 +14,7 @@ use domain::mcp_server::{
 use domain::mcp_server::{name_key, not_found};
 use domain::tool::{Manifest, Tool, ToolCommand, tool_id};
 use engine::{Context, Executor, Extras, HandleError, Handled, Step};
-use gateway::{Access, Happening, Introduction, Offers, Report, Spec, ToolListing};
+use gateway::{Access, Happening, Holder, Introduction, Offers, Report, Spec, ToolListing};
 use kernel::id::{CredentialId, McpServerId, TenantId};
 use kernel::{ActorRef, IndexField, Kind, Process, Recorded, Rejection, Timestamp, limits};
 use serde_json::json;
@@ -246,10 +246,12 @@ impl App {
         let id: CredentialId = stream.parse().map_err(|_| internal(format!("'{stream}' is no credential")))?;
         self.0.vault.forget(tenant, id);
         let known = self.entity_even_ended::<Credential>(tenant, stream).await?.filter(|_| is_other);
-        if let Some(granted) = known.map(|known| known.state.granted.clone())
-            && granted.owner.is_none()
-        {
-            self.0.gateway.restart(gateway::Key { tenant, server: granted.server_id });
+        if let Some(granted) = known.map(|known| known.state.granted.clone()) {
+            let key = gateway::Key { tenant, server: granted.server_id };
+            match granted.owner {
+                None => self.0.gateway.restart(key),
+                Some(owner) => self.0.gateway.forget_holder(key, &Holder::Identity(owner.into())),
+            }
         }
         Ok(())
     }
@@ -267,7 +269,7 @@ impl App {
             Transport::Stdio { command, args, .. } => Spec::Stdio { command, args, env: secrets },
             Transport::Http { url, .. } => {
                 let vault = Arc::new(Tokenry(Arc::downgrade(&self.0)));
-                let access = Access { key: gateway::Key { tenant, server: id }, vault };
+                let access = Access { key: gateway::Key { tenant, server: id }, url: url.clone(), vault };
                 Spec::Http { url, headers: secrets, access: Some(access) }
             }
         })
@@ -372,6 +374,9 @@ impl App {
             }
             return;
         };
+        if oauth.grant == Grant::ClientCredentials && client.given.issuer.is_none() && client.given.secret().is_some() {
+            problems.add(at("client/issuer"), "is needed where Keiko gets tokens for itself: nobody sees whom the server names");
+        }
         if client.given.id.is_empty() || client.given.id.len() > 2_048 || client.given.id.chars().any(char::is_control) {
             problems.add(at("client/id"), "must have 1 to 2048 characters");
         }
@@ -382,7 +387,7 @@ impl App {
                     problems.add(at(field), problem);
                 }
             }
-            None if client.given.secret().is_some() && known.is_none_or(|known| known.auth != client.given.auth) => {
+            None if client.given.secret().is_some() && known.is_none_or(|known| *known != client.given) => {
                 problems.add(at("client"), "has no value yet that could be kept");
             }
             None => {}

@@ -358,7 +358,7 @@ impl App {
             is_repeatable: is_repeatable(state),
         };
         let asked = self.ask_server(caller, state.server_id, call, Some(state)).await;
-        let answered = asked.map_err(|error| self.with_way_in(&state.server, of_call(&name, error)))?;
+        let answered = asked.map_err(|error| self.with_way_in(caller, state.server_id, &state.server, of_call(&name, error)))?;
         let Outcome::Complete(result) = answered.outcome else {
             return Err(of_call(&name, CallError::Unusable("it asks for more input".into())));
         };

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 /// After a renewal nobody tries again for this long; after each failure twice as long, up to the longest.
 const PAUSE_MS: u64 = 10_000;
 const PAUSE_MAX_MS: u64 = 60_000;
-/// Scopes that a server may ask for beside those that it has got.
+/// The least of it, where tokens are very short-lived.
+const PAUSE_MIN_MS: u64 = 3_000;
+/// Scopes that are asked for in all: a server may want new ones without end.
 const WANTED_MAX: usize = 50;
 
 /// Where a credential comes from.
@@ -57,8 +59,8 @@ pub enum CredentialCommand {
     },
     /// It is no good any more.
     Refuse {
-        /// Who noticed: whoever began a renewal, or nobody.
-        by: Option<String>,
+        /// Who noticed: whoever began a renewal, or somebody who saw it at a version.
+        by: Witness,
         /// Why, for people.
         reason: String,
     },
@@ -71,6 +73,15 @@ pub enum CredentialCommand {
     Want(Vec<String>),
     /// Forget it.
     Remove,
+}
+
+/// Who says that a credential is no good any more.
+#[derive(Clone, Debug)]
+pub enum Witness {
+    /// Whoever began a renewal.
+    Renewer(String),
+    /// Somebody whose token was refused, with the version of the credential that it was read of.
+    Shown(u64),
 }
 
 /// `registry.credential.granted`
@@ -171,6 +182,9 @@ pub struct Credential {
     pub wanted: Vec<String>,
     /// Who gets another one.
     pub renewing: Option<RenewalBegun>,
+    /// How often one was given.
+    #[serde(default)]
+    pub grants: u32,
     /// How often that did not work, one time after the other.
     pub failures: u32,
     /// Before this nobody tries to get another one.
@@ -209,7 +223,7 @@ impl Credential {
     fn news(&self, scopes: &[String]) -> Vec<String> {
         let known = self.scopes_to_ask();
         let news = scopes.iter().filter(|scope| !known.contains(scope) && !self.granted.scopes.contains(scope));
-        news.take(WANTED_MAX.saturating_sub(self.wanted.len())).cloned().collect()
+        news.take(WANTED_MAX.saturating_sub(known.len())).cloned().collect()
     }
 }
 
@@ -245,7 +259,9 @@ impl Decider for Credential {
             CredentialCommand::Renew { .. } => return Err(stale()),
             CredentialCommand::EndRenewal { by } if known.is_renewed_by(by) => vec![CredentialEvent::RenewalEnded(Nothing {})],
             CredentialCommand::EndRenewal { .. } => vec![],
-            CredentialCommand::Refuse { by: Some(by), .. } if !known.is_renewed_by(by) => vec![],
+            CredentialCommand::Refuse { by: Witness::Renewer(by), .. } if !known.is_renewed_by(by) => vec![],
+            // There is another one since.
+            CredentialCommand::Refuse { by: Witness::Shown(version), .. } if *version != facts.version => vec![],
             CredentialCommand::Refuse { .. } if known.status == CredentialStatus::Refused => vec![],
             CredentialCommand::Refuse { reason, .. } => {
                 vec![CredentialEvent::Refused(Refused { reason: reason.clone() })]
@@ -270,6 +286,7 @@ impl Decider for Credential {
                 reason: None,
                 wanted: vec![],
                 renewing: None,
+                grants: state.map_or(0, |known| known.grants).saturating_add(1),
                 failures: 0,
                 rests_until: None,
             });
@@ -288,7 +305,7 @@ impl Decider for Credential {
                 known.renewing = None;
                 known.failures = 0;
                 let half_ms = renewed.expires_at.map_or(PAUSE_MS, |end| end.since_ms(meta.at) / 2);
-                known.rests_until = Some(meta.at.plus_ms(half_ms.min(PAUSE_MS)));
+                known.rests_until = Some(meta.at.plus_ms(half_ms.clamp(PAUSE_MIN_MS, PAUSE_MS)));
                 known.granted.scopes.clone_from(&renewed.scopes);
                 known.granted.expires_at = renewed.expires_at;
                 if let Source::Oauth { is_renewable, .. } = &mut known.granted.source {
@@ -391,7 +408,7 @@ mod tests {
         let taken = RenewalBegun { by: "2".into(), until: Timestamp(2_000) };
         let known = Credential::evolve(given(&[granted(true, &[]), begin("1")]), &CredentialEvent::RenewalBegun(taken), &meta);
         assert_eq!(decide(known.as_ref(), &renew("1"), 1_500).unwrap_err().code, "CREDENTIAL_CHANGED");
-        assert_eq!(decide(known.as_ref(), &Refuse { by: Some("1".into()), reason: "no".into() }, 1_500), Ok(vec![]));
+        assert_eq!(decide(known.as_ref(), &Refuse { by: Witness::Renewer("1".into()), reason: "no".into() }, 1_500), Ok(vec![]));
         assert_eq!(decide(known.as_ref(), &renew("2"), 1_500).unwrap().len(), 1);
     }
 
@@ -414,7 +431,9 @@ mod tests {
 
     #[test]
     fn given_what_cannot_be_renewed_then_nobody_tries() {
-        for commands in [vec![granted(false, &[])], vec![granted(true, &[]), Refuse { by: None, reason: "revoked".into() }]] {
+        for commands in
+            [vec![granted(false, &[])], vec![granted(true, &[]), Refuse { by: Witness::Shown(0), reason: "revoked".into() }]]
+        {
             assert_eq!(decide(given(&commands).as_ref(), &begin("1"), 0), Ok(vec![]));
         }
     }

@@ -422,7 +422,8 @@ impl Decider for McpServer {
             McpServerEvent::Registered(_) => {}
             McpServerEvent::Updated(described) => {
                 let (before, now) = (&server.profile.transport, &described.profile.transport);
-                if before.url() != now.url() || before.oauth() != now.oauth() {
+                let given = |transport: &Transport| transport.oauth().and_then(|oauth| oauth.client.clone());
+                if before.url() != now.url() || given(before) != given(now) {
                     server.client = None;
                 }
                 server.profile = described.profile.clone();

@@ -43,13 +43,15 @@ impl fmt::Debug for Token {
 #[async_trait]
 pub trait Vault: Send + Sync {
     /// What to show now; nothing where nothing is needed as far as is known. The error says why there must be something and is not.
-    async fn token(&self, key: Key, holder: &Holder) -> Result<Option<Token>, String>;
+    /// It is for the server at this URL and no other.
+    async fn token(&self, key: Key, url: &str, holder: &Holder) -> Result<Option<Token>, String>;
 
     /// A server did not let in whoever showed `refused`. What to show in its place; nothing where there is nothing better. The error
     /// says what people must do.
     async fn instead(
         &self,
         key: Key,
+        url: &str,
         holder: &Holder,
         refused: Option<&Token>,
         challenge: &Challenge,
@@ -61,13 +63,15 @@ pub trait Vault: Send + Sync {
 pub struct Access {
     /// Which server.
     pub key: Key,
+    /// Where it is.
+    pub url: String,
     /// Where they are.
     pub vault: Arc<dyn Vault>,
 }
 
 impl Access {
     pub(crate) async fn token(&self, holder: &Holder) -> Result<Option<Token>, String> {
-        self.vault.token(self.key, holder).await
+        self.vault.token(self.key, &self.url, holder).await
     }
 
     pub(crate) async fn instead(
@@ -76,6 +80,6 @@ impl Access {
         refused: Option<&Token>,
         challenge: &Challenge,
     ) -> Result<Option<Token>, String> {
-        self.vault.instead(self.key, holder, refused, challenge).await
+        self.vault.instead(self.key, &self.url, holder, refused, challenge).await
     }
 }

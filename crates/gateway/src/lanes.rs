@@ -191,6 +191,12 @@ impl Lanes {
         tokio::spawn(finish(ended));
     }
 
+    /// Ends what belongs to a holder: its account may be another one.
+    pub fn forget_holder(&self, holder: &Holder) {
+        let ended = self.entries().extract_if(.., |entry| entry.holder == *holder).collect();
+        tokio::spawn(finish(ended));
+    }
+
     /// Ends what nobody uses any more.
     pub async fn sweep(&self) {
         let is_left = |entry: &mut Entry| {

@@ -355,6 +355,13 @@ impl Gateway {
         });
     }
 
+    /// Ends the connections of a server that use one holder's account.
+    pub fn forget_holder(&self, key: Key, holder: &Holder) {
+        if let Some(shielded) = self.shielded(key) {
+            shielded.upstream.forget_holder(holder);
+        }
+    }
+
     /// Ends every connection that belongs to a party alone.
     pub fn forget_party(&self, tenant: TenantId, party: [u8; 32]) {
         let own: Vec<_> = self.upstreams().iter().filter(|(key, _)| key.tenant == tenant).map(|(_, u)| u.clone()).collect();

@@ -121,7 +121,7 @@ impl Upstream {
     async fn asked(&self, call: Call) -> Result<Outcome, CallError> {
         let Call { ask, approved, client, notes, timeout, .. } = call;
         let begun = Instant::now();
-        let connection = self.connection(timeout.min(START_PATIENCE)).await?;
+        let connection = self.connection(timeout.min(START_PATIENCE), &client.holder).await?;
         let mirrored = self.mirrored(&ask, approved.as_deref())?;
         let left = || timeout.saturating_sub(begun.elapsed());
         match &ask.answers {
@@ -160,7 +160,7 @@ impl Upstream {
     }
 
     /// The connection, soon: one that is being opened is waited for.
-    async fn connection(&self, patience: Duration) -> Result<Arc<Connection>, CallError> {
+    async fn connection(&self, patience: Duration, holder: &Holder) -> Result<Arc<Connection>, CallError> {
         let mut condition = self.shared.condition.subscribe();
         let opened = tokio::time::timeout(patience, condition.wait_for(|condition| !matches!(condition, Condition::Starting)));
         let settled = tokio::select! {
@@ -170,6 +170,10 @@ impl Upstream {
         };
         match settled.as_ref().map(|settled| settled.as_deref()) {
             Ok(Ok(Condition::Ready(connection))) => Ok(connection.clone()),
+            // Whoever uses an account of their own can do nothing about it.
+            Ok(Ok(Condition::Failed(failure))) if *holder != Holder::Everybody => {
+                Err(CallError::NotReady(failure.reason.clone()))
+            }
             Ok(Ok(Condition::Failed(failure))) => Err(failure.clone().into_call_error()),
             Ok(Ok(Condition::Starting) | Err(_)) | Err(_) => Err(CallError::Starting),
         }
@@ -195,6 +199,11 @@ impl Upstream {
     /// Ends the connection that belongs to a party.
     pub fn forget_party(&self, party: [u8; 32]) {
         self.shared.lanes.forget(party);
+    }
+
+    /// Ends the connections of a holder.
+    pub fn forget_holder(&self, holder: &Holder) {
+        self.shared.lanes.forget_holder(holder);
     }
 
     /// Connects anew at once.

@@ -14,10 +14,11 @@ use domain::credential::{Credential, Source, credential_id};
 use domain::mcp_server::{ClientAuth, GivenClient, Grant, KnownClient, McpServer, McpServerCommand, issuer_changed, not_found};
 use engine::{Context, Extras, Handled, Step};
 use gateway::Key;
-use gateway::oauth::{Authentication, Authority, Challenge, Client, Registration, discover, exchange, register};
+use gateway::oauth::{Authentication, Authority, Challenge, Client, Registration, Tokens, discover, exchange, register};
 use kernel::{Kind, Rejection};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 /// How long an assertion is good.
 const ASSERTION_S: i64 = 60;
@@ -37,6 +38,21 @@ impl App {
     /// Where authorization servers send people back to.
     pub(super) fn connect_back(&self) -> String {
         format!("{}/oauth/connect-back", self.issuer())
+    }
+
+    /// The same for one authorization server: where Keiko registers itself, each has an address of its own, so that a code of one is not
+    /// taken for a code of another.
+    pub(super) fn connect_back_of(&self, server: &Handled<McpServer>, authority: &Authority) -> String {
+        if given(server).is_some() || self.takes_document(authority) {
+            return self.connect_back();
+        }
+        let digest = Sha256::digest(authority.issuer.as_bytes());
+        format!("{}/{}", self.connect_back(), kernel::text::hex(&digest[..8]))
+    }
+
+    /// Whether Keiko's document is shown there: only where answers name who gives them, for its address is the same everywhere.
+    fn takes_document(&self, authority: &Authority) -> bool {
+        authority.takes_documents && authority.names_itself && self.client_document_url().is_some()
     }
 
     /// The document that Keiko is known by, where everybody can read it.
@@ -73,15 +89,15 @@ impl App {
             return self.know(key, client, None, context).await;
         }
         if let Some(known) = server.state.client.as_ref().filter(|known| known.issuer == issuer)
-            && (self.is_document(&known.client_id) || self.leads_back(key).await?)
+            && (self.is_document(&known.client_id) || self.leads_back(key, &self.connect_back_of(server, authority)).await?)
         {
             return Ok(known.client_id.clone());
         }
-        if let Some(document) = self.client_document_url().filter(|_| authority.takes_documents) {
+        if let Some(document) = self.client_document_url().filter(|_| self.takes_document(authority)) {
             return self.know(key, KnownClient { issuer, client_id: document, is_given: false }, None, context).await;
         }
         let Some(endpoint) = &authority.registration_endpoint else { return Err(client_needed(&issuer)) };
-        let (back, allow_private) = (self.connect_back(), self.0.gateway.settings().allow_private);
+        let (back, allow_private) = (self.connect_back_of(server, authority), self.0.gateway.settings().allow_private);
         let made = register(endpoint, &back, &authority.auth_methods, self.issuer(), allow_private).await;
         let made = made.map_err(|reason| untold(&format!("the authorization server '{issuer}' has no use for it: {reason}")))?;
         let registered = Registered { id: made.id.clone(), secret: made.secret, method: made.method, redirect_uri: back };
@@ -111,8 +127,8 @@ impl App {
     }
 
     /// Whether a registration leads people back here: this server may have had another address then.
-    async fn leads_back(&self, key: Key) -> Answer<bool> {
-        Ok(self.registered(key).await?.is_some_and(|registered| registered.redirect_uri == self.connect_back()))
+    async fn leads_back(&self, key: Key, back: &str) -> Answer<bool> {
+        Ok(self.registered(key).await?.is_some_and(|registered| registered.redirect_uri == back))
     }
 
     /// Keiko as it shows itself to an authorization server, which must be the one that it is known at.
@@ -150,8 +166,29 @@ impl App {
         signing.sign("JWT", &claims).map(Authentication::Assertion).map_err(internal)
     }
 
+    /// Whether more may be asked for than somebody said: only where nothing was said.
+    pub(super) async fn may_ask_for_more(&self, key: Key) -> Result<bool, String> {
+        let server =
+            self.entity::<McpServer>(key.tenant, &key.server.to_string()).await.map_err(|rejection| rejection.message)?;
+        Ok(server.is_some_and(|server| server.state.profile.transport.oauth().is_some_and(|oauth| oauth.scopes.is_empty())))
+    }
+
     /// Tokens that Keiko gets without anybody's help, where it was said that it should.
     pub(super) async fn own_tokens(&self, key: Key, challenge: &Challenge) -> Answer<Option<GrantedTokens>> {
+        let Some((tokens, kept, issuer, asked)) = self.own_exchange(key, challenge, None).await? else { return Ok(None) };
+        let (scopes, expires_at) = (tokens.scopes.clone().unwrap_or_else(|| asked.clone()), self.end_of(&tokens));
+        let (issuer, client_id) = issuer;
+        let source = Source::Oauth { issuer, client_id, grant: Grant::ClientCredentials, asked, is_renewable: true };
+        Ok(Some(GrantedTokens { kept, source, scopes, expires_at }))
+    }
+
+    /// The same as it comes: with the issuer and Keiko's id there, and what was asked for (`scopes`, or what is wanted).
+    pub(super) async fn own_exchange(
+        &self,
+        key: Key,
+        challenge: &Challenge,
+        scopes: Option<Vec<String>>,
+    ) -> Answer<Option<(Tokens, Kept, (String, String), Vec<String>)>> {
         let Some(server) = self.entity::<McpServer>(key.tenant, &key.server.to_string()).await? else { return Ok(None) };
         let transport = &server.state.profile.transport;
         let (Some(url), Some(oauth)) = (transport.url(), transport.oauth()) else { return Ok(None) };
@@ -163,22 +200,15 @@ impl App {
         let client_id = self.known_client(key, &server, &authority, &Context::system("vault")).await?;
         let client = self.client_of(key, &authority.issuer, &authority.auth_methods).await?;
         let before = self.entity::<Credential>(key.tenant, &credential_id(key.server, None).to_string()).await?;
-        let before = before.map(|before| before.state.scopes_to_ask()).unwrap_or_default();
-        let asked = scopes_of(&oauth.scopes, challenge, &authority, before);
+        let before = before.filter(|_| oauth.scopes.is_empty()).map(|before| before.state.scopes_to_ask()).unwrap_or_default();
+        let asked = scopes.unwrap_or_else(|| scopes_of(&oauth.scopes, challenge, &authority, before));
         let scope = asked.join(" ");
         let mut form = vec![("grant_type", "client_credentials"), ("resource", authority.resource.as_str())];
         form.extend((!scope.is_empty()).then_some(("scope", scope.as_str())));
         let tokens =
             exchange(&authority.token_endpoint, &client, &form, allow_private).await.map_err(|e| untold(&e.to_string()))?;
-        let source = Source::Oauth {
-            issuer: authority.issuer.clone(),
-            client_id,
-            grant: oauth.grant,
-            asked: asked.clone(),
-            is_renewable: true,
-        };
-        let (scopes, expires_at) = (tokens.scopes.clone().unwrap_or(asked), self.end_of(&tokens));
-        Ok(Some(GrantedTokens { kept: Kept::of(url, tokens, &authority), source, scopes, expires_at }))
+        let kept = Kept::of(url, tokens.clone(), &authority);
+        Ok(Some((tokens, kept, (authority.issuer, client_id), asked)))
     }
 
     /// Whether a secret can be what a client shows who it is with.

@@ -39,10 +39,14 @@ pub struct ConnectPlan {
     pub scopes: Vec<String>,
     /// Whether everybody's calls will use the account.
     pub is_for_everybody: bool,
+    /// Tells this plan from any other.
+    pub mark: String,
 }
 
 /// What comes back from an authorization server.
 pub struct ConnectAnswer {
+    /// The address that it sent the person to.
+    pub back: String,
     /// What it was told to send back.
     pub state: String,
     /// What gets the tokens.
@@ -70,6 +74,8 @@ struct Underway {
     is_for_everybody: bool,
     verifier: String,
     client_id: String,
+    /// Where people are sent back to: the authorization server that sent somebody elsewhere is another one.
+    back: String,
     issuer: String,
     names_itself: bool,
     asked: Vec<String>,
@@ -88,6 +94,15 @@ struct Prepared {
     is_for_everybody: bool,
 }
 
+impl Prepared {
+    /// Tells what a person is shown from anything else.
+    fn mark(&self) -> String {
+        let endpoint = &self.authorization_endpoint;
+        let shown = format!("{:?}", (&self.server.stream, &self.authority.issuer, endpoint, &self.asked, self.is_for_everybody));
+        b64(&Sha256::digest(shown))
+    }
+}
+
 impl App {
     /// What would be connected.
     pub async fn connect_plan(
@@ -102,19 +117,31 @@ impl App {
         Ok(ConnectPlan {
             server: profile.name.clone(),
             url: profile.transport.url().unwrap_or_default().to_owned(),
-            leads_to: origin(&prepared.authorization_endpoint),
+            leads_to: prepared.authority.page_origin(),
+            mark: prepared.mark(),
             issuer: prepared.authority.issuer,
             scopes: prepared.asked,
             is_for_everybody: prepared.is_for_everybody,
         })
     }
 
-    /// Where the person goes on.
-    pub async fn connect_begin(&self, browser: &Browser, context: Context, server: &str, for_everybody: bool) -> Answer<String> {
+    /// Where the person goes on, who was shown the plan with this mark.
+    pub async fn connect_begin(
+        &self,
+        browser: &Browser,
+        context: Context,
+        server: &str,
+        for_everybody: bool,
+        mark: &str,
+    ) -> Answer<String> {
         let context = browser.context(context);
         let prepared = self.prepared(browser, &context, server, for_everybody).await?;
+        if prepared.mark() != mark {
+            return Err(untold("it says something else than a moment ago: look at the page again"));
+        }
         let Prepared { server, authority, asked, is_for_everybody, .. } = prepared;
         let id: McpServerId = server.stream.parse().map_err(|_| internal("a server without an id".into()))?;
+        let back = self.connect_back_of(&server, &authority);
         let client_id = self.known_client(Key { tenant: browser.tenant, server: id }, &server, &authority, &context).await?;
         let verifier = fresh_secret(self.env());
         let challenge = b64(&Sha256::digest(verifier.as_bytes()));
@@ -127,6 +154,7 @@ impl App {
             is_for_everybody,
             verifier,
             client_id: client_id.clone(),
+            back: back.clone(),
             issuer: authority.issuer,
             names_itself: authority.names_itself,
             asked,
@@ -135,7 +163,7 @@ impl App {
             revocation_endpoint: authority.revocation_endpoint,
             auth_methods: authority.auth_methods,
         };
-        let (state, back) = (self.seal_underway(browser, &underway)?, self.connect_back());
+        let state = self.seal_underway(browser, &underway)?;
         let mut fields = vec![
             ("response_type", "code"),
             ("client_id", &client_id),
@@ -157,7 +185,7 @@ impl App {
             Some(issuer) => *issuer == underway.issuer,
             None => !underway.names_itself,
         };
-        if !is_its {
+        if !is_its || answer.back != underway.back {
             return Err(untold("another authorization server answered than was asked"));
         }
         let caller = self.browser_caller(self.actor_of(browser).await?, &browser.context(context));
@@ -178,11 +206,10 @@ impl App {
         if client.id != underway.client_id {
             return Err(untold("Keiko is another client there since: begin again"));
         }
-        let back = self.connect_back();
         let form = [
             ("grant_type", "authorization_code"),
             ("code", code.as_str()),
-            ("redirect_uri", back.as_str()),
+            ("redirect_uri", underway.back.as_str()),
             ("code_verifier", underway.verifier.as_str()),
             ("resource", underway.resource.as_str()),
         ];
@@ -209,6 +236,13 @@ impl App {
         };
         let owner = (!underway.is_for_everybody).then_some(owner.as_str());
         self.keep_credential(&caller, &server, owner, GrantedTokens { kept, source, scopes, expires_at }).await?;
+        // Who and what it is for may have been removed while the authorization server took its time.
+        let is_left = self.identity(browser.tenant, &browser.user.to_string()).await?.is_some()
+            && self.entity::<McpServer>(browser.tenant, &server.stream).await?.is_some();
+        if !is_left {
+            self.drop_credential(key, owner, &caller).await?;
+            return Err(untold("you, or the server, were removed meanwhile"));
+        }
         let name = server.state.profile.name.clone();
         let shared = credential_id(underway.server, None).to_string();
         let is_alone = owner.is_some() && self.entity::<Credential>(browser.tenant, &shared).await?.is_none();
@@ -297,8 +331,4 @@ impl App {
 /// Nobody goes on with what somebody else began: their account would become one's own.
 fn place(browser: &Browser) -> String {
     format!("connect/{}", browser.user)
-}
-
-fn origin(url: &str) -> String {
-    url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/")
 }

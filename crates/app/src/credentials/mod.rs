@@ -118,12 +118,14 @@ impl App {
     }
 
     /// A refusal of a server that lets nobody in, with where to connect it.
-    pub(crate) fn with_way_in(&self, server: &str, mut rejection: Rejection) -> Rejection {
+    pub(crate) fn with_way_in(&self, caller: &Caller, id: McpServerId, server: &str, mut rejection: Rejection) -> Rejection {
         if rejection.code != "CREDENTIAL_REQUIRED" {
             return rejection;
         }
         let url = self.connect_url(server);
-        rejection.hint = format!("Open {url} in a browser, or put a token in: PUT /api/v1/mcp-servers/{server}/credentials/me.");
+        let owner = if self.account_of(caller, id) == Holder::Everybody { "everybody" } else { "me" };
+        rejection.hint =
+            format!("Open {url} in a browser, or put a token in: PUT /api/v1/mcp-servers/{server}/credentials/{owner}.");
         rejection.with("connect_url", url)
     }
 
@@ -183,10 +185,7 @@ impl App {
         self.witness(caller, "mcp-servers.credential.removed", &json!({ "id": id, "server": server_id, "owner": holder }))
             .await?;
         let given_back = self.giving_back(Key { tenant, server: server_id }, &known).await;
-        let step = Step::on::<Credential>(id, CredentialCommand::Remove);
-        let extras = Extras { secrets: vec![(secret_of(id), None)], ..Extras::default() };
-        self.execute::<Credential>(caller, step, extras).await?;
-        self.0.vault.forget(tenant, id);
+        self.drop_credential(Key { tenant, server: server_id }, holder.as_deref(), caller).await?;
         if let Some(given_back) = given_back {
             self.env().spawn(given_back);
         }
@@ -228,8 +227,14 @@ impl App {
     /// A server that can be shown a token.
     async fn http_server(&self, caller: &Caller, server: &str) -> Answer<Handled<McpServer>> {
         let found = self.mcp_server(&Caller { at: None, ..caller.clone() }, server).await?;
-        if found.state.profile.transport.url().is_some() {
-            return Ok(found);
+        let hint = "Use an https URL; gateway.allow_private (KEIKO_GATEWAY_ALLOW_PRIVATE) allows others, too.";
+        match found.state.profile.transport.url() {
+            Some(url) if url.starts_with("https://") || self.0.gateway.settings().allow_private => return Ok(found),
+            Some(url) => {
+                let message = format!("A token would be sent to {url} in the clear.");
+                return Err(Rejection::new(kernel::Kind::Refused, "CREDENTIAL_UNUSABLE", message, hint));
+            }
+            None => {}
         }
         let message =
             format!("The server '{}' is a process: it gets what it needs in its environment.", found.state.profile.name);
@@ -247,6 +252,15 @@ impl App {
                 known.map(|_| Some(id.to_owned())).ok_or_else(|| owner.not_found())
             }
         }
+    }
+
+    /// Forgets a credential at once.
+    async fn drop_credential(&self, key: Key, owner: Option<&str>, caller: &Caller) -> Answer<()> {
+        let id = credential_id(key.server, owner);
+        let extras = Extras { secrets: vec![(secret_of(id), None)], ..Extras::default() };
+        self.execute::<Credential>(caller, Step::on::<Credential>(id, CredentialCommand::Remove), extras).await?;
+        self.0.vault.forget(key.tenant, id);
+        Ok(())
     }
 
     /// Keeps what was given, in place of what was there.

@@ -4,8 +4,8 @@
 use super::{GrantedTokens, Kept, holder_id, secret_of};
 use crate::app::{App, Inner};
 use async_trait::async_trait;
-use domain::credential::{Credential, CredentialCommand, CredentialStatus, Renewed, Source, credential_id};
-use domain::mcp_server::{Grant, McpServer};
+use domain::credential::{Credential, CredentialCommand, CredentialStatus, Renewed, Source, Witness, credential_id};
+use domain::mcp_server::Grant;
 use engine::{Context, Extras, HandleError, Handled, Step};
 use gateway::oauth::{Challenge, ExchangeError, Tokens, exchange};
 use gateway::{Holder, Key, Token};
@@ -13,6 +13,7 @@ use kernel::id::{CredentialId, McpServerId, TenantId};
 use kernel::{Kind, Rejection, Timestamp, text};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::sync::oneshot;
 
 /// Who writes down what happens to credentials by themselves.
 pub(crate) const VAULT: &str = "vault";
@@ -51,8 +52,9 @@ struct Known {
     expires_at: Option<Timestamp>,
     /// The version of the credential that this was read of.
     version: u64,
-    /// For which server.
+    /// For which server, and where.
     server: McpServerId,
+    url: String,
 }
 
 impl Known {
@@ -117,18 +119,26 @@ impl Tokenry {
 
 #[async_trait]
 impl gateway::Vault for Tokenry {
-    async fn token(&self, key: Key, holder: &Holder) -> Result<Option<Token>, String> {
-        self.app()?.token(key, holder).await
+    async fn token(&self, key: Key, url: &str, holder: &Holder) -> Result<Option<Token>, String> {
+        self.app()?.token(key, url, holder).await
     }
 
     async fn instead(
         &self,
         key: Key,
+        url: &str,
         holder: &Holder,
         refused: Option<&Token>,
         challenge: &Challenge,
     ) -> Result<Option<Token>, String> {
-        self.app()?.token_instead(key, holder, refused, challenge).await
+        let app = self.app()?;
+        let token = app.token_instead(key, holder, refused, challenge).await?;
+        // What came may be for another place.
+        if token.is_some() {
+            app.token(key, url, holder).await.map(|now| now.filter(|now| Some(now) == token.as_ref()))
+        } else {
+            Ok(None)
+        }
     }
 }
 
@@ -138,7 +148,7 @@ fn id_of(key: Key, holder: &Holder) -> Id {
 
 impl App {
     /// What to show to a server now.
-    async fn token(&self, key: Key, holder: &Holder) -> Result<Option<Token>, String> {
+    async fn token(&self, key: Key, url: &str, holder: &Holder) -> Result<Option<Token>, String> {
         let id = id_of(key, holder);
         let mut known = match self.0.vault.known(id) {
             Some(known) => known,
@@ -154,6 +164,9 @@ impl App {
         }
         match (known.problem, known.token, holder) {
             (Some(problem), _, _) => Err(problem),
+            (None, Some(_), _) if known.url != url => {
+                Err("it is elsewhere than its credential was given for: connect it again".into())
+            }
             (None, None, Holder::Identity(_)) => Err("you have not connected it to an account of yours".into()),
             (None, Some(_), _) if known.expires_at.is_some_and(|end| end <= now) => {
                 Err("its token has ended, and there is no other yet: its authorization server does not answer".into())
@@ -168,12 +181,7 @@ impl App {
             return;
         }
         let app = self.clone();
-        self.env().spawn(async move {
-            tokio::select! {
-                () = app.env().stop().cancelled() => {}
-                renewed = app.renewed(key, id, seen) => drop(renewed),
-            }
-        });
+        self.env().spawn(async move { drop(app.renewed_now(key, id, seen).await) });
     }
 
     /// What to show to a server that did not accept `refused`.
@@ -192,7 +200,8 @@ impl App {
         if challenge.wants_more() {
             let wanted = CredentialCommand::Want(challenge.scopes.clone());
             let after = self.told(key.tenant, &stream, wanted, Extras::default()).await?;
-            let is_own = matches!(after.state.granted.source, Source::Oauth { grant: Grant::ClientCredentials, .. });
+            let is_own = matches!(after.state.granted.source, Source::Oauth { grant: Grant::ClientCredentials, .. })
+                && self.may_ask_for_more(key).await?;
             let is_new = after.version != credential.version;
             return if is_own && is_new { self.first_token(key, id, holder, challenge).await } else { Ok(None) };
         }
@@ -201,6 +210,9 @@ impl App {
             Some(known) => known,
             None => self.look_up(key, id).await?,
         };
+        if let Some(problem) = known.problem {
+            return Err(problem);
+        }
         if known.token.is_some() && known.token.as_ref() != refused && known.is_good(now) {
             return Ok(known.token);
         }
@@ -210,9 +222,11 @@ impl App {
             return Ok(known.token.filter(|token| Some(token) != refused));
         }
         // A token that somebody put in may be good again; any other is got anew by connecting.
-        if matches!(credential.state.granted.source, Source::Oauth { .. }) && refused.is_some() {
+        let is_said = challenge.error.as_deref() == Some("invalid_token");
+        if matches!(credential.state.granted.source, Source::Oauth { .. }) && known.token.as_ref() == refused && is_said {
             let reason = "its server does not accept it any more".to_owned();
-            self.told(key.tenant, &stream, CredentialCommand::Refuse { by: None, reason }, Extras::default()).await?;
+            let refuse = CredentialCommand::Refuse { by: Witness::Shown(known.version), reason };
+            self.told(key.tenant, &stream, refuse, Extras::default()).await?;
             self.0.vault.forget(key.tenant, id.1);
         }
         Ok(None)
@@ -226,7 +240,15 @@ impl App {
     async fn look_up(&self, key: Key, id: Id) -> Result<Known, String> {
         let generation = self.0.vault.memory().generation;
         let known = match self.credential(id).await? {
-            None => Known { token: None, problem: None, renew_at: None, expires_at: None, version: 0, server: key.server },
+            None => Known {
+                token: None,
+                problem: None,
+                renew_at: None,
+                expires_at: None,
+                version: 0,
+                server: key.server,
+                url: String::new(),
+            },
             Some(credential) => self.read_token(key, id, &credential).await?,
         };
         self.0.vault.remember(id, generation, known.clone());
@@ -248,11 +270,6 @@ impl App {
         };
         let kept = self.open_kept(id.0, id.1).await.map_err(|rejection| rejection.message)?;
         let kept = kept.ok_or("its credential cannot be opened: connect it again")?;
-        let server =
-            self.entity::<McpServer>(key.tenant, &key.server.to_string()).await.map_err(|rejection| rejection.message)?;
-        let is_there = server.is_some_and(|server| server.state.profile.transport.url() == Some(&kept.url));
-        let problem =
-            problem.or_else(|| (!is_there).then(|| "it is elsewhere than its credential was given for: connect it again".into()));
         let lifetime_ms = expires_at.map(|end| end.since_ms(credential.updated_at));
         let early_ms = lifetime_ms.map_or(0, |lifetime| (lifetime / 5).min(EARLY_MS));
         let renew_at = expires_at.filter(|_| state.is_renewable()).map(|end| end.minus_ms(early_ms.max(LEAST_MS)));
@@ -261,15 +278,27 @@ impl App {
         Ok(Known {
             token: Some(Token::new(&kept.access)),
             problem,
-            renew_at: renew_at.filter(|_| is_there),
+            renew_at,
             expires_at,
             version: credential.version,
             server: key.server,
+            url: kept.url,
         })
     }
 
-    /// Exchanges a token for the next one, unless something has happened to the credential since it was `seen`.
+    /// The same in a task of its own: whoever waits for it may leave, and a refresh token that was used must not be lost with them.
     async fn renewed(&self, key: Key, id: Id, seen: u64) -> Result<Known, String> {
+        let (told, done) = oneshot::channel();
+        let app = self.clone();
+        self.env().spawn(async move {
+            // Nobody may wait any more.
+            let _ = told.send(app.renewed_now(key, id, seen).await);
+        });
+        done.await.unwrap_or_else(|_| Err("Keiko is stopping".into()))
+    }
+
+    /// Exchanges a token for the next one, unless something has happened to the credential since it was `seen`.
+    async fn renewed_now(&self, key: Key, id: Id, seen: u64) -> Result<Known, String> {
         let turn = self.0.vault.turn(id);
         let _turn = turn.lock().await;
         if let Some(credential) = self.credential(id).await?.filter(|credential| credential.version == seen) {
@@ -294,7 +323,10 @@ impl App {
     /// Waits until another replica has exchanged a token.
     async fn awaited(&self, id: Id) -> Result<(), String> {
         for _ in 0..RENEWAL_MS / LOOK_MS {
-            self.env().sleep_ms(LOOK_MS).await;
+            tokio::select! {
+                () = self.env().stop().cancelled() => return Ok(()),
+                () = self.env().sleep_ms(LOOK_MS) => {}
+            }
             let under_way = self.credential(id).await?.is_some_and(|credential| credential.state.renewing.is_some());
             if !under_way {
                 return Ok(());
@@ -305,17 +337,17 @@ impl App {
 
     /// Whoever began it: asks the authorization server, and writes down what came of it.
     async fn renew(&self, key: Key, id: Id, credential: &Handled<Credential>, by: &str) -> Result<(), String> {
-        let (by, stream, asked) = (by.to_owned(), id.1.to_string(), credential.state.scopes_to_ask());
+        let (by, stream, asked) = (by.to_owned(), id.1.to_string(), credential.state.granted.scopes.clone());
         let (command, extras) = match self.exchanged(key, id, credential).await {
             Ok((tokens, kept)) => {
                 let (renewed, secret) = self.renewed_by(id, &tokens, kept, asked).map_err(|rejection| rejection.message)?;
                 (CredentialCommand::Renew { by, renewed }, Extras { secrets: vec![secret], ..Extras::default() })
             }
-            Err(error @ ExchangeError::Refused(_)) => {
-                (CredentialCommand::Refuse { by: Some(by), reason: error.to_string() }, Extras::default())
+            Err(ExchangeError::Ended(reason)) => {
+                (CredentialCommand::Refuse { by: Witness::Renewer(by), reason }, Extras::default())
             }
-            Err(ExchangeError::Trouble(reason)) => {
-                tracing::warn!(credential = %id.1, %reason, "a token for an MCP server could not be renewed; trying again");
+            Err(error) => {
+                tracing::warn!(credential = %id.1, reason = %error, "a token for an MCP server could not be renewed; trying again");
                 (CredentialCommand::EndRenewal { by }, Extras::default())
             }
         };
@@ -325,23 +357,23 @@ impl App {
     async fn exchanged(&self, key: Key, id: Id, credential: &Handled<Credential>) -> Result<(Tokens, Kept), ExchangeError> {
         let trouble = |rejection: Rejection| ExchangeError::Trouble(rejection.message);
         let kept = self.open_kept(id.0, id.1).await.map_err(trouble)?;
-        let kept = kept.ok_or_else(|| ExchangeError::Trouble("the credential cannot be opened".into()))?;
-        let Source::Oauth { issuer, grant, .. } = &credential.state.granted.source else {
-            return Err(ExchangeError::Trouble("nobody makes another one".into()));
+        let kept = kept.ok_or_else(|| ExchangeError::Ended("it cannot be opened".into()))?;
+        let Source::Oauth { issuer, client_id, grant, .. } = &credential.state.granted.source else {
+            return Err(ExchangeError::Ended("nobody makes another one".into()));
         };
-        let client = self.client_of(key, issuer, &kept.auth_methods).await.map_err(trouble)?;
-        let scopes = credential.state.scopes_to_ask().join(" ");
-        let mut form = vec![("resource", kept.resource.as_str())];
-        match (grant, kept.refresh.as_deref()) {
-            (Grant::ClientCredentials, _) => {
-                form.push(("grant_type", "client_credentials"));
-                form.extend((!scopes.is_empty()).then_some(("scope", scopes.as_str())));
-            }
-            (Grant::AuthorizationCode, Some(refresh)) => {
-                form.extend([("grant_type", "refresh_token"), ("refresh_token", refresh)]);
-            }
-            (Grant::AuthorizationCode, None) => return Err(ExchangeError::Refused("nothing: no refresh token came".into())),
+        if *grant == Grant::ClientCredentials {
+            let scopes = credential.state.granted.scopes.clone();
+            let got = self.own_exchange(key, &Challenge::default(), Some(scopes)).await.map_err(trouble)?;
+            return got
+                .map(|(tokens, kept, ..)| (tokens, kept))
+                .ok_or_else(|| ExchangeError::Ended("nobody says so any more".into()));
         }
+        let client = self.client_of(key, issuer, &kept.auth_methods).await.ok().filter(|client| client.id == *client_id);
+        let client = client.ok_or_else(|| ExchangeError::Ended("Keiko is another client there since".into()))?;
+        let Some(refresh) = kept.refresh.as_deref() else {
+            return Err(ExchangeError::Ended("no refresh token came with it".into()));
+        };
+        let form = [("resource", kept.resource.as_str()), ("grant_type", "refresh_token"), ("refresh_token", refresh)];
         let allow_private = self.0.gateway.settings().allow_private;
         let tokens = exchange(&kept.token_endpoint, &client, &form, allow_private).await?;
         Ok((tokens, kept))
@@ -370,8 +402,13 @@ impl App {
         if *holder != Holder::Everybody {
             return Ok(None);
         }
+        let seen = self.credential(id).await?.map(|known| known.version);
         let turn = self.0.vault.turn(id);
         let _turn = turn.lock().await;
+        // Somebody else got one meanwhile.
+        if self.credential(id).await?.map(|known| known.version) != seen {
+            return Ok(self.look_up(key, id).await?.token);
+        }
         let granted: Option<GrantedTokens> =
             self.own_tokens(key, challenge).await.map_err(|rejection| format!("no token could be got: {}", rejection.message))?;
         let Some(granted) = granted else { return Ok(None) };

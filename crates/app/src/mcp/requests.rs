@@ -295,7 +295,8 @@ impl App {
             is_repeatable: tool.is_none_or(is_repeatable),
         };
         let answered = self.ask_server(caller, way.server, call, tool).await;
-        let refused = |error| self.with_way_in(&way.server_name, of_ask(ask.kind, &ask.name, &way.server_name, error));
+        let refused =
+            |error| self.with_way_in(caller, way.server, &way.server_name, of_ask(ask.kind, &ask.name, &way.server_name, error));
         let answered = answered.map_err(refused)?;
         let outcome = match answered.outcome {
             Outcome::Complete(result) => McpOutcome::Complete(result),

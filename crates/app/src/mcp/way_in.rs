@@ -7,7 +7,7 @@ use crate::app::{App, internal};
 use crate::{Answer, Caller};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use domain::credential::{Credential, CredentialStatus, credential_id};
+use domain::credential::{Credential, credential_id};
 use gateway::Holder;
 use kernel::Rejection;
 use kernel::id::McpServerId;
@@ -26,8 +26,8 @@ const LOOK_MS: u64 = 500;
 #[derive(Serialize, Deserialize)]
 struct SentAway {
     until_ms: i64,
-    /// The version of the credential before.
-    version: Option<u64>,
+    /// How often there was a credential before.
+    grants: u32,
 }
 
 impl App {
@@ -50,8 +50,7 @@ impl App {
         if is_shared && self.authorise(&caller.actor, "mcp-servers.update").is_err() {
             return Ok(None);
         }
-        let version = self.account_version(caller, server).await?.map(|(version, _)| version);
-        let sent = SentAway { until_ms: self.env().now().plus_ms(GOOD_MS).0, version };
+        let sent = SentAway { until_ms: self.env().now().plus_ms(GOOD_MS).0, grants: self.grants(caller, server).await? };
         let plain = serde_json::to_vec(&sent).map_err(|e| internal(e.to_string()))?;
         let sealer = &self.0.crypto.sealer;
         let sealed = sealer.seal(caller.actor.tenant, &place(caller, request), &plain, self.env().bytes()).map_err(internal)?;
@@ -76,9 +75,7 @@ impl App {
             // That the address was opened does not say that anything was done there.
             let timeout_ms = u64::try_from(self.0.gateway.settings().call_timeout.as_millis()).unwrap_or(GOOD_MS);
             let until = self.env().now().plus_ms(timeout_ms);
-            let is_done =
-                |known: Option<(u64, bool)>| known.is_some_and(|(version, is_good)| is_good && Some(version) > sent.version);
-            while self.env().now() < until && !is_done(self.account_version(caller, server).await?) {
+            while self.env().now() < until && self.grants(caller, server).await? == sent.grants {
                 self.env().sleep_ms(LOOK_MS).await;
             }
         }
@@ -92,15 +89,15 @@ impl App {
         (self.env().now().0 <= sent.until_ms).then_some(sent)
     }
 
-    /// How often the account changed that a caller uses at a server, and whether it can be used.
-    async fn account_version(&self, caller: &Caller, server: McpServerId) -> Answer<Option<(u64, bool)>> {
+    /// How often an account was connected that a caller uses at a server.
+    async fn grants(&self, caller: &Caller, server: McpServerId) -> Answer<u32> {
         let owner = match self.account_of(caller, server) {
             Holder::Everybody => None,
             Holder::Identity(id) => Some(id),
         };
         let id = credential_id(server, owner.as_deref()).to_string();
-        let known = self.entity::<Credential>(caller.actor.tenant, &id).await?;
-        Ok(known.map(|known| (known.version, known.state.status == CredentialStatus::Active)))
+        let known = self.entity_even_ended::<Credential>(caller.actor.tenant, &id).await?;
+        Ok(known.map_or(0, |known| known.state.grants))
     }
 }
 

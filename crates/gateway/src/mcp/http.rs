@@ -250,7 +250,11 @@ impl Wire for HttpWire {
         // Before it is sent: an older server may ask on another stream before it answers on this one.
         let (mut answer, _forget) = self.0.pending.wait(call.id, aside);
         let request = self.described(self.post(message(Some(call.id), call.method, call.params)), &call);
-        let reached = self.send(request, call.holder).await?;
+        let reached = tokio::select! {
+            biased;
+            reason = self.0.over.ended() => return Err(WireError::Over(reason)),
+            reached = self.send(request, call.holder) => reached?,
+        };
         let shown = reached.shown.clone();
         let read = tokio::select! {
             biased;

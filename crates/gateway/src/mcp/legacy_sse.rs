@@ -6,6 +6,7 @@ use super::events::Events;
 use super::http::{causes, is_stream, refusal};
 use super::reach::{Reach, Unreached, locked, refused};
 use super::rpc::{AsideSender, Call, Over, Pending, Taken, Wire, WireError, message, response};
+use crate::access::Token;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
@@ -51,7 +52,7 @@ impl SseWire {
         Ok(SseWire { reach, endpoint, pending, over })
     }
 
-    async fn send(&self, body: Vec<u8>) -> Result<(), WireError> {
+    async fn send(&self, body: Vec<u8>) -> Result<Option<Token>, WireError> {
         send(&self.reach, &self.endpoint, body, &self.over).await
     }
 }
@@ -63,7 +64,8 @@ fn unreached(error: Unreached) -> WireError {
     }
 }
 
-async fn send(reach: &Reach, endpoint: &Url, body: Vec<u8>, over: &Over) -> Result<(), WireError> {
+/// Answers the token that was shown.
+async fn send(reach: &Reach, endpoint: &Url, body: Vec<u8>, over: &Over) -> Result<Option<Token>, WireError> {
     let request = reach.request_to(Method::POST, endpoint.clone()).header(CONTENT_TYPE, "application/json");
     let reached = reach.send(request.body(body).timeout(SEND_TIMEOUT), None).await.map_err(unreached);
     let reached = reached.inspect_err(|error| {
@@ -72,7 +74,7 @@ async fn send(reach: &Reach, endpoint: &Url, body: Vec<u8>, over: &Over) -> Resu
         }
     })?;
     match (refused(&reached.response), reached.response) {
-        (_, answered) if answered.status().is_success() => Ok(()),
+        (_, answered) if answered.status().is_success() => Ok(reached.shown),
         (Some(challenge), _) => Err(WireError::Locked(locked(&challenge, reached.shown.is_some()))),
         (None, answered) => Err(refusal(answered).await.without(reached.shown.as_ref())),
     }
@@ -116,11 +118,12 @@ async fn follow(reach: Reach, answered: Response, told: oneshot::Sender<String>,
 impl Wire for SseWire {
     async fn request(&self, call: Call<'_>, aside: Option<&AsideSender>) -> Result<Box<RawValue>, WireError> {
         let (answer, _forget) = self.pending.wait(call.id, aside);
-        self.send(message(Some(call.id), call.method, call.params)).await?;
+        let shown = self.send(message(Some(call.id), call.method, call.params)).await?;
         if self.over.is_over() {
             return Err(WireError::Over(self.over.reason()));
         }
-        answer.await.unwrap_or_else(|_| Err(WireError::Over(self.over.reason())))
+        let answer = answer.await.unwrap_or_else(|_| Err(WireError::Over(self.over.reason())));
+        answer.map_err(|error| error.without(shown.as_ref()))
     }
 
     async fn notify(&self, method: &str, params: &RawValue) {

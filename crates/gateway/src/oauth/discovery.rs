@@ -38,6 +38,14 @@ pub struct Authority {
     pub has_offline_access: bool,
 }
 
+impl Authority {
+    /// The origin of the page that people are sent to.
+    pub fn page_origin(&self) -> String {
+        let page = self.authorization_endpoint.as_deref().and_then(|endpoint| Url::parse(endpoint).ok());
+        page.map(|page| page.origin().ascii_serialization()).unwrap_or_default()
+    }
+}
+
 /// How a server describes itself.
 #[derive(Deserialize)]
 struct Resource {

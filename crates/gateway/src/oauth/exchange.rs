@@ -54,7 +54,10 @@ pub struct Tokens {
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExchangeError {
-    /// The authorization server says no, and will say so again.
+    /// What was shown is no good any more, and will not be again.
+    #[error("{0}")]
+    Ended(String),
+    /// The authorization server says no.
     #[error("its authorization server answered {0}")]
     Refused(String),
     /// This time it did not work.
@@ -81,7 +84,18 @@ pub async fn exchange(
     allow_private: bool,
 ) -> Result<Tokens, ExchangeError> {
     let (status, body) = send(endpoint, client, form, allow_private).await.map_err(ExchangeError::Trouble)?;
-    tokens(status, &body)
+    let secret = match &client.authentication {
+        Authentication::None => "",
+        Authentication::Basic(secret) | Authentication::Post(secret) | Authentication::Assertion(secret) => secret,
+    };
+    // It may repeat what it was shown.
+    let shown: Vec<&str> = form.iter().map(|(_, value)| *value).chain([secret]).filter(|value| value.len() >= 16).collect();
+    let clean = |text: String| shown.iter().fold(text, |text, value| text.replace(value, "********"));
+    tokens(status, &body).map_err(|error| match error {
+        ExchangeError::Ended(text) => ExchangeError::Ended(clean(text)),
+        ExchangeError::Refused(text) => ExchangeError::Refused(clean(text)),
+        ExchangeError::Trouble(text) => ExchangeError::Trouble(text),
+    })
 }
 
 /// Gives a token back. Whoever does not take it lets it end by itself.
@@ -146,7 +160,12 @@ fn tokens(status: u16, body: &[u8]) -> Result<Tokens, ExchangeError> {
         return Err(match serde_json::from_slice::<Problem>(body) {
             Ok(problem) if status < 500 && status != 429 => {
                 let said: String = format!("{} {}", problem.error, problem.error_description).chars().take(300).collect();
-                ExchangeError::Refused(said.trim().to_owned())
+                let said = said.trim().to_owned();
+                // Anything else may be mended there without anybody's help here.
+                match problem.error.as_str() {
+                    "invalid_grant" => ExchangeError::Ended(format!("its authorization server answered {said}")),
+                    _ => ExchangeError::Refused(said),
+                }
             }
             _ => ExchangeError::Trouble(format!("its authorization server answered HTTP {status}")),
         });
@@ -271,7 +290,11 @@ mod tests {
     #[test]
     fn a_refusal_is_told_from_trouble() {
         let refused = tokens(400, br#"{"error":"invalid_grant","error_description":"revoked"}"#).err().unwrap();
-        assert_eq!(refused, ExchangeError::Refused("invalid_grant revoked".into()));
+        assert_eq!(refused, ExchangeError::Ended("its authorization server answered invalid_grant revoked".into()));
+        assert!(
+            matches!(tokens(401, br#"{"error":"invalid_client"}"#), Err(ExchangeError::Refused(_))),
+            "its secret may be mended"
+        );
         for (status, body) in [
             (503, &br#"{"error":"temporarily_unavailable"}"#[..]),
             (429, br#"{"error":"slow_down"}"#),

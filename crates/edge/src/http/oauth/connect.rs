@@ -19,7 +19,11 @@ use utoipa_axum::routes;
 const PURPOSE: &str = "to connect a tool server to an account";
 
 pub(super) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
-    OpenApiRouter::new().routes(routes!(connect, connect_by_post)).routes(routes!(connected)).routes(routes!(document))
+    OpenApiRouter::new()
+        .routes(routes!(connect, connect_by_post))
+        .routes(routes!(connected))
+        .routes(routes!(connected_at))
+        .routes(routes!(document))
 }
 
 fn refused(rejection: &Rejection) -> Response {
@@ -73,7 +77,10 @@ fn plan_page(plan: &ConnectPlan, name: &str, slug: &str) -> Page {
             .text("Keiko will ask there for these rights:")
             .list(&plan.scopes.iter().map(|scope| (String::new(), scope.clone())).collect::<Vec<_>>()),
     };
-    page.hidden("step", "connect").button("decision", "deny", "Cancel").button("decision", "connect", "Connect")
+    page.hidden("step", "connect")
+        .hidden("plan", &plan.mark)
+        .button("decision", "deny", "Cancel")
+        .button("decision", "connect", "Connect")
 }
 
 /// Connect an MCP server to an account (a page)
@@ -116,7 +123,8 @@ async fn connect_by_post(
         return message(StatusCode::OK, "Not connected", "Nothing was changed. You can close this page.");
     }
     let query = Fields::parse(form.parts.uri.query().unwrap_or_default().as_bytes());
-    match state.app.connect_begin(&browser, anonymous(&form.parts), &server, is_for_everybody(&query)).await {
+    let mark = form.fields.get("plan").unwrap_or_default();
+    match state.app.connect_begin(&browser, anonymous(&form.parts), &server, is_for_everybody(&query), &mark).await {
         Ok(uri) => redirect(&uri),
         Err(rejection) => refused(&rejection),
     }
@@ -126,10 +134,22 @@ async fn connect_by_post(
 #[utoipa::path(get, path = "/oauth/connect-back", tag = "oauth", extensions(("x-permission" = json!("open"))),
     responses((status = 200, body = String, content_type = "text/html"), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
 async fn connected(State(state): State<Arc<EdgeState>>, request: Request) -> Response {
+    back(&state, request).await
+}
+
+/// The same for one authorization server
+#[utoipa::path(get, path = "/oauth/connect-back/{id}", tag = "oauth", extensions(("x-permission" = json!("open"))),
+    params(("id" = String, Path, description = "Tells authorization servers apart")),
+    responses((status = 200, body = String, content_type = "text/html"), (status = 400, description = "Refused.", content((String = "text/html"), (Value = "application/json")))))]
+async fn connected_at(State(state): State<Arc<EdgeState>>, request: Request) -> Response {
+    back(&state, request).await
+}
+
+async fn back(state: &EdgeState, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let fields = Fields::parse(parts.uri.query().unwrap_or_default().as_bytes());
-    let cookies = Cookies::of(&state, &parts);
-    let Some(browser) = browser(&state, &cookies).await else {
+    let cookies = Cookies::of(state, &parts);
+    let Some(browser) = browser(state, &cookies).await else {
         return message(
             StatusCode::BAD_REQUEST,
             "This did not work",
@@ -140,6 +160,7 @@ async fn connected(State(state): State<Arc<EdgeState>>, request: Request) -> Res
         return message(StatusCode::BAD_REQUEST, "This did not work", "The answer says something twice.");
     }
     let answer = ConnectAnswer {
+        back: format!("{}{}", state.app.issuer(), parts.uri.path()),
         state: fields.get("state").unwrap_or_default(),
         code: fields.get("code"),
         issuer: fields.get("iss"),

@@ -125,7 +125,7 @@ async fn list(
 
 /// Read one's own credential
 #[utoipa::path(get, path = "/api/v1/mcp-servers/{id}/credentials/me", tag = "tools",
-    extensions(("x-permission" = json!("tools.call"))), params(("id" = String, Path, description = "Id or name of the server"), AtParams),
+    extensions(("x-permission" = json!("profile.credentials"))), params(("id" = String, Path, description = "Id or name of the server"), AtParams),
     responses((status = 200, body = One<CredentialAttributes>)))]
 async fn get_own(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle(id): Handle) -> Outcome {
     entity(&state.app.credential_of(&caller, &id, Owner::Me).await?)
@@ -135,7 +135,7 @@ async fn get_own(State(state): State<Arc<EdgeState>>, AsOf(caller): AsOf, Handle
 ///
 /// It takes the place of what was there.
 #[utoipa::path(put, path = "/api/v1/mcp-servers/{id}/credentials/me", tag = "tools",
-    extensions(("x-permission" = json!("tools.call"))), params(("id" = String, Path, description = "Id or name of the server")),
+    extensions(("x-permission" = json!("profile.credentials"))), params(("id" = String, Path, description = "Id or name of the server")),
     request_body = NewCredentialBody, responses((status = 200, body = One<CredentialAttributes>)))]
 async fn put_own(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input: Input<NewCredentialBody>) -> Outcome {
     kept(&state, &id, Owner::Me, input).await
@@ -143,7 +143,7 @@ async fn put_own(State(state): State<Arc<EdgeState>>, Handle(id): Handle, input:
 
 /// Forget one's own credential, and give its tokens back
 #[utoipa::path(delete, path = "/api/v1/mcp-servers/{id}/credentials/me", tag = "tools",
-    extensions(("x-permission" = json!("tools.call"))), params(("id" = String, Path, description = "Id or name of the server")),
+    extensions(("x-permission" = json!("profile.credentials"))), params(("id" = String, Path, description = "Id or name of the server")),
     responses((status = 204)))]
 async fn delete_own(State(state): State<Arc<EdgeState>>, By(caller): By, Handle(id): Handle) -> Outcome {
     state.app.remove_credential(&caller, &id, Owner::Me).await?;
