@@ -132,13 +132,11 @@ impl gateway::Vault for Tokenry {
         challenge: &Challenge,
     ) -> Result<Option<Token>, String> {
         let app = self.app()?;
-        let token = app.token_instead(key, holder, refused, challenge).await?;
-        // What came may be for another place.
-        if token.is_some() {
-            app.token(key, url, holder).await.map(|now| now.filter(|now| Some(now) == token.as_ref()))
-        } else {
-            Ok(None)
+        if app.token_instead(key, holder, refused, challenge).await?.is_none() {
+            return Ok(None);
         }
+        // What came may be for another place.
+        app.token(key, url, holder).await.map(|now| now.filter(|now| Some(now) != refused))
     }
 }
 
@@ -338,20 +336,41 @@ impl App {
     /// Whoever began it: asks the authorization server, and writes down what came of it.
     async fn renew(&self, key: Key, id: Id, credential: &Handled<Credential>, by: &str) -> Result<(), String> {
         let (by, stream, asked) = (by.to_owned(), id.1.to_string(), credential.state.granted.scopes.clone());
-        let (command, extras) = match self.exchanged(key, id, credential).await {
+        let command = match self.exchanged(key, id, credential).await {
             Ok((tokens, kept)) => {
                 let (renewed, secret) = self.renewed_by(id, &tokens, kept, asked).map_err(|rejection| rejection.message)?;
-                (CredentialCommand::Renew { by, renewed }, Extras { secrets: vec![secret], ..Extras::default() })
+                return self.keep_renewed(id.0, &stream, &CredentialCommand::Renew { by, renewed }, &secret).await;
             }
-            Err(ExchangeError::Ended(reason)) => {
-                (CredentialCommand::Refuse { by: Witness::Renewer(by), reason }, Extras::default())
-            }
+            Err(ExchangeError::Ended(reason)) => CredentialCommand::Refuse { by: Witness::Renewer(by), reason },
             Err(error) => {
                 tracing::warn!(credential = %id.1, reason = %error, "a token for an MCP server could not be renewed; trying again");
-                (CredentialCommand::EndRenewal { by }, Extras::default())
+                CredentialCommand::EndRenewal { by }
             }
         };
-        self.told(id.0, &stream, command, extras).await.map(|_| ())
+        self.told(id.0, &stream, command, Extras::default()).await.map(|_| ())
+    }
+
+    /// Writes down what was got, also where the store is away for a moment: there is no other copy of it.
+    async fn keep_renewed(
+        &self,
+        tenant: TenantId,
+        stream: &str,
+        command: &CredentialCommand,
+        secret: &(String, Option<Vec<u8>>),
+    ) -> Result<(), String> {
+        let until = self.env().now().plus_ms(RENEWAL_MS);
+        loop {
+            let extras = Extras { secrets: vec![secret.clone()], ..Extras::default() };
+            let step = Step::on::<Credential>(stream, command.clone());
+            match self.engine().handle::<Credential>(tenant, step, &Context::system(VAULT), extras).await {
+                Ok(_) => return Ok(()),
+                Err(HandleError::Store(error)) if self.env().now() < until => {
+                    tracing::warn!(credential = stream, %error, "a renewed token could not be written down; trying again");
+                    self.env().sleep_ms(LOOK_MS).await;
+                }
+                Err(error) => return Err(format!("its credential could not be written: {error}")),
+            }
+        }
     }
 
     async fn exchanged(&self, key: Key, id: Id, credential: &Handled<Credential>) -> Result<(Tokens, Kept), ExchangeError> {
