@@ -439,6 +439,14 @@ mod tests {
     }
 
     #[test]
+    fn given_another_token_since_then_the_refusal_of_the_old_one_changes_nothing() {
+        let known = given(&[granted(false, &[])]);
+        let refused = |version| Refuse { by: Witness::Shown(version), reason: "no".into() };
+        assert_eq!(decide(known.as_ref(), &refused(7), 0), Ok(vec![]), "it is at version 0");
+        assert_eq!(decide(known.as_ref(), &refused(0), 0).unwrap().len(), 1);
+    }
+
+    #[test]
     fn given_scopes_that_are_wanted_then_they_are_asked_for_beside_the_earlier_ones() {
         let want = |scopes: &[&str]| Want(scopes.iter().map(|scope| (*scope).to_owned()).collect());
         let known = given(&[granted(true, &["read"]), want(&["write"]), want(&["write", "read"])]).unwrap();

@@ -568,6 +568,26 @@ mod tests {
     }
 
     #[test]
+    fn given_a_client_that_somebody_gave_then_it_stays_with_its_authorization_server() {
+        let with = |id: &str, scopes: &[&str]| {
+            let client = GivenClient { id: id.into(), auth: ClientAuth::Secret, issuer: None };
+            let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+            let oauth = Some(Oauth { client: Some(client), scopes, ..Oauth::default() });
+            let transport = Transport::Http { url: "https://tools.example".into(), headers: vec![], oauth };
+            ServerProfile { name: "a".into(), transport }
+        };
+        let at = |issuer: &str| KnowClient(KnownClient { issuer: issuer.into(), client_id: "k".into(), is_given: true });
+        let known = [Register(with("k", &[])), at("https://first.example")];
+        let server = given(&known);
+        assert_eq!(decide(server.as_ref(), &at("https://first.example")), Ok(vec![]));
+        assert_eq!(decide(server.as_ref(), &at("https://other.example")).unwrap_err().code, "ISSUER_CHANGED");
+        let kept = given(&[known[0].clone(), known[1].clone(), Update(with("k", &["read"]))]);
+        assert!(kept.unwrap().client.is_some(), "what else changes is no reason to trust another one");
+        let another = given(&[known[0].clone(), known[1].clone(), Update(with("l", &[]))]);
+        assert_eq!(decide(another.as_ref(), &at("https://other.example")).unwrap().len(), 1);
+    }
+
+    #[test]
     fn given_other_bounds_then_they_are_written_once() {
         let tuning = Tuning { calls_max: 2, ..Tuning::default() };
         let server = given(&[Register(profile("a")), Tune(tuning.clone())]);
