@@ -13,8 +13,8 @@ use crate::target;
 use reqwest::{Response, Url};
 use std::time::Duration;
 
-/// How long an authorization server may take.
-const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long an authorization server may take: less than a stopping Keiko waits for what it has begun.
+const TIMEOUT: Duration = Duration::from_secs(8);
 /// Largest answer.
 const BYTES_MAX: usize = 64 * 1024;
 
