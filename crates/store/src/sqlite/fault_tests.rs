@@ -26,7 +26,18 @@ fn brisk() -> Pace {
 fn open(path: &Path, pace: Pace) -> Result<SqliteStore, OpenError> {
     pages::faults::register().unwrap();
     let settings = SqliteSettings { disk_free_min_bytes: 0 };
-    SqliteStore::open_at(Directory::open(path)?.on_faults(), &settings, pace)
+    SqliteStore::open_at(directory(path)?.on_faults(), &settings, pace)
+}
+
+/// The directory of a store that was closed. A process that another test starts meanwhile has its lock, too, until it has begun.
+fn directory(path: &Path) -> Result<Directory, OpenError> {
+    for _ in 0..200 {
+        match Directory::open(path) {
+            Err(OpenError::InUse(_)) => std::thread::sleep(Duration::from_millis(10)),
+            opened => return opened,
+        }
+    }
+    Directory::open(path)
 }
 
 /// One thing that is asked of the store.
