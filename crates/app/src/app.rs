@@ -404,6 +404,12 @@ impl App {
         Ok(found.filter(|entity| !D::is_deleted(&entity.state)))
     }
 
+    /// What is sealed at a place beside the log; nothing where it is not there, or cannot be opened.
+    pub(crate) async fn open_secret(&self, tenant: TenantId, place: &str) -> Answer<Option<Vec<u8>>> {
+        let sealed = self.engine().store().secret(tenant, place).await.map_err(of_store)?;
+        Ok(sealed.and_then(|sealed| self.0.crypto.sealer.open(tenant, place, &sealed)))
+    }
+
     /// An entity of a tenant, also one that has ended.
     pub(crate) async fn entity_even_ended<D: Decider>(
         &self,

@@ -2,7 +2,7 @@
 
 use crate::app::{App, DEFAULT_TENANT, internal};
 use crate::crypto::{fresh_secret, sha256_hex};
-use crate::errors::{of_handle, of_store};
+use crate::errors::of_handle;
 use crate::limits::network;
 use crate::recognise::ACCESS_TOKEN;
 use crate::watch::Seen;
@@ -272,8 +272,7 @@ impl App {
 
     async fn password_hash(&self, log: TenantId, user: UserId) -> Answer<Option<String>> {
         let name = password_secret(&user);
-        let sealed = self.0.engine.store().secret(log, &name).await.map_err(of_store)?;
-        Ok(sealed.and_then(|sealed| String::from_utf8(self.0.crypto.sealer.open(log, &name, &sealed)?).ok()))
+        Ok(self.open_secret(log, &name).await?.and_then(|opened| String::from_utf8(opened).ok()))
     }
 
     /// Replaces a refresh token of a login by a new pair. An older token of the session ends it.

@@ -8,7 +8,7 @@ mod errand;
 
 use crate::app::{App, internal};
 use crate::claims::{ClaimOrder, ClaimedTask};
-use crate::errors::{Problems, of_store};
+use crate::errors::Problems;
 use crate::workers::TenantRuntime;
 use crate::{Answer, Caller};
 use domain::agent::{Agent, AgentCommand, Capability, Endpoint, endpoint_secret};
@@ -104,8 +104,7 @@ impl App {
     async fn endpoint_of(&self, tenant: TenantId, agent: &Handled<Agent>) -> Answer<Option<AgentEndpoint>> {
         let Some(endpoint) = &agent.state.endpoint else { return Ok(None) };
         let place = endpoint_secret(&agent.stream);
-        let sealed = self.engine().store().secret(tenant, &place).await.map_err(of_store)?;
-        let opened = sealed.and_then(|sealed| self.0.crypto.sealer.open(tenant, &place, &sealed));
+        let opened = self.open_secret(tenant, &place).await?;
         let headers = opened.and_then(|plain| serde_json::from_slice(&plain).ok());
         Ok(headers.map(|headers| AgentEndpoint { url: endpoint.url.clone(), headers }))
     }

@@ -260,8 +260,7 @@ impl App {
         let mut secrets = vec![];
         for name in transport.secrets() {
             let place = secret_name(id, name);
-            let sealed = self.engine().store().secret(tenant, &place).await.map_err(of_store)?;
-            let opened = sealed.and_then(|sealed| self.0.crypto.sealer.open(tenant, &place, &sealed));
+            let opened = self.open_secret(tenant, &place).await?;
             let value = opened.and_then(|value| String::from_utf8(value).ok());
             secrets.push((name.clone(), value.ok_or_else(|| internal(format!("the secret '{name}' cannot be opened")))?));
         }
@@ -358,11 +357,7 @@ impl App {
         if has_header {
             problems.add("/transport/headers/Authorization", "is what oauth is for: leave one of them out");
         }
-        let is_scope = |scope: &String| {
-            let is_char = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
-            (1..=200).contains(&scope.len()) && scope.bytes().all(is_char)
-        };
-        if oauth.scopes.len() > 50 || !oauth.scopes.iter().all(is_scope) {
+        if oauth.scopes.len() > 50 || !oauth.scopes.iter().all(|scope| gateway::oauth::is_scope(scope)) {
             problems.add(at("scopes"), "must be at most 50 of 1 to 200 visible characters of ASCII, without '\"' and '\\'");
         }
         if oauth.grant == Grant::ClientCredentials && oauth.per == Per::User {

@@ -122,12 +122,6 @@ impl App {
         Proof { is_admin, has_mfa: user.mfa.is_some(), is_multi_factor: session.is_multi_factor(), at: session.authenticated_at }
     }
 
-    /// The secret that a person's codes follow from.
-    async fn secret(&self, log: TenantId, name: &str) -> Answer<Option<Vec<u8>>> {
-        let sealed = self.0.engine.store().secret(log, name).await.map_err(of_store)?;
-        Ok(sealed.and_then(|sealed| self.0.crypto.sealer.open(log, name, &sealed)))
-    }
-
     /// The step of a code that counts now; `None` when it does not.
     fn step_of(&self, secret: &[u8], typed: &str) -> Option<u64> {
         let now_s = u64::try_from(self.env().now().0.div_euclid(1_000)).unwrap_or(0);
@@ -144,7 +138,7 @@ impl App {
         let throttle_key = format!("mfa/{user}");
         self.not_throttled(&throttle_key, "Too many wrong codes for this account.")?;
         self.count_try(&throttle_key);
-        let secret = self.secret(log, &totp_secret(&user)).await?.ok_or_else(code_refused)?;
+        let secret = self.open_secret(log, &totp_secret(&user)).await?.ok_or_else(code_refused)?;
         let command = match self.step_of(&secret, typed) {
             Some(step) => UserCommand::UseCode { step },
             None => UserCommand::UseRecovery { sha256: sha256_hex(&plain_recovery(typed)) },
@@ -248,7 +242,7 @@ impl App {
         let throttle_key = format!("mfa/{id}");
         self.not_throttled(&throttle_key, "Too many wrong codes for this account.")?;
         self.count_try(&throttle_key);
-        let secret = self.secret(log, &pending_totp_secret(&id)).await?.ok_or_else(code_refused)?;
+        let secret = self.open_secret(log, &pending_totp_secret(&id)).await?.ok_or_else(code_refused)?;
         let step = self.step_of(&secret, code).ok_or_else(code_refused)?;
         self.try_succeeded(&throttle_key);
         let codes: Vec<String> = (0..RECOVERY_CODES).map(|_| fresh_recovery(self)).collect();

@@ -148,8 +148,7 @@ impl App {
 
     async fn push_address(&self, tenant: TenantId, id: &PushId) -> Answer<Option<Address>> {
         let place = address_secret(id);
-        let sealed = self.engine().store().secret(tenant, &place).await.map_err(of_store)?;
-        let opened = sealed.and_then(|sealed| self.0.crypto.sealer.open(tenant, &place, &sealed));
+        let opened = self.open_secret(tenant, &place).await?;
         Ok(opened.and_then(|plain| serde_json::from_slice(&plain).ok()))
     }
 

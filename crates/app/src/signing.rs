@@ -2,7 +2,7 @@
 
 use crate::Answer;
 use crate::app::{App, internal};
-use crate::errors::{of_handle, of_store};
+use crate::errors::of_handle;
 use crate::jose::{Algorithm, PublicKey, SigningKey, fresh_key, verify};
 use domain::identity::keyring::{Added, Keyring, KeyringCommand, keyring_id, private_secret};
 use engine::{Context, Extras, Step};
@@ -59,8 +59,7 @@ impl App {
                 continue;
             }
             let name = private_secret(&key.kid);
-            let sealed = self.0.engine.store().secret(root, &name).await.map_err(of_store)?;
-            let opened = sealed.and_then(|sealed| self.0.crypto.sealer.open(root, &name, &sealed));
+            let opened = self.open_secret(root, &name).await?;
             match opened.map(|bytes| SigningKey::new(&bytes)) {
                 Some(Ok(signing)) => drop(private.insert(key.kid.clone(), signing)),
                 _ => tracing::error!(kid = key.kid, "a key that signs tokens cannot be opened"),

@@ -306,11 +306,6 @@ impl App {
         Ok(opened.and_then(|plain| serde_json::from_slice(&plain).ok()))
     }
 
-    async fn open_secret(&self, tenant: TenantId, place: &str) -> Answer<Option<Vec<u8>>> {
-        let sealed = self.engine().store().secret(tenant, place).await.map_err(of_store)?;
-        Ok(sealed.and_then(|sealed| self.0.crypto.sealer.open(tenant, place, &sealed)))
-    }
-
     /// Gives the tokens of a credential back, where their authorization server takes them.
     async fn giving_back(&self, key: Key, known: &Handled<Credential>) -> Option<impl Future<Output = ()> + Send + use<>> {
         let Source::Oauth { issuer, .. } = &known.state.granted.source else { return None };

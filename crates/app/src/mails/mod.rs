@@ -276,8 +276,7 @@ impl App {
 
     async fn address_of(&self, log: TenantId, id: &MailId) -> Answer<Option<String>> {
         let name = address_secret(id);
-        let sealed = self.0.engine.store().secret(log, &name).await.map_err(of_store)?;
-        Ok(sealed.and_then(|sealed| String::from_utf8(self.0.crypto.sealer.open(log, &name, &sealed)?).ok()))
+        Ok(self.open_secret(log, &name).await?.and_then(|opened| String::from_utf8(opened).ok()))
     }
 
     /// The token of a mail's link. It follows from the mail, so it is kept nowhere.

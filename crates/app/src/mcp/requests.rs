@@ -154,7 +154,10 @@ impl App {
         let id = self.env().id();
         let mut entry = Pending { app: self, caller, ask: &ask, way: &way, id, begun, answered_by: None, is_written: false };
         let outcome = match self.check(caller, door, &way, &ask) {
-            Ok(()) => self.handed_on(caller, door, &way, &ask, client, notes).await,
+            Ok(()) => {
+                let client = gateway_client(caller, door, client);
+                self.handed_on(caller, &way, &ask, &request, client, notes).await
+            }
             Err(rejection) => Err(rejection),
         };
         let outcome = match outcome {
@@ -266,14 +269,13 @@ impl App {
     async fn handed_on(
         &self,
         caller: &Caller,
-        door: Door,
         way: &Way,
         ask: &McpAsk,
-        client: &McpClient,
+        request: &str,
+        client: Client,
         notes: Option<mpsc::Sender<Note>>,
     ) -> Answer<(McpOutcome, Option<String>)> {
-        let request = salient(door, ask);
-        let resume = ask.state.as_deref().map(|state| self.open_resume(caller, &request, state)).transpose()?;
+        let resume = ask.state.as_deref().map(|state| self.open_resume(caller, request, state)).transpose()?;
         let answers = (resume.is_some() || ask.responses.is_some()).then(|| Answers {
             responses: ask.responses.clone().unwrap_or_default(),
             refused: ask.refused.clone(),
@@ -287,7 +289,7 @@ impl App {
         let call = Call {
             ask: Ask { method, name: way.own.clone(), params, meta, answers },
             approved: tool.map(|tool| tool.manifest.hash.clone()),
-            client: gateway_client(caller, door, client),
+            client,
             notes,
             timeout: self.0.gateway.settings().call_timeout.max(Duration::from_millis(1)),
             timeout_is_wanted: false,
@@ -301,7 +303,7 @@ impl App {
         let outcome = match answered.outcome {
             Outcome::Complete(result) => McpOutcome::Complete(result),
             Outcome::InputRequired { requests, resume } => {
-                McpOutcome::InputRequired { requests, state: self.seal_resume(caller, &request, resume)? }
+                McpOutcome::InputRequired { requests, state: self.seal_resume(caller, request, resume)? }
             }
         };
         Ok((outcome, answered.by))

@@ -63,10 +63,15 @@ fn take(challenge: &mut Challenge, name: &str, value: String) {
     }
 }
 
+/// Whether a text can be sent as a scope: 1 to 200 visible characters of ASCII, without `"` and `\`.
+pub fn is_scope(text: &str) -> bool {
+    let is_char = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+    (1..=200).contains(&text.len()) && text.bytes().all(is_char)
+}
+
 /// The scopes of a list, those that can be sent on.
 pub(super) fn scopes(list: &str) -> Vec<String> {
-    let is_char = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
-    let good = list.split_ascii_whitespace().filter(|scope| scope.len() <= 200 && scope.bytes().all(is_char));
+    let good = list.split_ascii_whitespace().filter(|scope| is_scope(scope));
     good.take(SCOPES_MAX).map(str::to_owned).collect()
 }
 

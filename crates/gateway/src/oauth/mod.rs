@@ -5,7 +5,7 @@ mod challenge;
 mod discovery;
 mod exchange;
 
-pub use challenge::Challenge;
+pub use challenge::{Challenge, is_scope};
 pub use discovery::{Authority, discover, probe};
 pub use exchange::{Authentication, Client, ExchangeError, Registration, Tokens, exchange, register, revoke};
 
