@@ -77,8 +77,8 @@ class Modern(Client):
     """Version 2026-07-28."""
 
     def headers(self, method, params):
-        name = params.get("name") or params.get("uri")
-        named = {"Mcp-Name": name} if name and method in ("tools/call", "prompts/get", "resources/read") else {}
+        name = params.get("name") or params.get("uri") or params.get("taskId")
+        named = {"Mcp-Name": name} if name and method in ("tools/call", "prompts/get", "resources/read", "tasks/get", "tasks/update", "tasks/cancel") else {}
         return {**STREAM, "MCP-Protocol-Version": MODERN, "Mcp-Method": method, **named}
 
     def body(self, method, params):

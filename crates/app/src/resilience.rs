@@ -2,11 +2,12 @@
 
 use crate::app::App;
 use crate::errors::Problems;
+use crate::mcp::wish;
 use crate::{Answer, Caller};
 use domain::mcp_server::{McpServer, McpServerCommand, Tuning, not_found};
 use domain::tool::{Tool, tool_id};
 use engine::{Extras, Handled, Step};
-use gateway::{Call, CallError, Figures, Key, Outcome, Priority};
+use gateway::{Call, CallError, Figures, Key, Outcome, Priority, Tasks};
 use kernel::Json;
 use kernel::id::McpServerId;
 use serde_json::{Value, json};
@@ -200,10 +201,12 @@ impl App {
         other.client.holder = self.account_of(caller, tool.state.server_id);
         // It cannot ask back: the answers would go to the server that stands first.
         other.client.capabilities.clear();
+        other.client.tasks = Tasks::Awaited;
+        other.ask.task = wish(&tool.state, Tasks::Awaited, None);
         match self.0.gateway.ask(Key { tenant, server: tool.state.server_id }, other).await {
             Ok(outcome @ Outcome::Complete(_)) => Ok(Answered { outcome: marked(outcome, &name), by: Some(name) }),
             // What is wrong with the first one is what matters.
-            Ok(Outcome::InputRequired { .. }) | Err(_) => Err(error),
+            Ok(Outcome::InputRequired { .. } | Outcome::Task(_)) | Err(_) => Err(error),
         }
     }
 

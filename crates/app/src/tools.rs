@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::journal::Values;
-use crate::mcp::owner_of;
+use crate::mcp::{owner_of, wish};
 use crate::resilience::is_repeatable;
 use crate::schema::Schemas;
 use crate::{Answer, Caller};
@@ -11,7 +11,7 @@ use domain::scrutiny::{self, Finding, Names};
 use domain::task::Task;
 use domain::tool::{Tool, ToolCommand, name_key, not_found};
 use engine::{Extras, Handled, Step};
-use gateway::{Ask, Call, CallError, Client, Method, Outcome, Priority};
+use gateway::{Ask, Call, CallError, Client, Method, Outcome, Priority, Tasks};
 use kernel::id::{AgentId, CallId, TaskId, TenantId, ToolId};
 use kernel::journal::Class;
 use kernel::{ActorKind, Json, Kind, Rejection, Timestamp};
@@ -344,13 +344,13 @@ impl App {
         self.check_priority(caller, new.priority)?;
         problems_of_arguments(&self.0.schemas, state, &name, &new.arguments)?;
         let params = vec![("arguments", new.arguments.clone())];
-        let ask =
-            Ask { method: Method::CallTool, name: state.manifest.tool.clone(), params, meta: Default::default(), answers: None };
+        let (task, meta) = (wish(state, Tasks::Awaited, None), Default::default());
+        let ask = Ask { method: Method::CallTool, name: state.manifest.tool.clone(), params, meta, answers: None, task };
         let call = Call {
             ask,
             approved: Some(state.manifest.hash.clone()),
             // Whoever calls over this interface cannot be asked back.
-            client: Client { owner: owner_of(caller), ..Client::default() },
+            client: Client { owner: owner_of(caller), tasks: Tasks::Awaited, ..Client::default() },
             notes: None,
             timeout: new.timeout_ms.map_or(self.0.gateway.settings().call_timeout, Duration::from_millis),
             timeout_is_wanted: new.timeout_ms.is_some(),

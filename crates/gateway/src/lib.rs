@@ -22,7 +22,7 @@ mod webhook;
 pub use a2a::{AgentEndpoint, AgentTrouble, RemoteAgent};
 pub use access::{Access, Holder, Token, Vault};
 pub use document::{Document, fetch};
-pub use mcp::{Answers, Ask, CallError, Client, Method, Note, Offer, Offers, Outcome, Resume, ToolListing};
+pub use mcp::{Answers, Ask, CallError, Client, Method, Note, Offer, Offers, Outcome, Resume, Tasks, ToolListing};
 pub use postbox::{Letter, MailSettings, PostError, Postbox, Way, is_address, smtp_problem};
 pub use probe::{Look, look, problem as look_problem};
 pub use process::ProcessLimits;

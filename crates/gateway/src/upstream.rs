@@ -5,7 +5,7 @@ use crate::lanes::Lanes;
 use crate::mcp::{
     self, ASIDE_MAX, Answers, Aside, Ask, CallError, Client, Connection, Conversations, Failure, ListKind, Method, Note,
 };
-use crate::mcp::{Offers, Outcome, Over, Resume, WireError, mirror};
+use crate::mcp::{Offers, Outcome, Over, Resume, Tasks, WireError, mirror};
 use crate::resilience::{Call, State};
 use crate::{Change, Changes, GatewaySettings, Happening, Key, Report, Route, Spec, What, Wishes};
 use kernel::Json;
@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
@@ -124,7 +125,14 @@ impl Upstream {
         let connection = self.connection(timeout.min(START_PATIENCE), &client.holder).await?;
         let mirrored = self.mirrored(&ask, approved.as_deref())?;
         let left = || timeout.saturating_sub(begun.elapsed());
+        // Whoever looks how it is comes with another request: it runs over the common connection, or that of the account.
+        let is_older_task =
+            !connection.is_modern() && (ask.method.is_of_task() || (ask.task.is_some() && connection.makes_tasks()));
+        let client = if is_older_task { client.silent() } else { client };
         match &ask.answers {
+            _ if is_older_task => self.ask_older(connection, &ask, approved.as_deref(), &client, left()).await,
+            // It spoke the newest version when it made the task.
+            Some(Answers { resume: Resume::Task { .. }, .. }) if !connection.is_modern() => Err(CallError::Gone),
             Some(Answers { resume: Resume::Waiting(id), .. }) => {
                 let (id, answers) = (*id, ask.answers.clone().unwrap_or_default());
                 self.conversations.resume(id, client.party, answers, notes, left()).await
@@ -150,13 +158,35 @@ impl Upstream {
                 })
             }
             _ => {
-                let asked = hand_on(&connection, &ask, approved.as_deref(), &mirrored, &client, notes);
-                match tokio::time::timeout(left(), asked).await {
-                    Ok(answer) => answer.map_err(CallError::from).and_then(|answer| outcome(&answer, &connection, &client)),
-                    Err(_) => Err(CallError::Timeout(timeout.as_millis())),
-                }
+                let asked = ask_common(connection, &ask, approved.as_deref(), &mirrored, &client, notes);
+                let answered = tokio::time::timeout(left(), asked).await;
+                answered.unwrap_or(Err(CallError::Timeout(timeout.as_millis())))
             }
         }
+    }
+
+    /// Has a server of an older version make a task, or asks it about one.
+    async fn ask_older(
+        &self,
+        common: Arc<Connection>,
+        ask: &Ask,
+        approved: Option<&str>,
+        client: &Client,
+        timeout: Duration,
+    ) -> Result<Outcome, CallError> {
+        let asked = async {
+            if !client.is_particular() {
+                let outcome = mcp::tasks::ask_older(&common, ask, approved, client).await?;
+                return awaited(common, outcome, client).await;
+            }
+            let lane = self.shared.lanes.take(client).await.map_err(|reason| reason.into_call_error())?;
+            if approved.is_some_and(|hash| !lane.lists(&ask.name, hash)) {
+                return Err(CallError::Changed);
+            }
+            let outcome = mcp::tasks::ask_older(&lane, ask, approved, client).await?;
+            awaited(lane, outcome, client).await
+        };
+        tokio::time::timeout(timeout, asked).await.unwrap_or(Err(CallError::Timeout(timeout.as_millis())))
     }
 
     /// The connection, soon: one that is being opened is waited for.
@@ -223,6 +253,42 @@ impl Upstream {
     }
 }
 
+/// A task that a call became, waited for where nobody else does.
+async fn awaited<C>(connection: C, outcome: Outcome, client: &Client) -> Result<Outcome, CallError>
+where
+    C: Deref<Target = Connection> + Send + Sync + 'static,
+{
+    match outcome {
+        Outcome::Task(task) if client.tasks != Tasks::Followed => mcp::tasks::wait(connection, task, client).await,
+        outcome => Ok(outcome),
+    }
+}
+
+/// Hands a request on over the common connection.
+async fn ask_common(
+    connection: Arc<Connection>,
+    ask: &Ask,
+    approved: Option<&str>,
+    mirrored: &[(String, String)],
+    client: &Client,
+    notes: Option<mpsc::Sender<Note>>,
+) -> Result<Outcome, CallError> {
+    if let Some(Answers { resume: Resume::Task { .. }, .. }) = ask.answers {
+        return mcp::tasks::resume(connection, ask, client).await;
+    }
+    let answer = hand_on(&connection, ask, approved, mirrored, client, notes.clone()).await;
+    let answer = match answer {
+        Err(error) if client.tasks == Tasks::Awaited && mcp::tasks::is_wanted(&error) => {
+            let follower = Client { tasks: Tasks::Followed, ..client.clone() };
+            let answer = hand_on(&connection, ask, approved, mirrored, &follower, notes).await?;
+            let outcome = outcome(ask, &answer, &connection, &follower)?;
+            return awaited(connection, outcome, client).await;
+        }
+        answer => answer?,
+    };
+    outcome(ask, &answer, &connection, client)
+}
+
 /// Hands a request on over a connection that others use too: nobody can be asked back over it, unless each request says who.
 async fn hand_on(
     connection: &Connection,
@@ -256,8 +322,8 @@ async fn hand_on(
     }
 }
 
-/// What an answer means: it is complete, or asks the client.
-fn outcome(answer: &RawValue, connection: &Connection, client: &Client) -> Result<Outcome, CallError> {
+/// What an answer means: it is complete, asks the client, or is a task.
+fn outcome(ask: &Ask, answer: &RawValue, connection: &Connection, client: &Client) -> Result<Outcome, CallError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Peek<'a> {
@@ -277,7 +343,14 @@ fn outcome(answer: &RawValue, connection: &Connection, client: &Client) -> Resul
     }
     let peek: Peek<'_> = serde_json::from_str(answer.get()).map_err(|e| unusable(e.to_string()))?;
     match peek.result_type.as_deref() {
+        // Some say that what they answer here is a task, too.
+        None | Some("complete" | "task") if ask.method == Method::GetTask => {
+            mcp::tasks::read(answer, Some(&ask.name), client).map(Outcome::Task)
+        }
         None | Some("complete") => whole(),
+        Some("task") if ask.method == Method::CallTool && client.tasks == Tasks::Followed => {
+            mcp::tasks::read(answer, None, client).map(Outcome::Task)
+        }
         Some("input_required") => {
             let method = |request: &Value| request["method"].as_str().unwrap_or_default().to_owned();
             if let Some(asked) = peek.input_requests.values().map(method).find(|method| !mcp::can_be_asked(client, method)) {

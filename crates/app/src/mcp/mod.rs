@@ -8,17 +8,21 @@ mod requests;
 mod search;
 mod session;
 mod state;
+mod tasks;
 mod view;
 mod virtual_servers;
 mod way_in;
 
 pub use gateway::mcp::mirror::Mirrored;
+pub use gateway::mcp::tasks::{EXTENSION as TASKS, is_over, pause};
 pub use gateway::mcp::{LEGACY, ListKind, MODERN, QUESTIONS};
-pub use gateway::{Change, Key, Note, Watched, What};
+pub use gateway::{Change, Key, Note, Tasks, Watched, What};
 pub(crate) use requests::owner_of;
 pub use requests::{Kind as AskKind, McpAsk, McpClient, McpOutcome};
 pub use search::found_json;
 pub use session::SessionFacts;
+pub use tasks::TaskAsk;
+pub(crate) use tasks::wish;
 pub use view::{Door, Offered, OfferedTool, Part, View};
 pub use virtual_servers::{NewMember, NewVirtualServer};
 

@@ -1,6 +1,6 @@
 //! One request through the door: found by its name, allowed, checked, handed on, recorded.
 
-use super::{Door, OfferKind, View, identity};
+use super::{Door, OfferKind, View, identity, wish};
 use crate::app::App;
 use crate::journal::Values;
 use crate::resilience::{is_repeatable, priority_of};
@@ -8,7 +8,7 @@ use crate::tools::{CallRecord, ToolResult, abandoned, check_callable, of_call, p
 use crate::{Answer, Caller};
 use domain::tool::Tool;
 use engine::Handled;
-use gateway::{Answers, Ask, Call, CallError, Client, Method, Note, Outcome, Resume};
+use gateway::{Answers, Ask, Call, CallError, Client, Method, Note, Outcome, Resume, Tasks};
 use kernel::id::{CallId, McpServerId};
 use kernel::journal::Class;
 use kernel::{Json, Kind as Trouble, Rejection, Timestamp};
@@ -53,6 +53,8 @@ pub struct McpAsk {
     pub refused: Vec<String>,
     /// What it was told to send back.
     pub state: Option<String>,
+    /// That a task is to be made of it, as version 2025-11-25 says it.
+    pub task: Option<Json>,
 }
 
 /// Who asks, as servers see it.
@@ -64,6 +66,8 @@ pub struct McpClient {
     pub capabilities: Map<String, Value>,
     /// From which level on it wants to see what servers log.
     pub log_level: Option<String>,
+    /// What it does with a task in the place of an answer.
+    pub tasks: Tasks,
 }
 
 /// What came of it.
@@ -77,24 +81,26 @@ pub enum McpOutcome {
         /// To be sent back with the answers.
         state: Option<String>,
     },
+    /// The server made a task of it, which the client may follow.
+    Task(Map<String, Value>),
 }
 
-/// The journal's entry of a request that is no call of a tool, or of one whose client is asked first.
+/// The journal's entry of a request that is no call of a tool, or of one that has no answer yet.
 #[derive(Serialize)]
-struct Entry<'a> {
-    call_id: CallId,
-    name: &'a str,
-    server: &'a str,
-    arguments: Option<Json>,
-    result: Option<Json>,
-    error: Option<Failure<'a>>,
-    duration_ms: u64,
+pub(super) struct Entry<'a> {
+    pub call_id: CallId,
+    pub name: &'a str,
+    pub server: &'a str,
+    pub arguments: Option<Json>,
+    pub result: Option<Json>,
+    pub error: Option<Failure<'a>>,
+    pub duration_ms: u64,
 }
 
 #[derive(Serialize)]
-struct Failure<'a> {
-    code: &'a str,
-    message: &'a str,
+pub(super) struct Failure<'a> {
+    pub code: &'a str,
+    pub message: &'a str,
 }
 
 /// The entry of a request that is under way. One whose client leaves is written down, too: the tool may have run.
@@ -127,13 +133,26 @@ impl Drop for Pending<'_> {
 }
 
 /// Where a request goes.
-struct Way {
-    server: McpServerId,
+pub(super) struct Way {
+    pub server: McpServerId,
     server_name: String,
     /// Its name there.
     own: String,
     /// The tool, where it is one.
-    tool: Option<Arc<Handled<Tool>>>,
+    pub tool: Option<Arc<Handled<Tool>>>,
+}
+
+/// A request that may be handed on.
+#[derive(Clone, Copy)]
+pub(super) struct Handed<'a> {
+    pub caller: &'a Caller,
+    pub door: Door,
+    pub way: &'a Way,
+    ask: &'a McpAsk,
+    /// What it is about.
+    request: &'a str,
+    /// What it is called in the journal.
+    pub id: CallId,
 }
 
 impl App {
@@ -156,7 +175,8 @@ impl App {
         let outcome = match self.check(caller, door, &way, &ask) {
             Ok(()) => {
                 let client = gateway_client(caller, door, client);
-                self.handed_on(caller, &way, &ask, &request, client, notes).await
+                let handed = Handed { caller, door, way: &way, ask: &ask, request: &request, id };
+                self.handed_on(handed, client, notes).await
             }
             Err(rejection) => Err(rejection),
         };
@@ -207,12 +227,13 @@ impl App {
                     return write(Ok(&ToolResult::read(result).unwrap_or_else(|_| ToolResult::unread(result))));
                 }
                 Err(rejection) => return write(Err(rejection)),
-                Ok(McpOutcome::InputRequired { .. }) => {}
+                Ok(McpOutcome::InputRequired { .. } | McpOutcome::Task(_)) => {}
             }
         }
         let (kind, result, error) = match outcome {
             Ok(McpOutcome::Complete(result)) => (finished(ask.kind), Some(result.clone()), None),
             Ok(McpOutcome::InputRequired { requests, .. }) => ("tools.input.required", Json::of(requests).ok(), None),
+            Ok(McpOutcome::Task(task)) => ("tools.task.begun", Json::of(task).ok(), None),
             Err(rejection) => (failed(ask.kind), None, Some(Failure { code: rejection.code, message: &rejection.message })),
         };
         let mut values = Values::default();
@@ -268,13 +289,11 @@ impl App {
 
     async fn handed_on(
         &self,
-        caller: &Caller,
-        way: &Way,
-        ask: &McpAsk,
-        request: &str,
+        handed: Handed<'_>,
         client: Client,
         notes: Option<mpsc::Sender<Note>>,
     ) -> Answer<(McpOutcome, Option<String>)> {
+        let Handed { caller, way, ask, request, .. } = handed;
         let resume = ask.state.as_deref().map(|state| self.open_resume(caller, request, state)).transpose()?;
         let answers = (resume.is_some() || ask.responses.is_some()).then(|| Answers {
             responses: ask.responses.clone().unwrap_or_default(),
@@ -286,8 +305,9 @@ impl App {
         let priority = priority_of(&mut meta)?;
         self.check_priority(caller, priority)?;
         let tool = way.tool.as_ref().map(|tool| &*tool.state);
+        let task = tool.and_then(|tool| wish(tool, client.tasks, ask.task.as_ref()));
         let call = Call {
-            ask: Ask { method, name: way.own.clone(), params, meta, answers },
+            ask: Ask { method, name: way.own.clone(), params, meta, answers, task },
             approved: tool.map(|tool| tool.manifest.hash.clone()),
             client,
             notes,
@@ -305,6 +325,7 @@ impl App {
             Outcome::InputRequired { requests, resume } => {
                 McpOutcome::InputRequired { requests, state: self.seal_resume(caller, request, resume)? }
             }
+            Outcome::Task(task) => McpOutcome::Task(self.named_task(&handed, task)?),
         };
         Ok((outcome, answered.by))
     }
@@ -375,7 +396,7 @@ pub(crate) fn owner_of(caller: &Caller) -> [u8; 32] {
 }
 
 /// The caller with its session: nobody shares a connection with anybody else.
-fn gateway_client(caller: &Caller, door: Door, client: &McpClient) -> Client {
+pub(super) fn gateway_client(caller: &Caller, door: Door, client: &McpClient) -> Client {
     let (tenant, who) = (caller.actor.tenant.to_string(), identity(caller));
     Client {
         party: hash_of(&[&tenant, &who, &format!("{door:?}"), client.session.as_deref().unwrap_or_default()]),
@@ -383,6 +404,7 @@ fn gateway_client(caller: &Caller, door: Door, client: &McpClient) -> Client {
         is_session: client.session.is_some(),
         capabilities: client.capabilities.clone(),
         log_level: client.log_level.clone(),
+        tasks: client.tasks,
         ..Client::default()
     }
 }
@@ -394,7 +416,7 @@ fn nothing(what: &str, name: &str) -> Rejection {
 }
 
 /// What a failure means to whoever asked, with the server's name: of a tool, or of something else.
-fn of_ask(kind: Kind, name: &str, server: &str, error: CallError) -> Rejection {
+pub(super) fn of_ask(kind: Kind, name: &str, server: &str, error: CallError) -> Rejection {
     if let CallError::Gone = error {
         let message = "What waited for these answers has ended, or waits at another replica.";
         return Rejection::new(

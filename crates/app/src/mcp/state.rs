@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 const GOOD_MS: i64 = 600_000;
 const STATE_BYTES_MAX: usize = 64 * 1024;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Sealed {
     until_ms: i64,
     /// Work that waits here, hexadecimal.
@@ -23,6 +23,12 @@ struct Sealed {
     /// What the server wants to be told again.
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<String>,
+    /// A task that is waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<String>,
+    /// What that asked before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    asked: Vec<String>,
 }
 
 fn invalid() -> Rejection {
@@ -39,12 +45,13 @@ fn place(caller: &Caller, request: &str) -> String {
 impl App {
     /// Seals what a request goes on with; nothing where the server keeps nothing.
     pub(super) fn seal_resume(&self, caller: &Caller, request: &str, resume: Resume) -> Answer<Option<String>> {
-        let (waiting, state) = match resume {
+        let mut sealed = Sealed { until_ms: self.env().now().0 + GOOD_MS, ..Sealed::default() };
+        match resume {
             Resume::State(None) => return Ok(None),
-            Resume::State(Some(state)) => (None, Some(state)),
-            Resume::Waiting(id) => (Some(format!("{id:032x}")), None),
-        };
-        let sealed = Sealed { until_ms: self.env().now().0 + GOOD_MS, waiting, state };
+            Resume::State(state) => sealed.state = state,
+            Resume::Waiting(id) => sealed.waiting = Some(format!("{id:032x}")),
+            Resume::Task { id, asked } => (sealed.task, sealed.asked) = (Some(id), asked),
+        }
         let text = serde_json::to_vec(&sealed).map_err(|e| internal(e.to_string()))?;
         let place = place(caller, request);
         let sealed = self.0.crypto.sealer.seal(caller.actor.tenant, &place, &text, self.env().bytes()).map_err(internal)?;
@@ -62,9 +69,10 @@ impl App {
         if self.env().now().0 > sealed.until_ms {
             return Err(invalid());
         }
-        match sealed.waiting {
-            Some(id) => u128::from_str_radix(&id, 16).map(Resume::Waiting).map_err(|_| invalid()),
-            None => Ok(Resume::State(sealed.state)),
+        match (sealed.waiting, sealed.task) {
+            (Some(id), _) => u128::from_str_radix(&id, 16).map(Resume::Waiting).map_err(|_| invalid()),
+            (None, Some(id)) => Ok(Resume::Task { id, asked: sealed.asked }),
+            (None, None) => Ok(Resume::State(sealed.state)),
         }
     }
 }

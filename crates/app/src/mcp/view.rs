@@ -6,6 +6,7 @@
 
 use super::catalogue::Known;
 use super::search::ToolIndex;
+use super::tasks;
 use crate::tools::ToolStatus;
 use domain::mcp_server::{McpServer, ServerStatus};
 use domain::tool::{Tool, full_name};
@@ -16,7 +17,7 @@ use gateway::{Offer, Offers};
 use kernel::id::{McpServerId, VirtualServerId};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -47,6 +48,11 @@ impl OfferedTool {
     /// The server's name, and the tool's name there.
     pub fn origin(&self) -> (&str, &str) {
         (&self.tool.state.server, &self.tool.state.manifest.tool)
+    }
+
+    /// Whether a client of 2025-11-25 may have its server make tasks of calls.
+    pub fn makes_tasks(&self) -> bool {
+        tasks::support(&self.tool.state).is_some()
     }
 
     /// Whether it is what was approved, and listed: it is offered also while its server does not answer.
@@ -286,6 +292,10 @@ fn tool_entry(name: &str, tool: &Tool) -> Box<RawValue> {
     entry.extend(manifest.output_schema.as_ref().map(|schema| ("outputSchema".to_owned(), schema.value())));
     if let Value::Object(more) = manifest.more.value() {
         entry.extend(more);
+    }
+    if tasks::support(tool).is_some() {
+        // A task that the server insists on is waited for here, where the client wants none.
+        entry.insert("execution".into(), json!({ "taskSupport": "optional" }));
     }
     raw(&entry)
 }

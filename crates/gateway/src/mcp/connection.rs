@@ -6,7 +6,8 @@ use super::listing::{self, ENTRIES_MAX, LISTING_BYTES_MAX, Offers, PAGES_MAX, Pa
 use super::reach::Reach;
 use super::rpc::{AsideSender, Call, METHOD_NOT_FOUND, Over, RpcError, Wire, WireError};
 use super::stdio::StdioWire;
-use super::{Ask, CallError, Client, LEGACY, MODERN, ToolListing};
+use super::tasks::EXTENSION;
+use super::{Ask, CallError, Client, LEGACY, MODERN, Tasks, ToolListing};
 use crate::access::Holder;
 use crate::{GatewaySettings, Introduction, Route, Spec};
 use serde::{Deserialize, Serialize};
@@ -162,6 +163,16 @@ impl Connection {
         listing::tools(listed, self.over_http && self.is_modern).map_err(Failure::from)
     }
 
+    /// Whether it is a server of 2025-11-25 that makes tasks of calls when it is told to.
+    pub fn makes_tasks(&self) -> bool {
+        !self.is_modern && self.capabilities["tasks"]["requests"]["tools"]["call"].is_object()
+    }
+
+    /// What came of a task, from a server of 2025-11-25.
+    pub async fn task_result(&self, id: &str) -> Result<Box<RawValue>, WireError> {
+        self.ask("tasks/result", Map::from_iter([("taskId".to_owned(), json!(id))])).await
+    }
+
     fn has(&self, capability: &str) -> bool {
         self.capabilities.get(capability).is_some_and(|value| !value.is_null())
     }
@@ -269,7 +280,7 @@ impl Connection {
         let mut meta = ask.meta.clone();
         meta.extend(progress.map(|id| ("progressToken".to_owned(), json!(id))));
         if self.is_modern {
-            meta.append(&mut protocol_meta(&client.capabilities));
+            meta.append(&mut protocol_meta(&declared(client)));
             meta.extend(client.log_level.iter().map(|level| ("io.modelcontextprotocol/logLevel".to_owned(), json!(level))));
             if let Some(answers) = &ask.answers {
                 params.push(("inputResponses", Member::Object(&answers.responses)));
@@ -278,6 +289,7 @@ impl Connection {
                 }
             }
         }
+        params.extend(ask.task.iter().filter(|_| self.makes_tasks()).map(|task| ("task", Member::Raw(task))));
         if !meta.is_empty() {
             params.push(("_meta", Member::Value(Value::Object(meta))));
         }
@@ -389,6 +401,15 @@ impl Connection {
         cancel.is_armed = false;
         answer
     }
+}
+
+/// What a client can do, as the newest version says it.
+fn declared(client: &Client) -> Map<String, Value> {
+    let mut capabilities = client.capabilities.clone();
+    if client.tasks == Tasks::Followed {
+        capabilities.insert("extensions".to_owned(), json!({ EXTENSION: {} }));
+    }
+    capabilities
 }
 
 /// What each request of the newest version says of the client.

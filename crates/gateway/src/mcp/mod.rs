@@ -14,6 +14,7 @@ pub mod mirror;
 mod reach;
 mod rpc;
 mod stdio;
+pub mod tasks;
 
 pub(crate) use connection::{Connection, Failure};
 pub(crate) use conversation::{Conversations, can_be_asked, complete, converse};
@@ -46,6 +47,12 @@ pub enum Method {
     GetPrompt,
     /// `completion/complete`
     Complete,
+    /// `tasks/get`
+    GetTask,
+    /// `tasks/update`
+    UpdateTask,
+    /// `tasks/cancel`
+    CancelTask,
 }
 
 impl Method {
@@ -56,6 +63,9 @@ impl Method {
             Method::ReadResource => "resources/read",
             Method::GetPrompt => "prompts/get",
             Method::Complete => "completion/complete",
+            Method::GetTask => "tasks/get",
+            Method::UpdateTask => "tasks/update",
+            Method::CancelTask => "tasks/cancel",
         }
     }
 
@@ -64,8 +74,14 @@ impl Method {
         match self {
             Method::CallTool | Method::GetPrompt => Some("name"),
             Method::ReadResource => Some("uri"),
+            Method::GetTask | Method::UpdateTask | Method::CancelTask => Some("taskId"),
             Method::Complete => None,
         }
+    }
+
+    /// Whether it is about a task.
+    pub(crate) fn is_of_task(self) -> bool {
+        self.name_field() == Some("taskId")
     }
 }
 
@@ -74,7 +90,7 @@ impl Method {
 pub struct Ask {
     /// What.
     pub method: Method,
-    /// Of which tool, prompt or resource; empty for a completion.
+    /// Of which tool, prompt, resource or task; empty for a completion.
     pub name: String,
     /// The other parameters.
     pub params: Vec<(&'static str, Json)>,
@@ -82,6 +98,8 @@ pub struct Ask {
     pub meta: Map<String, Value>,
     /// What the client says to what it was asked.
     pub answers: Option<Answers>,
+    /// That a server of 2025-11-25 is to make a task of it, in the words of that version.
+    pub task: Option<Json>,
 }
 
 /// Answers of a client, and what they belong to.
@@ -102,6 +120,13 @@ pub enum Resume {
     Waiting(u128),
     /// What the server wants to be told again.
     State(Option<String>),
+    /// A task that is waited for in the client's place.
+    Task {
+        /// The server's own id of it.
+        id: String,
+        /// The names of what it asked before: it may be told of them for a while.
+        asked: Vec<String>,
+    },
 }
 
 impl Default for Resume {
@@ -125,12 +150,31 @@ pub struct Client {
     pub log_level: Option<String>,
     /// Whose account at the server is used.
     pub holder: Holder,
+    /// What is to become of a task that the server makes of a call.
+    pub tasks: Tasks,
+}
+
+/// What is to become of a task that a server makes of a call. Where no client follows it, it is waited for in the client's place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tasks {
+    /// The client could say that it follows tasks, and does not. A server that insists on one says so itself.
+    #[default]
+    None,
+    /// The client follows it.
+    Followed,
+    /// The client could not say: a server that insists on one makes one.
+    Awaited,
 }
 
 impl Client {
     /// Whether a server that knows its clients by their connections needs one of its own for it.
     pub(crate) fn is_particular(&self) -> bool {
         self.has_a_say() || self.holder != Holder::Everybody
+    }
+
+    /// The same client where it is neither asked nor told anything.
+    pub(crate) fn silent(&self) -> Self {
+        Client { capabilities: Map::new(), log_level: None, ..self.clone() }
     }
 
     /// Whether it can be asked something, or told what a server logs.
@@ -160,6 +204,8 @@ pub enum Outcome {
         /// What the answers belong to.
         resume: Resume,
     },
+    /// A task, under the server's own id: the one that a call became, or how one is.
+    Task(Map<String, Value>),
 }
 
 /// Why a call has no answer.

@@ -5,7 +5,7 @@ use super::message::{Answer, INVALID_PARAMS, Params, RpcError, carried, shown};
 use super::{Api, builtin, search};
 use crate::http::state::EdgeState;
 use app::Caller;
-use app::mcp::{AskKind, Door, McpAsk, McpClient, McpOutcome, Note, OfferKind, View};
+use app::mcp::{AskKind, Door, McpAsk, McpClient, McpOutcome, Note, OfferKind, TASKS, View};
 use axum::http::request::Parts;
 use kernel::Json;
 use serde_json::{Map, Value, json};
@@ -44,6 +44,8 @@ pub(super) enum Done {
         requests: Map<String, Value>,
         state: Option<String>,
     },
+    /// The server made a task of it.
+    Task(Map<String, Value>),
 }
 
 /// What this server can do.
@@ -72,7 +74,9 @@ impl Visit {
 
     /// `server/discover`
     pub fn discover(&self) -> Answer {
-        let mut result = json!({ "resultType": "complete", "supportedVersions": super::versions(), "capabilities": capabilities(),
+        let mut capabilities = capabilities();
+        capabilities["extensions"] = json!({ TASKS: {} });
+        let mut result = json!({ "resultType": "complete", "supportedVersions": super::versions(), "capabilities": capabilities,
             "ttlMs": DISCOVER_TTL_MS, "cacheScope": "private",
             "_meta": { "io.modelcontextprotocol/serverInfo": server_info() } });
         if let Some(instructions) = instructions(self.door) {
@@ -195,6 +199,7 @@ impl Visit {
             responses: params.input_responses.clone(),
             refused: vec![],
             state: params.request_state.clone(),
+            task: None,
         })
     }
 
@@ -216,6 +221,7 @@ impl Visit {
         match self.state.app.mcp_ask(&self.caller, self.door, ask, client, notes).await {
             Ok(McpOutcome::Complete(result)) => Done::Answer(Ok(self.told(kind, &result))),
             Ok(McpOutcome::InputRequired { requests, state }) => Done::InputRequired { requests, state },
+            Ok(McpOutcome::Task(task)) => Done::Task(task),
             Err(rejection) => Done::Answer(self.refusal(kind, &name, &rejection)),
         }
     }

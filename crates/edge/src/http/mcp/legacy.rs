@@ -8,8 +8,9 @@ use super::message::{
 };
 use super::sessions::Session;
 use super::stream::{ASIDE_MAX, answer, streamed};
+use super::tasks;
 use app::RouteClass;
-use app::mcp::{LEGACY, McpAsk, McpClient};
+use app::mcp::{LEGACY, McpAsk, McpClient, Tasks};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::value::RawValue;
@@ -85,6 +86,7 @@ pub(super) async fn worked(
                     Err(error) => Err(error),
                 }
             }
+            "tasks/get" | "tasks/result" | "tasks/cancel" => tasks::older(visit, session.as_ref(), &method, &params, &out).await,
             "logging/setLevel" => set_level(session.as_ref(), &params),
             "resources/subscribe" | "resources/unsubscribe" => subscribe(visit, session.as_ref(), &method, &params),
             _ => Err(RpcError::no_method(&method)),
@@ -122,6 +124,9 @@ fn initialize(visit: &Visit, request: &Request) -> Response {
 /// What this server says of itself.
 pub(super) fn introduction(visit: &Visit, version: &str) -> String {
     let mut result = json!({ "protocolVersion": version, "capabilities": capabilities(), "serverInfo": server_info() });
+    if version == tasks::OLDER {
+        result["capabilities"]["tasks"] = json!({ "cancel": {}, "requests": { "tools": { "call": {} } } });
+    }
     if let Some(instructions) = instructions(visit.door) {
         result["instructions"] = json!(instructions);
     }
@@ -151,6 +156,16 @@ fn subscribe(visit: &Visit, session: Option<&Arc<Session>>, method: &str, params
     Ok("{}".to_owned())
 }
 
+/// The client, as servers see it.
+pub(super) fn client_of(session: Option<&Arc<Session>>) -> McpClient {
+    McpClient {
+        session: session.map(|session| session.id.clone()),
+        capabilities: session.map(|session| session.facts.capabilities.clone()).unwrap_or_default(),
+        log_level: session.and_then(|session| session.level()),
+        tasks: Tasks::Awaited,
+    }
+}
+
 /// Hands a request on, and asks the client what the server wants to know, as often as it does.
 async fn handed_on(
     visit: &Visit,
@@ -159,12 +174,11 @@ async fn handed_on(
     params: &Params,
     out: mpsc::Sender<String>,
 ) -> Answer {
-    let level = session.and_then(|session| session.level());
-    let client = McpClient {
-        session: session.map(|session| session.id.clone()),
-        capabilities: session.map(|session| session.facts.capabilities.clone()).unwrap_or_default(),
-        log_level: level.clone(),
-    };
+    let mut client = client_of(session);
+    let level = client.log_level.clone();
+    if let Some(wish) = tasks::wished(visit, session, &ask, params)? {
+        (ask.task, client.tasks) = (Some(wish), Tasks::Followed);
+    }
     // These belong to the newest version alone.
     (ask.responses, ask.state) = (None, None);
     for _ in 0..ROUNDS_MAX {
@@ -182,6 +196,7 @@ async fn handed_on(
                 (ask.responses, ask.refused) = asked(session, requests, &out).await;
                 ask.state = state;
             }
+            (Done::Task(task), _) => return Ok(tasks::made_older(task)),
             (Done::InputRequired { .. }, None) => break,
         }
     }
@@ -189,7 +204,7 @@ async fn handed_on(
 }
 
 /// Asks the client everything at once, on the stream of the request that it is for.
-async fn asked(
+pub(super) async fn asked(
     session: &Session,
     requests: Map<String, Value>,
     out: &mpsc::Sender<String>,

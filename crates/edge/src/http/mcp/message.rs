@@ -73,6 +73,8 @@ pub(super) struct Params {
     pub argument: Option<Box<RawValue>>,
     pub context: Option<Box<RawValue>>,
     pub request_id: Option<Box<RawValue>>,
+    pub task: Option<Box<RawValue>>,
+    pub task_id: Option<String>,
 }
 
 /// An error of JSON-RPC.

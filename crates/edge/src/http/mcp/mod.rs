@@ -16,6 +16,7 @@ mod oldest;
 mod search;
 mod sessions;
 mod stream;
+mod tasks;
 
 pub(super) use oldest::Streams;
 pub(super) use sessions::Sessions;

@@ -7,7 +7,8 @@ use super::message::{
     VERSION_UNSUPPORTED, shown, whole, written,
 };
 use super::stream::{ASIDE_MAX, answer, streamed};
-use app::mcp::{MODERN, McpClient, QUESTIONS};
+use super::tasks;
+use app::mcp::{MODERN, McpClient, QUESTIONS, TASKS, Tasks};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use base64::Engine as _;
@@ -48,7 +49,8 @@ pub(super) async fn take(visit: Visit, request: Request) -> Response {
         "tools/call" | "prompts/get" | "resources/read" | "completion/complete" => {
             return handed_on(visit, id, &method, &params, client).await;
         }
-        "subscriptions/listen" => return listened(visit, id, &params),
+        "tasks/get" | "tasks/update" | "tasks/cancel" => visit.modern_task(&method, &params, &client).await,
+        "subscriptions/listen" => return listened(visit, id, &params, &client),
         _ => Err(RpcError::no_method(&method)),
     };
     whole(status(&simple), written(&id, &simple))
@@ -86,6 +88,7 @@ fn checked(visit: &Visit, method: &str, params: &Params) -> Result<McpClient, Rp
     let name = match method {
         "tools/call" | "prompts/get" => params.name.as_deref(),
         "resources/read" => params.uri.as_deref(),
+        "tasks/get" | "tasks/update" | "tasks/cancel" => params.task_id.as_deref(),
         _ => None,
     };
     if name.is_some() {
@@ -94,12 +97,14 @@ fn checked(visit: &Visit, method: &str, params: &Params) -> Result<McpClient, Rp
     if let ("tools/call", Some(name)) = (method, name) {
         check_mirrored(visit, name, params)?;
     }
+    let takes_tasks = capabilities.get("extensions").is_some_and(|extensions| extensions.get(TASKS).is_some());
     let is_question = |name: &str| QUESTIONS.iter().any(|(_, capability)| *capability == name);
     let capabilities = capabilities.iter().filter(|(name, _)| is_question(name));
     Ok(McpClient {
         session: None,
         capabilities: capabilities.map(|(name, value)| (name.clone(), value.clone())).collect(),
         log_level: meta.get(LOG_LEVEL_KEY).and_then(Value::as_str).map(str::to_owned),
+        tasks: if takes_tasks { Tasks::Followed } else { Tasks::None },
     })
 }
 
@@ -172,6 +177,7 @@ async fn handed_on(visit: Visit, id: Box<RawValue>, method: &str, params: &Param
                 }
                 Ok(result.to_string())
             }
+            Done::Task(task) => Ok(tasks::made(task)),
         };
         Some((status(&answer), written(&id, &answer)))
     };
@@ -179,9 +185,12 @@ async fn handed_on(visit: Visit, id: Box<RawValue>, method: &str, params: &Param
 }
 
 /// A stream of what changes, until the client leaves.
-fn listened(visit: Visit, id: Box<RawValue>, params: &Params) -> Response {
+fn listened(visit: Visit, id: Box<RawValue>, params: &Params, client: &McpClient) -> Response {
     let none = Map::new();
     let filter = params.notifications.as_ref().unwrap_or(&none);
+    if filter.contains_key("taskIds") && client.tasks != Tasks::Followed {
+        return whole(StatusCode::BAD_REQUEST, written(&id, &Err(tasks::undeclared())));
+    }
     let is = |name: &str| filter.get(name) == Some(&Value::Bool(true));
     let wanted =
         Wanted { tools: is("toolsListChanged"), prompts: is("promptsListChanged"), resources: is("resourcesListChanged") };

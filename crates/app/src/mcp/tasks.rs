@@ -1,0 +1,175 @@
+//! Tasks that MCP servers make of calls, at the door: each has a name that says whose it is and where, sealed, so that it is of
+//! use to one caller only and any replica finds it.
+
+use super::requests::{Entry, Failure, Handed, Kind, gateway_client, of_ask};
+use super::{Door, McpClient, OfferKind, identity};
+use crate::app::{App, internal};
+use crate::journal::Values;
+use crate::{Answer, Caller};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use domain::tool::Tool;
+use gateway::mcp::tasks::is_over;
+use gateway::{Ask, Call, Method, Outcome, Priority, Tasks};
+use kernel::id::{CallId, McpServerId};
+use kernel::journal::Class;
+use kernel::{Json, Kind as Trouble, Rejection};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+const NAME_BYTES_MAX: usize = 4 * 1024;
+
+/// What is wanted of a task.
+pub enum TaskAsk {
+    /// How it is.
+    Get,
+    /// To be given answers to what it asks, by their names.
+    Update(Map<String, Value>),
+    /// To be called off.
+    Cancel,
+}
+
+/// What the name of a task says.
+#[derive(Serialize, Deserialize)]
+struct Named {
+    server: McpServerId,
+    /// The tool that was called.
+    tool: String,
+    /// The call that it came of.
+    call: CallId,
+    /// The server's own id of it.
+    id: String,
+}
+
+/// How a tool of a server of 2025-11-25 makes tasks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Support {
+    /// When it is told to.
+    Optional,
+    /// Always.
+    Required,
+}
+
+/// Whether a tool makes tasks, as version 2025-11-25 says it.
+pub(super) fn support(tool: &Tool) -> Option<Support> {
+    let more = &tool.manifest.more;
+    if !more.text().contains("taskSupport") {
+        return None;
+    }
+    match more.value()["execution"]["taskSupport"].as_str() {
+        Some("optional") => Some(Support::Optional),
+        Some("required") => Some(Support::Required),
+        _ => None,
+    }
+}
+
+/// What a server of 2025-11-25 is told so that it makes a task of a call; nothing where it is to make none.
+pub(crate) fn wish(tool: &Tool, tasks: Tasks, asked: Option<&Json>) -> Option<Json> {
+    let is_wanted = match support(tool)? {
+        Support::Required => true,
+        Support::Optional => tasks == Tasks::Followed,
+    };
+    is_wanted.then(|| asked.cloned().unwrap_or_else(Json::empty_object))
+}
+
+fn place(caller: &Caller, door: Door) -> String {
+    format!("mcp-task/{}/{door:?}", identity(caller))
+}
+
+fn not_found() -> Rejection {
+    let message = "There is no such task here: it is another's, of another door, or its tool is gone.";
+    Rejection::new(Trouble::NotFound, "MCP_TASK_NOT_FOUND", message, "Call the tool again.")
+}
+
+impl App {
+    /// A task as its client may see it, under a name that is good for this caller at this door.
+    pub(super) fn named_task(&self, handed: &Handed<'_>, mut task: Map<String, Value>) -> Answer<Map<String, Value>> {
+        let Handed { caller, door, way, id: call, .. } = *handed;
+        let tool = way.tool.as_ref().map(|tool| tool.stream.clone()).unwrap_or_default();
+        let id = task.get("taskId").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let named = serde_json::to_vec(&Named { server: way.server, tool, call, id }).map_err(|e| internal(e.to_string()))?;
+        let sealer = &self.0.crypto.sealer;
+        let sealed = sealer.seal(caller.actor.tenant, &place(caller, door), &named, self.env().bytes()).map_err(internal)?;
+        task.insert("taskId".to_owned(), Value::from(URL_SAFE_NO_PAD.encode(sealed)));
+        // How it came out, and what it asks, is for whoever asks for it.
+        for name in ["result", "error", "inputRequests"] {
+            task.remove(name);
+        }
+        Ok(task)
+    }
+
+    fn task_named(&self, caller: &Caller, door: Door, name: &str) -> Option<Named> {
+        let sealed = URL_SAFE_NO_PAD.decode(name).ok().filter(|_| name.len() <= NAME_BYTES_MAX)?;
+        let opened = self.0.crypto.sealer.open(caller.actor.tenant, &place(caller, door), &sealed)?;
+        serde_json::from_slice(&opened).ok()
+    }
+
+    /// Asks the server about a task, for the caller who was given its name: how it is; nothing where it is told something.
+    pub async fn mcp_task(
+        &self,
+        caller: &Caller,
+        door: Door,
+        name: &str,
+        ask: TaskAsk,
+        client: &McpClient,
+    ) -> Answer<Map<String, Value>> {
+        let named = self.task_named(caller, door, name).ok_or_else(not_found)?;
+        let view = self.mcp_view(caller, door)?;
+        let tool = view.tools.iter().find(|offered| offered.tool.stream == named.tool).ok_or_else(not_found)?;
+        let (server, own) = tool.origin();
+        self.check_use(caller, door, OfferKind::Tool, server, own)?;
+        let begun = self.env().now();
+        let (method, responses) = match ask {
+            TaskAsk::Get => (Method::GetTask, None),
+            TaskAsk::Update(responses) => (Method::UpdateTask, Some(responses)),
+            TaskAsk::Cancel => (Method::CancelTask, None),
+        };
+        let arguments = responses.as_ref().and_then(|responses| Json::of(responses).ok());
+        let call = Call {
+            ask: Ask::of_task(method, named.id, responses),
+            approved: None,
+            client: gateway_client(caller, door, client),
+            notes: None,
+            timeout: self.0.gateway.settings().call_timeout,
+            timeout_is_wanted: false,
+            priority: Priority::Normal,
+            // Asked, told or called off twice is the same as once.
+            is_repeatable: true,
+        };
+        let answered = self.ask_server(caller, named.server, call, None).await;
+        let answered =
+            answered.map_err(|error| of_ask(Kind::Tool, &tool.name, server, error)).map(|answered| match answered.outcome {
+                Outcome::Task(mut task) => {
+                    task.insert("taskId".to_owned(), Value::from(name));
+                    task
+                }
+                Outcome::Complete(_) | Outcome::InputRequired { .. } => Map::new(),
+            });
+        let is_told = match (&answered, method) {
+            (Ok(task), Method::GetTask) => task.get("status").and_then(Value::as_str).is_some_and(is_over),
+            _ => true,
+        };
+        if is_told {
+            let kind = match method {
+                Method::UpdateTask => "tools.task.answered",
+                Method::CancelTask => "tools.task.cancelled",
+                _ if answered.is_ok() => "tools.task.ended",
+                _ => "tools.task.failed",
+            };
+            let mut values = Values::default();
+            let result = answered.as_ref().ok().filter(|task| !task.is_empty()).and_then(|task| Json::of(task).ok());
+            let error = answered.as_ref().err().map(|refused| Failure { code: refused.code, message: &refused.message });
+            let entry = Entry {
+                call_id: named.call,
+                name: &tool.name,
+                server,
+                arguments: arguments.as_ref().map(|value| values.put(value)),
+                result: result.as_ref().map(|value| values.put(value)),
+                error,
+                duration_ms: self.env().now().since_ms(begun),
+            };
+            self.observe(caller, Class::ToolCall, kind, &entry, values);
+        }
+        answered
+    }
+}

@@ -1,0 +1,223 @@
+//! Tasks that servers make of calls, as the extension of the newest version has them and as version 2025-11-25 does.
+
+use super::door::Visit;
+use super::legacy::{asked, client_of};
+use super::message::{Answer, CAPABILITY_MISSING, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, Params, RpcError, carried};
+use super::sessions::Session;
+use app::mcp::{McpAsk, McpClient, TASKS, TaskAsk, Tasks, is_over, pause};
+use kernel::Json;
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// The one older version that has tasks.
+pub(super) const OLDER: &str = "2025-11-25";
+const RELATED: &str = "io.modelcontextprotocol/related-task";
+/// What that version calls otherwise.
+const RENAMED: [(&str, &str); 2] = [("ttlMs", "ttl"), ("pollIntervalMs", "pollInterval")];
+/// How long a server gets to call a task off.
+const CALLING_OFF: Duration = Duration::from_secs(2);
+
+/// A client that did not say that it knows tasks asks about them.
+pub(super) fn undeclared() -> RpcError {
+    RpcError::new(CAPABILITY_MISSING, format!("Say in each request that you know the extension '{TASKS}'."))
+        .with(json!({ "requiredCapabilities": { "extensions": { TASKS: {} } } }))
+}
+
+/// The result of a call that became a task.
+pub(super) fn made(mut task: Map<String, Value>) -> String {
+    task.insert("resultType".into(), json!("task"));
+    Value::Object(task).to_string()
+}
+
+/// The same, as version 2025-11-25 has it.
+pub(super) fn made_older(task: Map<String, Value>) -> String {
+    json!({ "task": renamed(task) }).to_string()
+}
+
+/// A task in the words of version 2025-11-25, which tells apart how it is and how it came out.
+fn renamed(mut task: Map<String, Value>) -> Map<String, Value> {
+    for (newer, older) in RENAMED {
+        if let Some(value) = task.remove(newer) {
+            task.insert(older.to_owned(), value);
+        }
+    }
+    let result = task.remove("result").unwrap_or_default();
+    if result["isError"] == true {
+        task.insert("status".into(), json!("failed"));
+    }
+    for newer in ["error", "inputRequests", "resultType"] {
+        task.remove(newer);
+    }
+    task
+}
+
+fn status(task: &Map<String, Value>) -> &str {
+    task.get("status").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// That a client of version 2025-11-25 wants a task, for a tool that makes some.
+pub(super) fn wished(
+    visit: &Visit,
+    session: Option<&Arc<Session>>,
+    ask: &McpAsk,
+    params: &Params,
+) -> Result<Option<Json>, RpcError> {
+    let has_tasks = session.is_some_and(|session| session.facts.version == OLDER);
+    let Some(wish) = params.task.as_deref().filter(|_| has_tasks) else { return Ok(None) };
+    if !wish.get().starts_with('{') {
+        return Err(RpcError::new(INVALID_PARAMS, "'task' must be an object."));
+    }
+    let view = visit.state.app.mcp_view(&visit.caller, visit.door);
+    let makes_none = view.is_ok_and(|view| view.tool(&ask.name).is_none_or(|tool| !tool.makes_tasks()));
+    if makes_none {
+        return Err(RpcError::new(METHOD_NOT_FOUND, "This tool makes no tasks: call it without 'task'."));
+    }
+    Ok(Some(carried(wish)))
+}
+
+impl Visit {
+    async fn task(&self, params: &Params, ask: TaskAsk, client: &McpClient) -> Result<Map<String, Value>, RpcError> {
+        let id = params.task_id.as_deref().ok_or_else(|| RpcError::new(INVALID_PARAMS, "'taskId' is missing."))?;
+        let task = self.state.app.mcp_task(&self.caller, self.door, id, ask, client).await;
+        task.map_err(|rejection| RpcError::of(&rejection, self.is_modern, false))
+    }
+
+    /// `tasks/get`, `tasks/update` and `tasks/cancel` of the newest version.
+    pub async fn modern_task(&self, method: &str, params: &Params, client: &McpClient) -> Answer {
+        if client.tasks != Tasks::Followed {
+            return Err(undeclared());
+        }
+        let ask = match method {
+            "tasks/get" => TaskAsk::Get,
+            "tasks/cancel" => TaskAsk::Cancel,
+            _ => {
+                let missing = || RpcError::new(INVALID_PARAMS, "'inputResponses' is missing.");
+                TaskAsk::Update(params.input_responses.clone().ok_or_else(missing)?)
+            }
+        };
+        let mut result = self.task(params, ask, client).await?;
+        result.insert("resultType".into(), json!("complete"));
+        Ok(Value::Object(result).to_string())
+    }
+}
+
+/// `tasks/get`, `tasks/result` and `tasks/cancel` of version 2025-11-25.
+pub(super) async fn older(
+    visit: &Visit,
+    session: Option<&Arc<Session>>,
+    method: &str,
+    params: &Params,
+    out: &mpsc::Sender<String>,
+) -> Answer {
+    let client = McpClient { tasks: Tasks::Followed, ..client_of(session) };
+    match method {
+        "tasks/get" => Ok(Value::Object(renamed(visit.task(params, TaskAsk::Get, &client).await?)).to_string()),
+        "tasks/cancel" => called_off(visit, params, &client).await,
+        _ => result(visit, session, params, &client, out).await,
+    }
+}
+
+/// Calls a task off, and tells how it is then: version 2025-11-25 wants it to be over.
+async fn called_off(visit: &Visit, params: &Params, client: &McpClient) -> Answer {
+    let before = visit.task(params, TaskAsk::Get, client).await?;
+    if is_over(status(&before)) {
+        let message = format!("The task cannot be called off: it is '{}' already.", status(&before));
+        return Err(RpcError::new(INVALID_PARAMS, message));
+    }
+    visit.task(params, TaskAsk::Cancel, client).await?;
+    let begun = Instant::now();
+    let mut task = visit.task(params, TaskAsk::Get, client).await?;
+    while !is_over(status(&task)) && begun.elapsed() < CALLING_OFF {
+        tokio::time::sleep(pause(&task).min(CALLING_OFF)).await;
+        task = visit.task(params, TaskAsk::Get, client).await?;
+    }
+    Ok(Value::Object(renamed(task)).to_string())
+}
+
+/// Waits for a task to come out; asks the client what it wants to know meanwhile.
+async fn result(
+    visit: &Visit,
+    session: Option<&Arc<Session>>,
+    params: &Params,
+    client: &McpClient,
+    out: &mpsc::Sender<String>,
+) -> Answer {
+    let mut known: Vec<String> = vec![];
+    while visit.state.app.mcp_may_still(&visit.caller, visit.door).await {
+        let mut task = visit.task(params, TaskAsk::Get, client).await?;
+        match status(&task) {
+            "completed" => {
+                let mut result = task.remove("result").unwrap_or_default();
+                relate(&mut result, params);
+                return Ok(result.to_string());
+            }
+            "failed" => {
+                let error = task.remove("error").unwrap_or_default();
+                let message = error["message"].as_str().unwrap_or("The task failed.").to_owned();
+                let code = error["code"].as_i64().unwrap_or(INTERNAL_ERROR);
+                return Err(RpcError { code, message, data: error.get("data").cloned() });
+            }
+            "cancelled" => return Err(RpcError::new(INTERNAL_ERROR, "The task was called off.")),
+            _ => {}
+        }
+        let mut requests = match task.get("inputRequests") {
+            Some(Value::Object(requests)) => requests.clone(),
+            _ => Map::new(),
+        };
+        requests.retain(|name, _| !known.contains(name));
+        match session {
+            Some(session) if !requests.is_empty() => {
+                known.extend(requests.keys().cloned());
+                for request in requests.values_mut().filter_map(Value::as_object_mut) {
+                    relate(request.entry("params").or_insert_with(|| json!({})), params);
+                }
+                let (responses, refused) = asked(session, requests, out).await;
+                if !refused.is_empty() {
+                    visit.task(params, TaskAsk::Cancel, client).await?;
+                    return Err(RpcError::new(INTERNAL_ERROR, "The task asked what you refused to answer; it was called off."));
+                }
+                visit.task(params, TaskAsk::Update(responses.unwrap_or_default()), client).await?;
+            }
+            _ => tokio::time::sleep(pause(&task)).await,
+        }
+    }
+    Err(RpcError::new(INTERNAL_ERROR, "You may not go on."))
+}
+
+/// Says of a result, or of the parameters of a question, which task it belongs to.
+fn relate(value: &mut Value, params: &Params) {
+    let Some(members) = value.as_object_mut() else { return };
+    let meta = members.entry("_meta").or_insert_with(|| json!({}));
+    if let Some(meta) = meta.as_object_mut() {
+        meta.insert(RELATED.to_owned(), json!({ "taskId": params.task_id }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_sends_in_odd_forms_is_related_to_nothing() {
+        let params = Params { task_id: Some("t".into()), ..Params::default() };
+        for odd in [json!([]), json!("x"), json!({ "_meta": [] }), Value::Null] {
+            let mut value = odd.clone();
+            relate(&mut value, &params);
+            assert_eq!(value, odd);
+        }
+        let mut value = json!({ "_meta": { "a": 1 } });
+        relate(&mut value, &params);
+        assert_eq!(value["_meta"], json!({ "a": 1, RELATED: { "taskId": "t" } }));
+    }
+
+    #[test]
+    fn a_task_is_told_in_older_words() {
+        let task =
+            json!({ "taskId": "t", "status": "completed", "ttlMs": 5, "pollIntervalMs": 7, "result": { "isError": true } });
+        let Value::Object(task) = task else { unreachable!() };
+        let told = Value::Object(renamed(task));
+        assert_eq!(told, json!({ "taskId": "t", "status": "failed", "ttl": 5, "pollInterval": 7 }));
+    }
+}
