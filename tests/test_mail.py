@@ -68,7 +68,8 @@ def is_refused(keiko, name, password):
 def test_should_make_an_account_of_an_invitation_once(keiko, admin, folder, anyone):
     to, name = address(), unique("ada")
     invited = invite(admin, to, ["developer"])["attributes"]
-    assert (invited["purpose"], invited["status"], invited["email"], invited["link"]) == ("invitation", "queued", to, None)
+    assert invited["status"] in ("queued", "sent"), "whoever sends is quick at times"
+    assert (invited["purpose"], invited["email"], invited["link"]) == ("invitation", to, None)
     mail = folder.to(to)[0]
     assert mail["from"] == "Keiko <keiko@localhost>" and mail["auto-submitted"] == "auto-generated"
     assert link(mail).startswith(f"{keiko.url}/account/join?token=km_default_mail_")
