@@ -15,6 +15,9 @@ REPO ?= $(CURDIR)
 VENV := $(CACHE)/venv
 PYTHON := $(VENV)/bin/python
 DEMO := $(CACHE)/demo-venv
+# Older versions of a client, which the tests' environment has in its newest.
+PEERS := $(CACHE)/peers
+export KEIKO_PEERS = $(PEERS)
 DENY := $(CACHE)/tools/bin/cargo-deny
 
 help: ## Show this list
@@ -24,7 +27,7 @@ run: toolchain console/dist/index.html $(DEMO)/ready demo/node_modules ## Build,
 	cargo build --release --locked -p keiko
 	KEIKO=$(CARGO_TARGET_DIR)/release/keiko DATA=$(DATA) LISTEN=$(LISTEN) ONCE=$(ONCE) REPO='$(REPO)' PYTHON=$(DEMO)/bin/python scripts/run.sh
 
-test: helpers check deny build $(VENV)/ready $(DEMO)/ready tests/node_modules tests/conformance/node_modules demo/node_modules console-test ## Install what tests need, run all
+test: helpers check deny build $(VENV)/ready $(PEERS)/ready $(DEMO)/ready tests/node_modules tests/conformance/node_modules demo/node_modules console-test ## Install what tests need, run all
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests
 	KEIKO_BIN=$(CARGO_TARGET_DIR)/debug/keiko $(PYTHON) -m pytest tests --backend postgres
 	KEIKO=$(CARGO_TARGET_DIR)/debug/keiko PYTHON=$(DEMO)/bin/python scripts/run-test.sh
@@ -61,6 +64,13 @@ $(VENV)/ready: tests/requirements.txt
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --requirement tests/requirements.txt
 	$(PYTHON) -m pip install --quiet --editable ./sdk/python
+	touch $@
+
+$(PEERS)/ready: $(VENV)/ready $(wildcard tests/peers/mcp/python/*.txt)
+	rm -rf $(PEERS)
+	for pins in tests/peers/mcp/python/*.txt; do \
+		$(PYTHON) -m pip install --quiet --no-deps --target "$(PEERS)/$$(basename "$$pins" .txt)" --requirement "$$pins"; \
+	done
 	touch $@
 
 # The demonstration: the SDK, and MCP servers by other hands.

@@ -104,7 +104,7 @@ impl App {
         serde_json::from_slice(&opened).ok()
     }
 
-    /// Asks the server about a task, for the caller who was given its name: how it is; nothing where it is told something.
+    /// Asks the server about a task, for the caller who was given its name. Answers how it is, and nothing where it was told something.
     pub async fn mcp_task(
         &self,
         caller: &Caller,
@@ -137,25 +137,15 @@ impl App {
             is_repeatable: true,
         };
         let answered = self.ask_server(caller, named.server, call, None).await;
-        let answered =
-            answered.map_err(|error| of_ask(Kind::Tool, &tool.name, server, error)).map(|answered| match answered.outcome {
-                Outcome::Task(mut task) => {
-                    task.insert("taskId".to_owned(), Value::from(name));
-                    task
-                }
-                Outcome::Complete(_) | Outcome::InputRequired { .. } => Map::new(),
-            });
-        let is_told = match (&answered, method) {
-            (Ok(task), Method::GetTask) => task.get("status").and_then(Value::as_str).is_some_and(is_over),
-            _ => true,
-        };
-        if is_told {
-            let kind = match method {
-                Method::UpdateTask => "tools.task.answered",
-                Method::CancelTask => "tools.task.cancelled",
-                _ if answered.is_ok() => "tools.task.ended",
-                _ => "tools.task.failed",
-            };
+        let answered = answered.map(|answered| match answered.outcome {
+            Outcome::Task(mut task) => {
+                task.insert("taskId".to_owned(), Value::from(name));
+                task
+            }
+            Outcome::Complete(_) | Outcome::InputRequired { .. } => Map::new(),
+        });
+        let answered = answered.map_err(|error| of_ask(Kind::Tool, &tool.name, server, error));
+        if let Some(kind) = told(method, &answered) {
             let mut values = Values::default();
             let result = answered.as_ref().ok().filter(|task| !task.is_empty()).and_then(|task| Json::of(task).ok());
             let error = answered.as_ref().err().map(|refused| Failure { code: refused.code, message: &refused.message });
@@ -171,5 +161,15 @@ impl App {
             self.observe(caller, Class::ToolCall, kind, &entry, values);
         }
         answered
+    }
+}
+
+/// What is written down of a request about a task; nothing of a look at one that is under way.
+fn told(method: Method, answered: &Answer<Map<String, Value>>) -> Option<&'static str> {
+    match (method, answered) {
+        (_, Err(_)) => Some("tools.task.failed"),
+        (Method::UpdateTask, _) => Some("tools.task.answered"),
+        (Method::CancelTask, _) => Some("tools.task.cancelled"),
+        (_, Ok(task)) => task.get("status").and_then(Value::as_str).is_some_and(is_over).then_some("tools.task.ended"),
     }
 }

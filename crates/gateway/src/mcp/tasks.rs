@@ -125,7 +125,7 @@ pub(crate) async fn ask_older(
     client: &Client,
 ) -> Result<Outcome, CallError> {
     match ask.method {
-        Method::CallTool => of_older(&*connection.hand_on(ask, approved, &[], client, None).await?, client),
+        Method::CallTool => of_older(&connection.hand_on(ask, approved, &[], client, None).await?, client),
         // It asks its client on a connection, and over this one nobody can be asked.
         Method::UpdateTask => Ok(Outcome::Complete(Json::empty_object())),
         Method::CancelTask => cancel_older(connection, ask, client).await,

@@ -91,7 +91,9 @@ fn checked(visit: &Visit, method: &str, params: &Params) -> Result<McpClient, Rp
         "tasks/get" | "tasks/update" | "tasks/cancel" => params.task_id.as_deref(),
         _ => None,
     };
-    if name.is_some() {
+    // Of tasks, clients in use leave it out.
+    let may_be_missing = method.starts_with("tasks/") && !headers.contains_key("mcp-name");
+    if name.is_some() && !may_be_missing {
         check_header(headers, "mcp-name", name)?;
     }
     if let ("tools/call", Some(name)) = (method, name) {
