@@ -111,7 +111,7 @@ class Modern(Client):
             more |= {"requestState": result["requestState"]} if "requestState" in result else {}
 
     def follow(self, told, **filter_):
-        """Puts every notification into the queue until it is closed."""
+        """Puts every notification into the queue until it is closed. Answers what was agreed to."""
 
         def listen():
             body, headers = self.body("subscriptions/listen", {"notifications": filter_}), self.headers("subscriptions/listen", {})
@@ -123,7 +123,9 @@ class Modern(Client):
                 pass
 
         threading.Thread(target=listen, daemon=True).start()
-        assert told.get(timeout=10)["method"] == "notifications/subscriptions/acknowledged"
+        first = told.get(timeout=10)
+        assert first["method"] == "notifications/subscriptions/acknowledged"
+        return first["params"]["notifications"]
 
 
 class Legacy(Client):

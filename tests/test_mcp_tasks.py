@@ -1,6 +1,7 @@
 """Tasks that MCP servers make of calls: followed by those who know them, waited for in the place of all others."""
 
 import json
+import queue
 import shutil
 import subprocess
 import sys
@@ -181,6 +182,20 @@ def test_should_hand_questions_and_answers_of_a_task_on(upstreams, client):
         answers = {f"ask-{number}": {"action": "accept", "content": {"name": name}}, "nobody": {"action": "accept"}}
         result(one.ask("tasks/update", {"taskId": id_, "inputResponses": answers}))
     assert said(ended(one, id_)["result"]) == "Ada, then Bob"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_should_tell_a_client_that_follows_a_task_how_it_is(upstreams, client, kind):
+    one, told = client(Modern, upstreams(kind), capabilities=KNOWS), queue.Queue()
+    ids = [begun(one, "slow_compute", seconds=s, label="f")["taskId"] for s in (0.6, 1.2)]
+    honoured = one.follow(told, taskIds=[*ids, "nobody's"])
+    assert honoured["taskIds"] == ids
+    last = {}
+    while any(last.get(id_, {}).get("status") != "completed" for id_ in ids):
+        message = told.get(timeout=10)
+        assert message["method"] == "notifications/tasks" and message["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"] is not None, message
+        last[message["params"]["taskId"]] = message["params"]
+    assert {said(task["result"]) for task in last.values()} == {"computed f for 0.6 s", "computed f for 1.2 s"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,8 +15,10 @@ import httpx2
 import pytest
 
 import postgres
+import test_mcp_tasks as mcp_tasks
 from guarded import Guarded
 from harness import Agent, Keiko, StartFailed, done, free_port, refused, submit, task_of, tool_server, unique, until
+from mcp_clients import Modern
 from oauth import Browser
 from test_credentials import away, call, said
 
@@ -184,6 +186,22 @@ def test_should_renew_the_token_for_a_tool_server_once_for_all_replicas(tmp_path
                 answers += list(pool.map(lambda n: said(call((admin, there)[n % 2], "guarded")), range(16)))
         assert set(answers) == {"ada"}
         assert guarded.reused == 0 and 2 <= guarded.renewals <= 6, guarded.renewals
+
+
+def test_should_find_a_task_of_a_tool_server_at_any_replica(tmp_path):
+    with Fleet(tmp_path, 2, KEIKO_GATEWAY_ALLOW_PRIVATE="true") as fleet:
+        first, second = fleet.replicas
+        admin = first.login()
+        tasks = mcp_tasks.Upstream(admin, "modern-http")
+        try:
+            until(lambda: second.login().get(f"/tools/{tasks.name}__slow_compute").status_code == 200, "the other replica knows the tool")
+            at = lambda replica: Modern(f"{replica.url}/mcp/{tasks.door}", admin.headers, capabilities=mcp_tasks.KNOWS)  # noqa: E731
+            with at(first) as here, at(second) as there:
+                id_ = mcp_tasks.begun(here, "slow_compute", seconds=0.5, label="two")["taskId"]
+                until(lambda: "result" in there.ask("tasks/get", {"taskId": id_})[0], "the other replica reaches the server")
+                assert mcp_tasks.said(mcp_tasks.ended(there, id_)["result"]) == "computed two for 0.5 s"
+        finally:
+            tasks.close()
 
 
 @pytest.mark.parametrize("harm", ["kill", "stop", "pause"])

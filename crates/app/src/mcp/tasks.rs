@@ -104,6 +104,11 @@ impl App {
         serde_json::from_slice(&opened).ok()
     }
 
+    /// Whether this is the name of a task that the caller was given at this door.
+    pub fn is_task_name(&self, caller: &Caller, door: Door, name: &str) -> bool {
+        self.task_named(caller, door, name).is_some()
+    }
+
     /// Asks the server about a task, for the caller who was given its name. Answers how it is, and nothing where it was told something.
     pub async fn mcp_task(
         &self,

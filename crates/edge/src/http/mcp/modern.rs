@@ -12,6 +12,7 @@ use app::mcp::{MODERN, McpClient, QUESTIONS, TASKS, Tasks};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use base64::Engine as _;
+use futures_util::FutureExt as _;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -206,6 +207,10 @@ fn listened(visit: Visit, id: Box<RawValue>, params: &Params, client: &McpClient
     if !watched.is_empty() {
         honoured.insert("resourceSubscriptions".into(), json!(watched));
     }
+    let tasks = tasks::followed(&visit, filter);
+    if !tasks.is_empty() {
+        honoured.insert("taskIds".into(), json!(tasks));
+    }
     let changes = match Changes::new(&visit.state, &visit.caller, visit.door, wanted) {
         Ok(changes) => changes,
         Err(rejection) => return whole(StatusCode::OK, written(&id, &Err(RpcError::of(&rejection, true, false)))),
@@ -222,8 +227,16 @@ fn listened(visit: Visit, id: Box<RawValue>, params: &Params, client: &McpClient
     );
     let (out, aside) = mpsc::channel(ASIDE_MAX);
     let last = written(&id, &Ok(json!({ "resultType": "complete", "_meta": tag }).to_string()));
+    let client = client.clone();
     let work = async move {
-        changes.tell(&resources, Some(tag), &CancellationToken::new(), &out).await;
+        let (over, of_tasks) = (CancellationToken::new(), tasks::tell(&visit, &client, tasks, &tag, &out));
+        let of_changes = changes.tell(&resources, Some(tag.clone()), &over, &out);
+        // Tasks come to an end; what else is followed does not.
+        let of_tasks = of_tasks.then(|()| std::future::pending::<()>());
+        tokio::select! {
+            () = of_changes => {}
+            () = of_tasks => {}
+        }
         drop(place);
         Some((StatusCode::OK, last))
     };

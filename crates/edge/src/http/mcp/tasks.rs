@@ -2,7 +2,9 @@
 
 use super::door::Visit;
 use super::legacy::{asked, client_of};
-use super::message::{Answer, CAPABILITY_MISSING, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, Params, RpcError, carried};
+use super::message::{
+    Answer, CAPABILITY_MISSING, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, Params, RpcError, carried, notification,
+};
 use super::sessions::Session;
 use app::mcp::{McpAsk, McpClient, TASKS, TaskAsk, Tasks, is_over, pause};
 use kernel::Json;
@@ -16,6 +18,9 @@ pub(super) const OLDER: &str = "2025-11-25";
 const RELATED: &str = "io.modelcontextprotocol/related-task";
 /// What that version calls otherwise.
 const RENAMED: [(&str, &str); 2] = [("ttlMs", "ttl"), ("pollIntervalMs", "pollInterval")];
+/// Tasks that one client follows on one stream, and how long each is left alone at least.
+const FOLLOWED_MAX: usize = 32;
+const LOOK_MIN: Duration = Duration::from_secs(1);
 /// How long a server gets to call a task off.
 const CALLING_OFF: Duration = Duration::from_secs(2);
 
@@ -101,6 +106,38 @@ impl Visit {
         result.insert("resultType".into(), json!("complete"));
         Ok(Value::Object(result).to_string())
     }
+}
+
+/// Those of the tasks that a client wants to follow which it was given, up to as many as one may follow.
+pub(super) fn followed(visit: &Visit, filter: &Map<String, Value>) -> Vec<String> {
+    let wanted = filter.get("taskIds").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    let known = wanted.filter(|id| visit.state.app.is_task_name(&visit.caller, visit.door, id));
+    known.take(FOLLOWED_MAX).map(str::to_owned).collect()
+}
+
+/// Tells how tasks are, now and whenever that changes, until they are over. `tag` is the `_meta` of each message.
+pub(super) async fn tell(visit: &Visit, client: &McpClient, ids: Vec<String>, tag: &Value, out: &mpsc::Sender<String>) {
+    let follows = ids.into_iter().map(async |id| {
+        let params = Params { task_id: Some(id), ..Params::default() };
+        let mut last = Map::new();
+        // A task that cannot be looked at is not told of any more; its client may look itself.
+        while let Ok(task) = visit.task(&params, TaskAsk::Get, client).await {
+            let (is_over, pause) = (is_over(status(&task)), pause(&task).max(LOOK_MIN));
+            if task != last {
+                last.clone_from(&task);
+                let mut told = Value::Object(task);
+                told["_meta"] = tag.clone();
+                if out.send(notification("notifications/tasks", &told)).await.is_err() {
+                    return;
+                }
+            }
+            if is_over {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    });
+    futures_util::future::join_all(follows).await;
 }
 
 /// `tasks/get`, `tasks/result` and `tasks/cancel` of version 2025-11-25.
