@@ -45,7 +45,7 @@ class Job:
         self.id, self.status, self.lies = secrets.token_hex(16), "working", lies
         self.made = self.changed = datetime.now(UTC).isoformat()
         self.result = self.error = None
-        self.label = arguments.get("label")
+        self.arguments, self.label = arguments, arguments.get("label")
         self.questions, self.answers = {}, {}
         self.names = (f"ask-{n}" for n in itertools.count(1))
         self.capabilities, self.is_off = capabilities, threading.Event()
@@ -179,7 +179,7 @@ def at_once(name, arguments):
 
 def listed():
     def tool(name, support):
-        schema = {"type": "object", "properties": {"seconds": {"type": "number"}, "label": {"type": "string"}, "filename": {"type": "string"}, "name": {"type": "string"}}}
+        schema = {"type": "object", "properties": {"seconds": {"type": "number"}, "label": {"type": "string"}, "filename": {"type": "string"}, "name": {"type": "string"}, "shaky": {"type": "integer"}}}
         entry = {"name": name, "description": f"The tool {name}.", "inputSchema": schema}
         return entry | ({"execution": {"taskSupport": support}} if ERA == "legacy" else {})
 
@@ -290,6 +290,10 @@ class Handler(BaseHTTPRequestHandler):
         if "id" not in message:
             return self.send(202)
         task = (message.get("params") or {}).get("taskId")
+        job = JOBS.get(task)
+        if job and job.arguments.get("shaky", 0) > 0:
+            job.arguments["shaky"] -= 1
+            return self.send(502)
         if ERA == "modern" and task and self.headers.get("Mcp-Name") != task:
             return self.send(400, {"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32020, "message": "Mcp-Name is not the task"}})
         self.send(200, answered(message))

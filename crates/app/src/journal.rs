@@ -92,7 +92,7 @@ impl App {
         })?;
         let mut data: serde_json::Value =
             entry.data.as_deref().and_then(|data| serde_json::from_slice(data).ok()).unwrap_or_default();
-        for pointer in ["/arguments", "/result/content", "/result/structured_content"] {
+        for pointer in ["/arguments", "/result", "/result/content", "/result/structured_content"] {
             if let Some(value) = data.pointer_mut(pointer) {
                 self.resolve_value(caller, value).await?;
             }

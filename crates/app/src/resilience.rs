@@ -180,7 +180,9 @@ impl App {
     ) -> Result<Answered, CallError> {
         let (tenant, begun) = (caller.actor.tenant, self.env().now());
         call.client.holder = self.account_of(caller, server);
-        let fallback = tool.and_then(|tool| self.stand_in(caller, tool));
+        // A task is looked for where it was asked for.
+        let may_move = call.ask.task.is_none() || call.client.tasks != Tasks::Followed;
+        let fallback = tool.filter(|_| may_move).and_then(|tool| self.stand_in(caller, tool));
         let Some((tool, name)) = fallback else {
             let outcome = self.0.gateway.ask(Key { tenant, server }, call).await?;
             return Ok(Answered { outcome, by: None });

@@ -116,7 +116,11 @@ impl Upstream {
         if let Err(CallError::Lost(_) | CallError::Interrupted(_) | CallError::NotReady(_) | CallError::Timeout(_)) = &outcome {
             self.shared.look.notify_one();
         }
-        outcome.map_err(|error| error.redacted(&self.shared.route.spec))
+        let spec = &self.shared.route.spec;
+        match outcome {
+            Ok(Outcome::Task(task)) => Ok(Outcome::Task(mcp::tasks::redacted(task, spec))),
+            outcome => outcome.map_err(|error| error.redacted(spec)),
+        }
     }
 
     async fn asked(&self, call: Call) -> Result<Outcome, CallError> {
@@ -147,15 +151,7 @@ impl Upstream {
                 }
                 let party = client.party;
                 let outcome = mcp::converse(lane, ask, approved, client, notes, left(), &self.conversations).await;
-                if let Err(CallError::Lost(_) | CallError::Timeout(_)) = outcome {
-                    // Whatever is wrong with it, the next request gets another one.
-                    self.shared.lanes.forget(party);
-                }
-                // It is this client's connection, which others may have ended: nothing follows for the server.
-                outcome.map_err(|error| match error {
-                    CallError::Lost(reason) => CallError::Interrupted(reason),
-                    other => other,
-                })
+                self.of_lane(outcome, party)
             }
             _ => {
                 let asked = ask_common(connection, &ask, approved.as_deref(), &mirrored, &client, notes);
@@ -163,6 +159,19 @@ impl Upstream {
                 answered.unwrap_or(Err(CallError::Timeout(timeout.as_millis())))
             }
         }
+    }
+
+    /// What came of a request over a connection that is one party's alone.
+    fn of_lane(&self, outcome: Result<Outcome, CallError>, party: [u8; 32]) -> Result<Outcome, CallError> {
+        if let Err(CallError::Lost(_) | CallError::Timeout(_)) = outcome {
+            // Whatever is wrong with it, the next request gets another one.
+            self.shared.lanes.forget(party);
+        }
+        // It is this client's connection, which others may have ended: nothing follows for the server.
+        outcome.map_err(|error| match error {
+            CallError::Lost(reason) => CallError::Interrupted(reason),
+            other => other,
+        })
     }
 
     /// Has a server of an older version make a task, or asks it about one.
@@ -186,7 +195,8 @@ impl Upstream {
             let outcome = mcp::tasks::ask_older(&lane, ask, approved, client).await?;
             awaited(lane, outcome, client).await
         };
-        tokio::time::timeout(timeout, asked).await.unwrap_or(Err(CallError::Timeout(timeout.as_millis())))
+        let outcome = tokio::time::timeout(timeout, asked).await.unwrap_or(Err(CallError::Timeout(timeout.as_millis())));
+        if client.is_particular() { self.of_lane(outcome, client.party) } else { outcome }
     }
 
     /// The connection, soon: one that is being opened is waited for.

@@ -74,6 +74,17 @@ impl App {
         held(CALL) || (matches!(door, Door::Virtual(_)) && held(USE))
     }
 
+    /// Whether the caller may use it still, however long ago they came.
+    pub(crate) async fn may_still_use(&self, caller: &Caller, door: Door, kind: OfferKind, server: &str, offer: &str) -> bool {
+        let of_door = matches!(door, Door::Virtual(_)).then(|| USE.to_owned());
+        for permission in [CALL.to_owned()].into_iter().chain(of_door).chain([permission_of(kind, server, offer)]) {
+            if self.may_still(&caller.actor, &permission).await {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Whether the caller may still come to a door, however long ago they came.
     pub async fn mcp_may_still(&self, caller: &Caller, door: Door) -> bool {
         if !self.may_still(&caller.actor, ENTER).await {

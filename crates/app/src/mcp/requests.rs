@@ -249,7 +249,7 @@ impl App {
         self.observe(caller, Class::ToolCall, kind, &entry, values);
     }
 
-    fn way(&self, view: &View, ask: &McpAsk) -> Answer<Way> {
+    pub(super) fn way(&self, view: &View, ask: &McpAsk) -> Answer<Way> {
         let part_name = |server| view.part(server).map(|part| part.name.clone()).unwrap_or_default();
         let way = match ask.kind {
             Kind::Tool => {
@@ -356,7 +356,7 @@ fn failed(kind: Kind) -> &'static str {
 }
 
 /// What a request is about: answers belong to this and nothing else.
-fn salient(door: Door, ask: &McpAsk) -> String {
+pub(super) fn salient(door: Door, ask: &McpAsk) -> String {
     let arguments = ask.arguments.as_ref().map(Json::text).unwrap_or_default();
     format!("{door:?}\n{:?}\n{}\n{arguments}", ask.kind, ask.name)
 }

@@ -1,21 +1,22 @@
 //! Tasks that MCP servers make of calls, at the door: each has a name that says whose it is and where, sealed, so that it is of
 //! use to one caller only and any replica finds it.
 
-use super::requests::{Entry, Failure, Handed, Kind, gateway_client, of_ask};
-use super::{Door, McpClient, OfferKind, identity};
+use super::requests::{Entry, Failure, Handed, Kind, gateway_client, of_ask, salient};
+use super::{Door, McpAsk, McpClient, OfferKind, identity};
 use crate::app::{App, internal};
 use crate::journal::Values;
+use crate::tools::{ToolResult, check_callable};
 use crate::{Answer, Caller};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use domain::tool::Tool;
 use gateway::mcp::tasks::is_over;
-use gateway::{Ask, Call, Method, Outcome, Priority, Tasks};
+use gateway::{Ask, Call, Client, Method, Outcome, Priority, Resume, Tasks};
 use kernel::id::{CallId, McpServerId};
 use kernel::journal::Class;
 use kernel::{Json, Kind as Trouble, Rejection};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 const NAME_BYTES_MAX: usize = 4 * 1024;
 
@@ -23,6 +24,8 @@ const NAME_BYTES_MAX: usize = 4 * 1024;
 pub enum TaskAsk {
     /// How it is.
     Get,
+    /// The same, for somebody who is told of it without asking: others go first.
+    Follow,
     /// To be given answers to what it asks, by their names.
     Update(Map<String, Value>),
     /// To be called off.
@@ -91,10 +94,6 @@ impl App {
         let sealer = &self.0.crypto.sealer;
         let sealed = sealer.seal(caller.actor.tenant, &place(caller, door), &named, self.env().bytes()).map_err(internal)?;
         task.insert("taskId".to_owned(), Value::from(URL_SAFE_NO_PAD.encode(sealed)));
-        // How it came out, and what it asks, is for whoever asks for it.
-        for name in ["result", "error", "inputRequests"] {
-            task.remove(name);
-        }
         Ok(task)
     }
 
@@ -123,9 +122,17 @@ impl App {
         let tool = view.tools.iter().find(|offered| offered.tool.stream == named.tool).ok_or_else(not_found)?;
         let (server, own) = tool.origin();
         self.check_use(caller, door, OfferKind::Tool, server, own)?;
+        // Whoever follows a task may have come long ago.
+        if !self.may_still_use(caller, door, OfferKind::Tool, server, own).await {
+            return Err(not_found());
+        }
+        if !matches!(ask, TaskAsk::Cancel) {
+            check_callable(&tool.tool.state, &tool.name)?;
+        }
         let begun = self.env().now();
+        let priority = if matches!(ask, TaskAsk::Follow) { Priority::Low } else { Priority::Normal };
         let (method, responses) = match ask {
-            TaskAsk::Get => (Method::GetTask, None),
+            TaskAsk::Get | TaskAsk::Follow => (Method::GetTask, None),
             TaskAsk::Update(responses) => (Method::UpdateTask, Some(responses)),
             TaskAsk::Cancel => (Method::CancelTask, None),
         };
@@ -137,7 +144,7 @@ impl App {
             notes: None,
             timeout: self.0.gateway.settings().call_timeout,
             timeout_is_wanted: false,
-            priority: Priority::Normal,
+            priority,
             // Asked, told or called off twice is the same as once.
             is_repeatable: true,
         };
@@ -152,14 +159,13 @@ impl App {
         let answered = answered.map_err(|error| of_ask(Kind::Tool, &tool.name, server, error));
         if let Some(kind) = told(method, &answered) {
             let mut values = Values::default();
-            let result = answered.as_ref().ok().filter(|task| !task.is_empty()).and_then(|task| Json::of(task).ok());
             let error = answered.as_ref().err().map(|refused| Failure { code: refused.code, message: &refused.message });
             let entry = Entry {
                 call_id: named.call,
                 name: &tool.name,
                 server,
                 arguments: arguments.as_ref().map(|value| values.put(value)),
-                result: result.as_ref().map(|value| values.put(value)),
+                result: answered.as_ref().ok().and_then(|task| result_of(task, &mut values)),
                 error,
                 duration_ms: self.env().now().since_ms(begun),
             };
@@ -167,6 +173,39 @@ impl App {
         }
         answered
     }
+
+    /// Calls off what waits for answers that nobody will give: a task that is waited for in the client's place.
+    pub async fn mcp_give_up(&self, caller: &Caller, door: Door, ask: &McpAsk, client: &McpClient) {
+        let opened = ask.state.as_deref().and_then(|state| self.open_resume(caller, &salient(door, ask), state).ok());
+        let Some(Resume::Task { id, .. }) = opened else { return };
+        let Ok(way) = self.mcp_view(caller, door).and_then(|view| self.way(&view, ask)) else { return };
+        let call = Call {
+            ask: Ask::of_task(Method::CancelTask, id, None),
+            approved: None,
+            client: Client { tasks: Tasks::Followed, ..gateway_client(caller, door, client) },
+            notes: None,
+            timeout: self.0.gateway.settings().call_timeout,
+            timeout_is_wanted: false,
+            priority: Priority::Normal,
+            is_repeatable: true,
+        };
+        // It ends by itself otherwise, when its time is over.
+        let _ = self.ask_server(caller, way.server, call, None).await;
+    }
+}
+
+/// How a task came out, as it is written down; nothing of one that is told something.
+fn result_of(task: &Map<String, Value>, values: &mut Values) -> Option<Json> {
+    let mut written = json!({ "status": task.get("status")? });
+    match task.get("result").and_then(|result| ToolResult::read(&Json::of(result).ok()?).ok()) {
+        Some(result) => {
+            written["is_error"] = result.is_error.into();
+            written["content"] = values.put(&result.content).value();
+            written["structured_content"] = result.structured_content.map(|value| values.put(&value).value()).into();
+        }
+        None => written["error"] = task.get("error").cloned().unwrap_or_default(),
+    }
+    Json::of(&written).ok()
 }
 
 /// What is written down of a request about a task; nothing of a look at one that is under way.

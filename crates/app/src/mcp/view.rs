@@ -12,6 +12,7 @@ use domain::mcp_server::{McpServer, ServerStatus};
 use domain::tool::{Tool, full_name};
 use domain::virtual_server::Member;
 use engine::Handled;
+use gateway::mcp::LEGACY;
 use gateway::mcp::mirror::{self, Mirrored};
 use gateway::{Offer, Offers};
 use kernel::id::{McpServerId, VirtualServerId};
@@ -42,17 +43,14 @@ pub struct OfferedTool {
     pub status: ToolStatus,
     /// Arguments that clients say in headers too.
     pub mirrored: Vec<Mirrored>,
+    /// Whether a client of 2025-11-25 may have its server make tasks of calls.
+    pub makes_tasks: bool,
 }
 
 impl OfferedTool {
     /// The server's name, and the tool's name there.
     pub fn origin(&self) -> (&str, &str) {
         (&self.tool.state.server, &self.tool.state.manifest.tool)
-    }
-
-    /// Whether a client of 2025-11-25 may have its server make tasks of calls.
-    pub fn makes_tasks(&self) -> bool {
-        tasks::support(&self.tool.state).is_some()
     }
 
     /// Whether it is what was approved, and listed: it is offered also while its server does not answer.
@@ -165,9 +163,11 @@ impl View {
                     && is_turn
                     && let Some(name) = one.name(own, &mut taken)
                 {
-                    let entry = tool_entry(&name, &tool.state);
+                    let version = one.server.state.introduced.as_ref().map(|said| said.protocol_version.as_str());
+                    let makes_tasks = version == Some(LEGACY[0]) && tasks::support(&tool.state).is_some();
+                    let entry = tool_entry(&name, &tool.state, makes_tasks);
                     let mirrored = mirror::of_schema(&tool.state.manifest.input_schema.value()).unwrap_or_default();
-                    self.tools.push(OfferedTool { name, entry, tool: tool.clone(), status, mirrored });
+                    self.tools.push(OfferedTool { name, entry, tool: tool.clone(), status, mirrored, makes_tasks });
                 }
             }
         }
@@ -282,7 +282,7 @@ fn raw<T: Serialize>(value: &T) -> Box<RawValue> {
 }
 
 /// A tool's entry as its server listed it, under the name that it has here.
-fn tool_entry(name: &str, tool: &Tool) -> Box<RawValue> {
+fn tool_entry(name: &str, tool: &Tool, makes_tasks: bool) -> Box<RawValue> {
     let manifest = &tool.manifest;
     let mut entry = Map::from_iter([("name".to_owned(), Value::from(name))]);
     entry.extend(
@@ -293,9 +293,10 @@ fn tool_entry(name: &str, tool: &Tool) -> Box<RawValue> {
     if let Value::Object(more) = manifest.more.value() {
         entry.extend(more);
     }
-    if tasks::support(tool).is_some() {
+    let execution = entry.get_mut("execution").and_then(Value::as_object_mut);
+    if let Some(support) = execution.and_then(|execution| execution.get_mut("taskSupport")) {
         // A task that the server insists on is waited for here, where the client wants none.
-        entry.insert("execution".into(), json!({ "taskSupport": "optional" }));
+        *support = if makes_tasks { json!("optional") } else { json!("forbidden") };
     }
     raw(&entry)
 }

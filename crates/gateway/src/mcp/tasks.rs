@@ -3,6 +3,7 @@
 
 use super::{Answers, Ask, CallError, Client, Connection, Method, Outcome, Resume, Tasks, WireError};
 use super::{can_be_asked, complete};
+use crate::Spec;
 use kernel::Json;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -25,7 +26,9 @@ const ASKING: Duration = Duration::from_secs(1);
 /// Between two looks at a task that says nothing of it, and at least and most.
 const PAUSE: Duration = Duration::from_millis(500);
 const PAUSE_MIN: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Looks in a row that may go wrong.
+const FAILURES_MAX: u32 = 3;
 const CALL_OFF_TIMEOUT: Duration = Duration::from_secs(10);
 /// The error of a server that does a thing only as a task.
 const CAPABILITY_MISSING: i64 = -32_021;
@@ -76,6 +79,7 @@ fn checked(mut task: Map<String, Value>, asked: Option<&str>, client: &Client) -
     let is_object = |name: &str| task.get(name).is_some_and(Value::is_object);
     match text("status") {
         "completed" if asked.is_some() && !is_object("result") => return Err(unusable("it is completed without a result")),
+        "completed" if !is_complete(task.get("result")) => return Err(unusable("its result is not complete")),
         "failed" if asked.is_some() && !is_object("error") => return Err(unusable("it failed without an error")),
         "input_required" if asked.is_some() && !is_object("inputRequests") => {
             return Err(unusable("it wants input, and does not say which"));
@@ -89,9 +93,29 @@ fn checked(mut task: Map<String, Value>, asked: Option<&str>, client: &Client) -
             return Err(unusable(&format!("it asks for '{shown}', which this client cannot be asked")));
         }
     }
+    if asked.is_none() {
+        // How it came out is asked for, and looked at then.
+        task.retain(|name, _| !matches!(name.as_str(), "result" | "error" | "inputRequests"));
+    }
     task.remove("resultType");
     task.entry("ttlMs").or_insert(Value::Null);
     Ok(task)
+}
+
+/// Whether a result is one, and asks for nothing.
+fn is_complete(result: Option<&Value>) -> bool {
+    let kind = result.and_then(|result| result.get("resultType"));
+    kind.is_none_or(|kind| kind == "complete")
+}
+
+/// Without the secrets that a server may have repeated in what it says of a task.
+pub(crate) fn redacted(mut task: Map<String, Value>, spec: &Spec) -> Map<String, Value> {
+    for name in ["statusMessage", "error"] {
+        if let Some(said) = task.get_mut(name) {
+            *said = serde_json::from_str(&spec.redact(&said.to_string())).unwrap_or_default();
+        }
+    }
+    task
 }
 
 /// What a server of 2025-11-25 says of a task, in the words of the newest version.
@@ -199,16 +223,17 @@ where
     let Some(Answers { responses, refused, resume: Resume::Task { id, asked } }) = ask.answers.clone() else {
         return Err(CallError::Gone);
     };
-    let unfinished = Unfinished { id, connection: Some(connection) };
+    let client = Client { tasks: Tasks::Followed, ..client.clone() };
+    let unfinished = Unfinished { id, client, connection: Some(connection) };
     if !refused.is_empty() {
         return Err(CallError::Unusable("it asks what its client refused to answer".into()));
     }
-    let client = Client { tasks: Tasks::Followed, ..client.clone() };
     if !responses.is_empty() {
         let update = Ask::of_task(Method::UpdateTask, unfinished.id.clone(), Some(responses));
-        unfinished.connection()?.hand_on(&update, None, &[], &client, None).await?;
+        let told = unfinished.connection()?.hand_on(&update, None, &[], &unfinished.client, None).await;
+        told.map_err(|error| begun(error.into()))?;
     }
-    unfinished.wait(None, asked, &client).await
+    unfinished.wait(asked).await
 }
 
 /// Waits for a task in the place of a client that cannot follow it.
@@ -218,12 +243,22 @@ where
 {
     let id = task.get("taskId").and_then(Value::as_str).unwrap_or_default().to_owned();
     let client = Client { tasks: Tasks::Followed, ..client.clone() };
-    Unfinished { id, connection: Some(connection) }.wait(Some(task), vec![], &client).await
+    Unfinished { id, client, connection: Some(connection) }.wait(vec![]).await
+}
+
+/// What an error means when the work was begun: that a look at it was not sent does not say that nothing was done.
+fn begun(error: CallError) -> CallError {
+    match error {
+        CallError::Locked(reason) | CallError::NotReady(reason) => CallError::Interrupted(reason),
+        CallError::Changed => CallError::Interrupted("it is another server now".into()),
+        error => error,
+    }
 }
 
 /// A task that is waited for. It is called off when nobody waits any more.
 struct Unfinished<C: Deref<Target = Connection> + Send + Sync + 'static> {
     id: String,
+    client: Client,
     connection: Option<C>,
 }
 
@@ -232,20 +267,22 @@ impl<C: Deref<Target = Connection> + Send + Sync + 'static> Unfinished<C> {
         self.connection.as_deref().ok_or(CallError::Gone)
     }
 
-    async fn wait(
-        mut self,
-        mut known: Option<Map<String, Value>>,
-        mut asked: Vec<String>,
-        client: &Client,
-    ) -> Result<Outcome, CallError> {
+    /// How it is; a look that goes wrong is no reason to give the work up.
+    async fn looked(&self) -> Result<Map<String, Value>, CallError> {
+        let mut failures = 0;
         loop {
-            let mut task = match known.take() {
-                Some(task) => task,
-                None => look(self.connection()?, &self.id, client).await?,
-            };
+            match look(self.connection()?, &self.id, &self.client).await {
+                Err(CallError::Lost(_) | CallError::Interrupted(_)) if failures < FAILURES_MAX => failures += 1,
+                looked => return looked.map_err(begun),
+            }
+            tokio::time::sleep(PAUSE * failures).await;
+        }
+    }
+
+    async fn wait(mut self, mut asked: Vec<String>) -> Result<Outcome, CallError> {
+        loop {
+            let mut task = self.looked().await?;
             let outcome = match task.get("status").and_then(Value::as_str).unwrap_or_default() {
-                // Of one that was just made, only the status is known.
-                "completed" | "failed" if !task.contains_key("result") && !task.contains_key("error") => continue,
                 "completed" => {
                     Ok(Outcome::Complete(Json::of(&task.remove("result")).map_err(|e| CallError::Unusable(e.to_string()))?))
                 }
@@ -276,8 +313,8 @@ impl<C: Deref<Target = Connection> + Send + Sync + 'static> Drop for Unfinished<
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             let off = Ask::of_task(Method::CancelTask, std::mem::take(&mut self.id), None);
+            let client = std::mem::take(&mut self.client);
             tokio::spawn(async move {
-                let client = Client { tasks: Tasks::Followed, ..Client::default() };
                 // It ends by itself otherwise, when its time is over.
                 let called_off = connection.hand_on(&off, None, &[], &client, None);
                 let _ = tokio::time::timeout(CALL_OFF_TIMEOUT, called_off).await;
@@ -330,6 +367,26 @@ mod tests {
         let read = read(&answer(&task("working")), Some("t"), &client).unwrap();
         assert_eq!(read.get("taskId"), Some(&json!("t")));
         assert!(!read.contains_key("resultType"));
+    }
+
+    #[test]
+    fn what_comes_of_a_task_asks_for_nothing_and_tells_no_secret() {
+        let client = Client::default();
+        let mut over = task("completed");
+        over["result"] = json!({ "resultType": "input_required", "inputRequests": {} });
+        assert!(read(&answer(&over), Some("t"), &client).is_err());
+        // What a task is made with is not how it came out.
+        over["result"] = json!({ "content": [] });
+        assert!(!read(&answer(&over), None, &client).unwrap().contains_key("result"));
+        assert!(read(&answer(&over), Some("t"), &client).unwrap().contains_key("result"));
+        let mut failed = task("failed");
+        failed["error"] = json!({ "code": 1, "message": "401 for s3cr3t-value" });
+        let env = vec![("TOKEN".to_owned(), "s3cr3t-value".to_owned())];
+        let told = redacted(
+            read(&answer(&failed), Some("t"), &client).unwrap(),
+            &Spec::Stdio { command: String::new(), args: vec![], env },
+        );
+        assert_eq!(told["error"]["message"], "401 for ********");
     }
 
     #[test]

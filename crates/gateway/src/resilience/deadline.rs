@@ -2,7 +2,7 @@
 
 use super::layer::{Aspect, Inner};
 use super::{Answer, Call, State, Tuning, locked};
-use crate::mcp::CallError;
+use crate::mcp::{CallError, Outcome};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -98,6 +98,8 @@ impl Latencies {
 /// How long a call counts as having taken; one that was cut off would have taken longer, so the next ones get more time.
 fn sample(answer: &Answer, took: Duration) -> Option<Duration> {
     match answer {
+        // That a task was made says nothing of how long it takes.
+        Ok(Outcome::Task(_)) => None,
         Ok(_) | Err(CallError::Unusable(_)) => Some(took),
         Err(CallError::Timeout(_)) => Some(took * 2),
         Err(_) => None,

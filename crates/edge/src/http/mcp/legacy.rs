@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 /// How long a person may take to answer.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(590);
 /// Times that one request may ask its client.
 const ROUNDS_MAX: usize = 32;
 /// Messages of one batch, which version 2025-03-26 has.
@@ -181,6 +181,7 @@ async fn handed_on(
     }
     // These belong to the newest version alone.
     (ask.responses, ask.state) = (None, None);
+    let mut open = Open { visit, client: &client, ask: None };
     for _ in 0..ROUNDS_MAX {
         let (notes, telling) = super::notes(&out, params.progress_token().cloned(), level.clone());
         let done = visit.hand_on(ask.clone(), &client, notes).await;
@@ -190,17 +191,42 @@ async fn handed_on(
                 return answer.map(|text| session.map_or(text.clone(), |session| translated(text, &session.facts.version)));
             }
             (Done::InputRequired { requests, state }, Some(session)) => {
+                ask.state = state;
+                open.ask = Some(ask.clone());
                 if !visit.state.app.mcp_may_still(&visit.caller, visit.door).await {
                     break;
                 }
+                open.ask = Some(ask.clone());
                 (ask.responses, ask.refused) = asked(session, requests, &out).await;
-                ask.state = state;
+                open.ask = None;
             }
             (Done::Task(task), _) => return Ok(tasks::made_older(task)),
-            (Done::InputRequired { .. }, None) => break,
+            (Done::InputRequired { state, .. }, None) => {
+                ask.state = state;
+                open.ask = Some(ask.clone());
+                break;
+            }
         }
     }
+    open.ask.get_or_insert(ask);
     Err(RpcError::new(super::message::INTERNAL_ERROR, "The server asks again and again, or you may not go on."))
+}
+
+/// A request whose client is asked. What waits for the answers is called off when the client leaves meanwhile.
+struct Open<'a> {
+    visit: &'a Visit,
+    client: &'a McpClient,
+    ask: Option<McpAsk>,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if let Some(ask) = self.ask.take() {
+            let (app, caller, door) = (self.visit.state.app.clone(), self.visit.caller.clone(), self.visit.door);
+            let client = self.client.clone();
+            tokio::spawn(async move { app.mcp_give_up(&caller, door, &ask, &client).await });
+        }
+    }
 }
 
 /// Asks the client everything at once, on the stream of the request that it is for.

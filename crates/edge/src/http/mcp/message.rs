@@ -125,7 +125,7 @@ impl RpcError {
 }
 
 /// A server's code of an error in the version of the client: some mean something else there, or nothing.
-fn translated(code: i64, is_modern: bool) -> i64 {
+pub(super) fn translated(code: i64, is_modern: bool) -> i64 {
     match code {
         RESOURCE_NOT_FOUND if is_modern => INVALID_PARAMS,
         CAPABILITY_MISSING if is_modern => code,

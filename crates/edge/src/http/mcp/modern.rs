@@ -12,7 +12,6 @@ use app::mcp::{MODERN, McpClient, QUESTIONS, TASKS, Tasks};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use base64::Engine as _;
-use futures_util::FutureExt as _;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -231,8 +230,6 @@ fn listened(visit: Visit, id: Box<RawValue>, params: &Params, client: &McpClient
     let work = async move {
         let (over, of_tasks) = (CancellationToken::new(), tasks::tell(&visit, &client, tasks, &tag, &out));
         let of_changes = changes.tell(&resources, Some(tag.clone()), &over, &out);
-        // Tasks come to an end; what else is followed does not.
-        let of_tasks = of_tasks.then(|()| std::future::pending::<()>());
         tokio::select! {
             () = of_changes => {}
             () = of_tasks => {}

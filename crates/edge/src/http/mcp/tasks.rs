@@ -4,11 +4,16 @@ use super::door::Visit;
 use super::legacy::{asked, client_of};
 use super::message::{
     Answer, CAPABILITY_MISSING, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, Params, RpcError, carried, notification,
+    translated,
 };
 use super::sessions::Session;
-use app::mcp::{McpAsk, McpClient, TASKS, TaskAsk, Tasks, is_over, pause};
+use app::RouteClass;
+use app::mcp::{AskKind, McpAsk, McpClient, TASKS, TaskAsk, Tasks, is_over, pause};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use kernel::Json;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -21,6 +26,11 @@ const RENAMED: [(&str, &str); 2] = [("ttlMs", "ttl"), ("pollIntervalMs", "pollIn
 /// Tasks that one client follows on one stream, and how long each is left alone at least.
 const FOLLOWED_MAX: usize = 32;
 const LOOK_MIN: Duration = Duration::from_secs(1);
+/// Looks in a row that may go wrong.
+const FAILURES_MAX: u32 = 5;
+/// Between two looks for somebody who waits, at least; and how often a task may ask them.
+const WAIT_MIN: Duration = Duration::from_millis(100);
+const ROUNDS_MAX: usize = 32;
 /// How long a server gets to call a task off.
 const CALLING_OFF: Duration = Duration::from_secs(2);
 
@@ -70,12 +80,13 @@ pub(super) fn wished(
     params: &Params,
 ) -> Result<Option<Json>, RpcError> {
     let has_tasks = session.is_some_and(|session| session.facts.version == OLDER);
+    let has_tasks = has_tasks && ask.kind == AskKind::Tool;
     let Some(wish) = params.task.as_deref().filter(|_| has_tasks) else { return Ok(None) };
     if !wish.get().starts_with('{') {
         return Err(RpcError::new(INVALID_PARAMS, "'task' must be an object."));
     }
     let view = visit.state.app.mcp_view(&visit.caller, visit.door);
-    let makes_none = view.is_ok_and(|view| view.tool(&ask.name).is_none_or(|tool| !tool.makes_tasks()));
+    let makes_none = view.is_ok_and(|view| view.tool(&ask.name).is_none_or(|tool| !tool.makes_tasks));
     if makes_none {
         return Err(RpcError::new(METHOD_NOT_FOUND, "This tool makes no tasks: call it without 'task'."));
     }
@@ -83,7 +94,7 @@ pub(super) fn wished(
 }
 
 impl Visit {
-    async fn task(&self, params: &Params, ask: TaskAsk, client: &McpClient) -> Result<Map<String, Value>, RpcError> {
+    async fn about_task(&self, params: &Params, ask: TaskAsk, client: &McpClient) -> Result<Map<String, Value>, RpcError> {
         let id = params.task_id.as_deref().ok_or_else(|| RpcError::new(INVALID_PARAMS, "'taskId' is missing."))?;
         let task = self.state.app.mcp_task(&self.caller, self.door, id, ask, client).await;
         task.map_err(|rejection| RpcError::of(&rejection, self.is_modern, false))
@@ -102,42 +113,64 @@ impl Visit {
                 TaskAsk::Update(params.input_responses.clone().ok_or_else(missing)?)
             }
         };
-        let mut result = self.task(params, ask, client).await?;
+        let mut result = self.about_task(params, ask, client).await?;
         result.insert("resultType".into(), json!("complete"));
         Ok(Value::Object(result).to_string())
     }
 }
 
 /// Those of the tasks that a client wants to follow which it was given, up to as many as one may follow.
-pub(super) fn followed(visit: &Visit, filter: &Map<String, Value>) -> Vec<String> {
+pub(super) fn followed(visit: &Visit, filter: &Map<String, Value>) -> BTreeSet<String> {
     let wanted = filter.get("taskIds").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     let known = wanted.filter(|id| visit.state.app.is_task_name(&visit.caller, visit.door, id));
     known.take(FOLLOWED_MAX).map(str::to_owned).collect()
 }
 
-/// Tells how tasks are, now and whenever that changes, until they are over. `tag` is the `_meta` of each message.
-pub(super) async fn tell(visit: &Visit, client: &McpClient, ids: Vec<String>, tag: &Value, out: &mpsc::Sender<String>) {
-    let follows = ids.into_iter().map(async |id| {
-        let params = Params { task_id: Some(id), ..Params::default() };
-        let mut last = Map::new();
-        // A task that cannot be looked at is not told of any more; its client may look itself.
-        while let Ok(task) = visit.task(&params, TaskAsk::Get, client).await {
-            let (is_over, pause) = (is_over(status(&task)), pause(&task).max(LOOK_MIN));
-            if task != last {
-                last.clone_from(&task);
-                let mut told = Value::Object(task);
-                told["_meta"] = tag.clone();
-                if out.send(notification("notifications/tasks", &told)).await.is_err() {
-                    return;
-                }
-            }
-            if is_over {
-                return;
-            }
-            tokio::time::sleep(pause).await;
+/// Tells how tasks are, now and whenever that changes. `tag` is the `_meta` of each message. Ends when one cannot be looked at any
+/// more, which its client is to notice; and never when all are over, for they were told of.
+pub(super) async fn tell(visit: &Visit, client: &McpClient, ids: BTreeSet<String>, tag: &Value, out: &mpsc::Sender<String>) {
+    let follows = ids.into_iter().map(|id| Box::pin(follow(visit, client, id, tag, out)));
+    let mut follows: FuturesUnordered<_> = follows.collect();
+    while let Some(is_over) = follows.next().await {
+        if !is_over {
+            return;
         }
-    });
-    futures_util::future::join_all(follows).await;
+    }
+    std::future::pending().await
+}
+
+/// Follows one task; whether it came to its end.
+async fn follow(visit: &Visit, client: &McpClient, id: String, tag: &Value, out: &mpsc::Sender<String>) -> bool {
+    let params = Params { task_id: Some(id), ..Params::default() };
+    let (mut last, mut failures) = (None, 0);
+    loop {
+        visit.state.app.admit_in_time(&visit.caller.actor, RouteClass::Call).await;
+        let task = match visit.about_task(&params, TaskAsk::Follow, client).await {
+            Ok(task) => task,
+            Err(_) if failures < FAILURES_MAX => {
+                failures += 1;
+                tokio::time::sleep(LOOK_MIN * failures).await;
+                continue;
+            }
+            Err(_) => return false,
+        };
+        failures = 0;
+        let (is_over, pause) = (is_over(status(&task)), pause(&task).max(LOOK_MIN));
+        let asks = task.get("inputRequests").and_then(Value::as_object).map(|asks| asks.keys().cloned().collect::<Vec<_>>());
+        let now = (task.get("status").cloned(), task.get("lastUpdatedAt").cloned(), task.get("statusMessage").cloned(), asks);
+        if last.as_ref() != Some(&now) {
+            last = Some(now);
+            let mut told = Value::Object(task);
+            told["_meta"] = tag.clone();
+            if out.send(notification("notifications/tasks", &told)).await.is_err() {
+                return false;
+            }
+        }
+        if is_over {
+            return true;
+        }
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// `tasks/get`, `tasks/result` and `tasks/cancel` of version 2025-11-25.
@@ -150,7 +183,7 @@ pub(super) async fn older(
 ) -> Answer {
     let client = McpClient { tasks: Tasks::Followed, ..client_of(session) };
     match method {
-        "tasks/get" => Ok(Value::Object(renamed(visit.task(params, TaskAsk::Get, &client).await?)).to_string()),
+        "tasks/get" => Ok(Value::Object(renamed(visit.about_task(params, TaskAsk::Get, &client).await?)).to_string()),
         "tasks/cancel" => called_off(visit, params, &client).await,
         _ => result(visit, session, params, &client, out).await,
     }
@@ -158,17 +191,17 @@ pub(super) async fn older(
 
 /// Calls a task off, and tells how it is then: version 2025-11-25 wants it to be over.
 async fn called_off(visit: &Visit, params: &Params, client: &McpClient) -> Answer {
-    let before = visit.task(params, TaskAsk::Get, client).await?;
+    let before = visit.about_task(params, TaskAsk::Get, client).await?;
     if is_over(status(&before)) {
         let message = format!("The task cannot be called off: it is '{}' already.", status(&before));
         return Err(RpcError::new(INVALID_PARAMS, message));
     }
-    visit.task(params, TaskAsk::Cancel, client).await?;
+    visit.about_task(params, TaskAsk::Cancel, client).await?;
     let begun = Instant::now();
-    let mut task = visit.task(params, TaskAsk::Get, client).await?;
+    let mut task = visit.about_task(params, TaskAsk::Get, client).await?;
     while !is_over(status(&task)) && begun.elapsed() < CALLING_OFF {
         tokio::time::sleep(pause(&task).min(CALLING_OFF)).await;
-        task = visit.task(params, TaskAsk::Get, client).await?;
+        task = visit.about_task(params, TaskAsk::Get, client).await?;
     }
     Ok(Value::Object(renamed(task)).to_string())
 }
@@ -181,9 +214,9 @@ async fn result(
     client: &McpClient,
     out: &mpsc::Sender<String>,
 ) -> Answer {
-    let mut known: Vec<String> = vec![];
-    while visit.state.app.mcp_may_still(&visit.caller, visit.door).await {
-        let mut task = visit.task(params, TaskAsk::Get, client).await?;
+    let (mut known, mut rounds): (Vec<String>, usize) = (vec![], 0);
+    while rounds < ROUNDS_MAX && visit.state.app.mcp_may_still(&visit.caller, visit.door).await {
+        let mut task = visit.about_task(params, TaskAsk::Get, client).await?;
         match status(&task) {
             "completed" => {
                 let mut result = task.remove("result").unwrap_or_default();
@@ -194,7 +227,7 @@ async fn result(
                 let error = task.remove("error").unwrap_or_default();
                 let message = error["message"].as_str().unwrap_or("The task failed.").to_owned();
                 let code = error["code"].as_i64().unwrap_or(INTERNAL_ERROR);
-                return Err(RpcError { code, message, data: error.get("data").cloned() });
+                return Err(RpcError { code: translated(code, false), message, data: error.get("data").cloned() });
             }
             "cancelled" => return Err(RpcError::new(INTERNAL_ERROR, "The task was called off.")),
             _ => {}
@@ -206,21 +239,23 @@ async fn result(
         requests.retain(|name, _| !known.contains(name));
         match session {
             Some(session) if !requests.is_empty() => {
+                rounds += 1;
                 known.extend(requests.keys().cloned());
                 for request in requests.values_mut().filter_map(Value::as_object_mut) {
                     relate(request.entry("params").or_insert_with(|| json!({})), params);
                 }
                 let (responses, refused) = asked(session, requests, out).await;
                 if !refused.is_empty() {
-                    visit.task(params, TaskAsk::Cancel, client).await?;
+                    visit.about_task(params, TaskAsk::Cancel, client).await?;
                     return Err(RpcError::new(INTERNAL_ERROR, "The task asked what you refused to answer; it was called off."));
                 }
-                visit.task(params, TaskAsk::Update(responses.unwrap_or_default()), client).await?;
+                visit.about_task(params, TaskAsk::Update(responses.unwrap_or_default()), client).await?;
             }
-            _ => tokio::time::sleep(pause(&task)).await,
+            _ => tokio::time::sleep(pause(&task).max(WAIT_MIN)).await,
         }
+        visit.state.app.admit_in_time(&visit.caller.actor, RouteClass::Call).await;
     }
-    Err(RpcError::new(INTERNAL_ERROR, "You may not go on."))
+    Err(RpcError::new(INTERNAL_ERROR, "The task asks again and again, or you may not go on."))
 }
 
 /// Says of a result, or of the parameters of a question, which task it belongs to.
