@@ -130,8 +130,9 @@ impl Upstream {
         let mirrored = self.mirrored(&ask, approved.as_deref())?;
         let left = || timeout.saturating_sub(begun.elapsed());
         // Whoever looks how it is comes with another request: it runs over the common connection, or that of the account.
-        let is_older_task =
-            !connection.is_modern() && (ask.method.is_of_task() || (ask.task.is_some() && connection.makes_tasks()));
+        // Answers belong to what was asked before, and make nothing new.
+        let makes_one = ask.answers.is_none() && ask.task.is_some() && connection.makes_tasks();
+        let is_older_task = !connection.is_modern() && (ask.method.is_of_task() || makes_one);
         let client = if is_older_task { client.silent() } else { client };
         match &ask.answers {
             _ if is_older_task => self.ask_older(connection, &ask, approved.as_deref(), &client, left()).await,
