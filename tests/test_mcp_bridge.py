@@ -579,7 +579,8 @@ def test_should_manage_servers_tools_and_virtual_servers_from_the_command_line(k
         return json.loads(ran.stdout) if code == 0 and ran.stdout.startswith(("{", "[")) else ran.stdout + ran.stderr
 
     listed, name, door = tmp_path / "tools.json", unique("cli").replace("-", "_"), unique("door")
-    listed.write_text('[{"name": "echo", "inputSchema": {"type": "object"}}, {"name": "wait", "inputSchema": {"type": "object"}}]')
+    strict = {"type": "object", "properties": {"text": {"type": "string"}}}
+    listed.write_text(json.dumps([*({"name": tool, "inputSchema": {"type": "object"}} for tool in ("echo", "wait", "fail")), {"name": "strict", "inputSchema": strict}]))
     command = [sys.executable, str(HERE / "servers" / "odd.py"), str(listed), "well"]
     assert run("servers", "add", name, "--env", "TOKEN=secret-5d1c", "--output", "json", "--", *command)["attributes"]["status"] == "starting"
     shown = until(lambda: (s := run("servers", "get", name)) and s["attributes"]["status"] == "ready" and s, "it is ready")
@@ -589,6 +590,8 @@ def test_should_manage_servers_tools_and_virtual_servers_from_the_command_line(k
     assert "no JSON object" in run("tools", "call", f"{name}__echo", "[1]", code=1)
     assert "TOOL_TIMEOUT" in run("tools", "call", f"{name}__wait", '{"s": 3}', "--timeout", "1", code=1)
     assert "TOOL_NOT_FOUND" in run("tools", "call", "no__such", code=1)
+    assert "it did not work" in (said := run("tools", "call", f"{name}__fail", code=1)) and "The tool says that it failed." in said
+    assert "/arguments/text" in run("tools", "call", f"{name}__strict", '{"text": 7}', code=1)
     made = run("virtual", "create", door, "--member", f"{name}=echo", "--bare", "--allow", "role:developer")
     assert made["attributes"]["allowed"] == ["role:developer"] and made["attributes"]["members"][0]["tools"] == ["echo"]
     assert "--everybody" in run("virtual", "set", door, "--member", name, code=1), "it is not opened by leaving something out"

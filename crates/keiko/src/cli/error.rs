@@ -26,12 +26,13 @@ impl ApiError {
         let Some(message) = text("/error/message") else {
             return ApiError::foreign(status);
         };
+        let problems = problems(&body, &message);
         ApiError {
             status,
             code: text("/error/code").unwrap_or_else(|| format!("HTTP_{status}")),
             message,
             hint: text("/error/hint").filter(|hint| !hint.is_empty()),
-            problems: problems(&body),
+            problems,
             request_id: text("/meta/request_id"),
         }
     }
@@ -48,14 +49,13 @@ impl ApiError {
     }
 }
 
-/// Each malformed field on a line of its own; a single one is already in the message.
-fn problems(body: &Value) -> Vec<String> {
+/// Each malformed field on a line of its own; one that the message speaks of already is left out.
+fn problems(body: &Value, message: &str) -> Vec<String> {
     let listed = body.pointer("/error/details/errors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    if listed.len() < 2 {
-        return Vec::new();
-    }
     let field = |problem: &Value, name: &str| problem[name].as_str().map(clean).unwrap_or_default();
-    listed.iter().map(|problem| format!("{}: {}", field(problem, "pointer"), field(problem, "message"))).collect()
+    let is_said = |problem: &Value| listed.len() == 1 && message.contains(&field(problem, "message"));
+    let told = listed.iter().filter(|problem| !is_said(problem));
+    told.map(|problem| format!("{}: {}", field(problem, "pointer"), field(problem, "message"))).collect()
 }
 
 impl fmt::Display for ApiError {
@@ -142,6 +142,17 @@ mod tests {
                         {"pointer":"/name","message":"is missing"},{"pointer":"/x","message":"is unknown"}]}}}"#;
         let shown = ApiError::read(400, body).to_string();
         assert!(shown.contains("\n  - /name: is missing\n  - /x: is unknown\n"), "{shown}");
+    }
+
+    #[test]
+    fn a_single_malformed_field_is_listed_where_the_message_does_not_speak_of_it() {
+        let body = |message: &str| {
+            let errors = r#"[{"pointer":"/arguments/n","message":"is no number"}]"#;
+            format!(r#"{{"error":{{"code":"C","message":"{message}","details":{{"errors":{errors}}}}}}}"#)
+        };
+        let shown = |message| ApiError::read(422, body(message).as_bytes()).to_string();
+        assert!(shown("The arguments do not fit.").contains("\n  - /arguments/n: is no number\n"));
+        assert!(!shown("'/arguments/n' is no number.").contains("  - "));
     }
 
     #[test]

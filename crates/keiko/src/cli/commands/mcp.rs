@@ -327,7 +327,12 @@ async fn tools(command: ToolsCommand, client: &mut Client, output: Output) -> an
             let body = json!({ "arguments": arguments, "timeout_ms": timeout * 1_000 });
             let call = Call::post(path(&["tools", &name, "actions", "call"]), body);
             // The server says first that it took too long.
-            show_one(client, call.waiting(Duration::from_secs(timeout) + SLACK), output).await
+            let answer = client.send(call.waiting(Duration::from_secs(timeout) + SLACK)).await?;
+            output.one(answer.data())?;
+            match answer.data().pointer("/attributes/is_error") {
+                Some(Value::Bool(true)) => Err(hinted("The tool says that it failed.", "its answer says why")),
+                _ => Ok(()),
+            }
         }
     }
 }
