@@ -17,58 +17,23 @@ from mcp import StdioServerParameters, stdio_client
 from mcp.types import ElicitResult
 
 import mcp_clients
-from harness import ADMIN_PASSWORD, binary, clean_env, done, free_port, refused, unique, until
+from harness import ADMIN_PASSWORD, binary, clean_env, done, refused, unique, until
 from mcp_clients import META, Legacy, Modern, Oldest
 from proxy import Proxy
+from upstream import Upstream, kept
 
 # The address of a client that the conformance suite knows as a document.
 KEIKO_ENV = {"KEIKO_GATEWAY_ALLOW_PRIVATE": "true", "KEIKO_GATEWAY_CLIENT_DOCUMENT": "https://conformance-test.local/client-metadata.json"}
 HERE = Path(__file__).parent
 NODE_MODULES = HERE / "conformance" / "node_modules"
 SUITE = NODE_MODULES / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"
-EVERYTHING = HERE / "servers" / "everything.py"
+SERVER = "everything.py"
 KINDS = ["legacy-http", "legacy-stdio", "legacy-sse", "modern-http", "modern-stdio"]
-
-
-class Upstream:
-    """A server behind Keiko, and the virtual server that offers it under its own names."""
-
-    def __init__(self, admin, kind):
-        era, transport = kind.split("-")
-        self.admin, self.process = admin, None
-        self.name = unique("up").replace("-", "_")
-        how = {"type": "stdio", "command": sys.executable, "args": [str(EVERYTHING), era, "stdio"], "env": {}}
-        if transport != "stdio":
-            self.port = free_port()
-            self.process = subprocess.Popen([sys.executable, EVERYTHING, era, transport, str(self.port)], stderr=subprocess.DEVNULL)
-            how = {"type": "http", "url": f"http://127.0.0.1:{self.port}/mcp", "headers": {}}
-        self.id = done(admin.post("/mcp-servers", {"name": self.name, "transport": how}), 201)["id"]
-        until(lambda: self.shown()["status"] == "ready", f"{self.name} is ready", 20)
-        self.door = unique("door")
-        done(admin.post("/virtual-servers", {"name": self.door, "members": [{"server": self.name, "prefix": ""}]}), 201)
-
-    def shown(self):
-        return done(self.admin.get(f"/mcp-servers/{self.name}"))["attributes"]
-
-    def close(self):
-        self.admin.delete(f"/mcp-servers/{self.name}")
-        if self.process:
-            self.process.kill()
-            self.process.wait()
 
 
 @pytest.fixture(scope="module")
 def upstreams(admin):
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            made[kind] = Upstream(admin, kind)
-        return made[kind]
-
-    yield get
-    for upstream in made.values():
-        upstream.close()
+    yield from kept(admin, SERVER)
 
 
 @pytest.fixture
@@ -315,7 +280,7 @@ def test_should_keep_stateless_clients_over_a_restart_and_tell_others_to_begin_a
     server = new_keiko(env=KEIKO_ENV).start()
     admin = server.login()
     key = done(admin.post("/api-keys", {"name": "k"}), 201)["attributes"]["key"]
-    upstream = Upstream(admin, "legacy-stdio")
+    upstream = Upstream(admin, SERVER, "legacy-stdio")
     urls = f"{server.url}/mcp/{upstream.door}", {"X-API-Key": key}
     with Legacy(*urls) as able, Legacy(*urls, capabilities={}) as mute, Modern(*urls) as modern:
         for one in (able, mute, modern):
@@ -349,7 +314,7 @@ def test_should_accept_a_state_only_from_its_caller_for_its_request(keiko, admin
 
 
 def test_should_serve_what_is_known_of_a_server_that_is_gone(keiko, admin, client):
-    well, gone = Upstream(admin, "legacy-stdio"), Upstream(admin, "legacy-http")
+    well, gone = Upstream(admin, SERVER, "legacy-stdio"), Upstream(admin, SERVER, "legacy-http")
     door = unique("both")
     members = [{"server": well.name, "tools": ["test_simple_text"]}, {"server": gone.name, "tools": ["test_simple_text"]}]
     made = done(admin.post("/virtual-servers", {"name": door, "members": members}), 201)["attributes"]

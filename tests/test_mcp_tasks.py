@@ -4,7 +4,6 @@ import json
 import queue
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,60 +11,30 @@ import httpx2
 import pytest
 
 import mcp_clients
-from harness import clean_env, done, free_port, unique, until
+from harness import clean_env, done, unique, until
 from mcp_clients import Legacy, Modern
 from proxy import Proxy
+from upstream import Upstream, kept
 
 KEIKO_ENV = {"KEIKO_GATEWAY_ALLOW_PRIVATE": "true"}
 HERE = Path(__file__).parent
 NODE_MODULES = HERE / "conformance" / "node_modules"
 SUITE = NODE_MODULES / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"
-SERVER = HERE / "servers" / "tasks.py"
+SERVER = "tasks.py"
 EXTENSION = "io.modelcontextprotocol/tasks"
 KNOWS = {**mcp_clients.ABLE, "extensions": {EXTENSION: {}}}
 KINDS = ["modern-http", "legacy-http", "legacy-stdio"]
 
 
-class Upstream:
-    """A server that makes tasks, and a virtual server that offers it under its own names."""
-
-    def __init__(self, admin, kind):
-        era, transport = kind.split("-")
-        self.admin, self.process, self.name = admin, None, unique("tasks").replace("-", "_")
-        how = {"type": "stdio", "command": sys.executable, "args": [str(SERVER), era, "stdio"], "env": {}}
-        if transport == "http":
-            port = free_port()
-            self.process = subprocess.Popen([sys.executable, SERVER, era, "http", str(port)])
-            how = {"type": "http", "url": f"http://127.0.0.1:{port}/mcp", "headers": {}}
-        done(admin.post("/mcp-servers", {"name": self.name, "transport": how}), 201)
-        until(lambda: done(admin.get(f"/mcp-servers/{self.name}"))["attributes"]["status"] == "ready", f"{self.name} is ready", 20)
-        self.door = unique("door")
-        done(admin.post("/virtual-servers", {"name": self.door, "members": [{"server": self.name, "prefix": ""}]}), 201)
-
-    def cancelled(self, label):
-        """Whether the server was told to call the call with this label off."""
-        called_off = done(self.admin.post(f"/tools/{self.name}__called_off/actions/call", {"arguments": {}}))["attributes"]
-        return label in called_off["content"][0]["text"]
-
-    def close(self):
-        self.admin.delete(f"/mcp-servers/{self.name}")
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def upstreams(admin):
-    made = {}
+    yield from kept(admin, SERVER)
 
-    def get(kind):
-        if kind not in made:
-            made[kind] = Upstream(admin, kind)
-        return made[kind]
 
-    yield get
-    for upstream in made.values():
-        upstream.close()
+def cancelled(upstream, label):
+    """Whether the server was told to call the call with this label off."""
+    called_off = done(upstream.admin.post(f"/tools/{upstream.name}__called_off/actions/call", {"arguments": {}}))["attributes"]
+    return label in called_off["content"][0]["text"]
 
 
 @pytest.fixture
@@ -320,7 +289,7 @@ def test_should_call_a_task_off_that_nobody_waits_for_any_more(admin, upstreams,
         one.http.post(one.url, json={"jsonrpc": "2.0", "id": 99, "method": "tools/call", "params": {"name": "long_job", "arguments": {"seconds": 60, "label": label}}}, headers={**mcp_clients.STREAM, **one.session}, timeout=1)
     calls = lambda: [e["attributes"] for e in journal(admin) if e["attributes"]["kind"] == "tools.call.failed" and label in json.dumps(e)]  # noqa: E731
     until(calls, "it is written down", 10)
-    until(lambda: upstream.cancelled(label), "the server was told", 10)
+    until(lambda: cancelled(upstream, label), "the server was told", 10)
 
 
 @pytest.mark.parametrize("kind", ["modern-http", "legacy-http"])
@@ -337,7 +306,7 @@ def test_should_call_a_task_off_whose_client_leaves_while_it_is_asked(upstreams,
     with one.http.stream("POST", one.url, json=call, headers={**mcp_clients.STREAM, **one.session}) as response:
         _, question = next(mcp_clients.events(response))
         assert json.loads(question)["method"] == "elicitation/create"
-    until(lambda: upstream.cancelled(label), "the server was told", 10)
+    until(lambda: cancelled(upstream, label), "the server was told", 10)
 
 
 def test_should_show_no_task_to_whoever_lost_the_right(keiko, admin, upstreams):
@@ -360,7 +329,7 @@ def test_should_find_a_task_again_after_a_restart(new_keiko):
     keiko = new_keiko(env=KEIKO_ENV).start()
     admin = keiko.login()
     key = {"X-API-Key": done(admin.post("/api-keys", {"name": "k"}), 201)["attributes"]["key"]}
-    upstream = Upstream(admin, "modern-http")
+    upstream = Upstream(admin, SERVER, "modern-http")
     try:
         url = f"{keiko.url}/mcp/{upstream.door}"
         with Modern(url, key, capabilities=KNOWS) as one:

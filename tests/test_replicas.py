@@ -21,6 +21,7 @@ from harness import Agent, Keiko, StartFailed, done, free_port, refused, submit,
 from mcp_clients import Modern
 from oauth import Browser
 from test_credentials import away, call, said
+from upstream import Upstream
 
 LEASE_S = 2
 LONG = bool(os.environ.get("KEIKO_FAULTS_LONG"))
@@ -192,7 +193,7 @@ def test_should_find_a_task_of_a_tool_server_at_any_replica(tmp_path):
     with Fleet(tmp_path, 2, KEIKO_GATEWAY_ALLOW_PRIVATE="true") as fleet:
         first, second = fleet.replicas
         admin = first.login()
-        tasks = mcp_tasks.Upstream(admin, "modern-http")
+        tasks = Upstream(admin, mcp_tasks.SERVER, "modern-http")
         try:
             until(lambda: second.login().get(f"/tools/{tasks.name}__slow_compute").status_code == 200, "the other replica knows the tool")
             at = lambda replica: Modern(f"{replica.url}/mcp/{tasks.door}", admin.headers, capabilities=mcp_tasks.KNOWS)  # noqa: E731

@@ -15,6 +15,8 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from words import Refusal, form, text
+
 ERA, TRANSPORT = sys.argv[1], sys.argv[2]
 MODERN = "2026-07-28"
 META = "io.modelcontextprotocol/"
@@ -22,21 +24,6 @@ KEY = b"this key is for tests"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 SOUND = "UklGRiYAAABXQVZFZm10IBAAAAABAAEAQB8AAAB9AAACABAAZGF0YQIAAAAAAA=="
 INFO = {"name": "everything", "version": "1.0"}
-
-
-class Refusal(Exception):
-    def __init__(self, code, message, data=None):
-        super().__init__(message)
-        self.error = {"code": code, "message": message} | ({"data": data} if data is not None else {})
-
-
-def text(said, **more):
-    return {"content": [{"type": "text", "text": said}], **more}
-
-
-def form(message, **properties):
-    schema = {"type": "object", "properties": properties, "required": sorted(properties)}
-    return {"method": "elicitation/create", "params": {"message": message, "requestedSchema": schema}}
 
 
 def sample(prompt, tokens):

@@ -14,6 +14,8 @@ import time
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from words import Refusal, form, text
+
 ERA, TRANSPORT = sys.argv[1], sys.argv[2]
 MODERN, LEGACY = "2026-07-28", "2025-11-25"
 META = "io.modelcontextprotocol/"
@@ -21,21 +23,6 @@ TASKS = META + "tasks"
 INFO = {"name": "tasks", "version": "1.0"}
 POLL_MS, TTL_MS = 50, 600_000
 JOBS, CALLED_OFF = {}, []
-
-
-class Refusal(Exception):
-    def __init__(self, code, message, data=None):
-        super().__init__(message)
-        self.error = {"code": code, "message": message} | ({"data": data} if data is not None else {})
-
-
-def text(said, **more):
-    return {"content": [{"type": "text", "text": said}], **more}
-
-
-def form(message, **properties):
-    schema = {"type": "object", "properties": properties, "required": sorted(properties)}
-    return {"method": "elicitation/create", "params": {"message": message, "requestedSchema": schema}}
 
 
 class Job:

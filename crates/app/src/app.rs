@@ -5,7 +5,7 @@ use crate::breached::Breached;
 use crate::crypto::{Crypto, KeyMaterial, fresh_secret};
 use crate::errors::{of_handle, of_store};
 use crate::fleet::SharedFleet;
-use crate::jose::Algorithm;
+use crate::jose::{Algorithm, b64, unb64};
 use crate::known::Known;
 use crate::limits::{LimitSettings, Limits};
 use crate::mails::Registration;
@@ -26,6 +26,8 @@ use gateway::{Gateway, Postbox, Report};
 use kernel::id::{KeyId, TenantId};
 use kernel::note::VerifierKey;
 use kernel::{Actor, Decider, IndexField, Kind, Personal, Problem, Rejection, Timestamp};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use store::journal::Journal;
@@ -408,6 +410,19 @@ impl App {
     pub(crate) async fn open_secret(&self, tenant: TenantId, place: &str) -> Answer<Option<Vec<u8>>> {
         let sealed = self.engine().store().secret(tenant, place).await.map_err(of_store)?;
         Ok(sealed.and_then(|sealed| self.0.crypto.sealer.open(tenant, place, &sealed)))
+    }
+
+    /// Something that others carry for Keiko, as text: nobody else reads it, and it is good for this place alone.
+    pub(crate) fn seal_text<T: Serialize>(&self, tenant: TenantId, place: &str, what: &T) -> Answer<String> {
+        let plain = serde_json::to_vec(what).map_err(|e| internal(e.to_string()))?;
+        let sealed = self.0.crypto.sealer.seal(tenant, place, &plain, self.env().bytes()).map_err(internal)?;
+        Ok(b64(&sealed))
+    }
+
+    /// What such a text says; nothing where it is for another place, or was changed.
+    pub(crate) fn open_text<T: DeserializeOwned>(&self, tenant: TenantId, place: &str, text: &str) -> Option<T> {
+        let opened = self.0.crypto.sealer.open(tenant, place, &unb64(text)?)?;
+        serde_json::from_slice(&opened).ok()
     }
 
     /// An entity of a tenant, also one that has ended.

@@ -8,8 +8,6 @@ use crate::crypto::fresh_secret;
 use crate::jose::b64;
 use crate::oauth::{Browser, with_query};
 use crate::{Answer, Caller};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use domain::credential::{Credential, Source, credential_id};
 use domain::identity::user::User;
 use domain::mcp_server::{Grant, McpServer, Per, ServerStatus};
@@ -313,17 +311,13 @@ impl App {
     }
 
     fn seal_underway(&self, browser: &Browser, underway: &Underway) -> Answer<String> {
-        let plain = serde_json::to_vec(underway).map_err(|e| internal(e.to_string()))?;
-        let sealed = self.0.crypto.sealer.seal(browser.tenant, &place(browser), &plain, self.env().bytes()).map_err(internal)?;
-        Ok(URL_SAFE_NO_PAD.encode(sealed))
+        self.seal_text(browser.tenant, &place(browser), underway)
     }
 
     fn open_underway(&self, browser: &Browser, state: &str) -> Answer<Underway> {
         let refused = || untold("this answer belongs to nothing that you began, or came too late");
-        let sealed =
-            (state.len() <= STATE_BYTES_MAX).then(|| URL_SAFE_NO_PAD.decode(state).ok()).flatten().ok_or_else(refused)?;
-        let opened = self.0.crypto.sealer.open(browser.tenant, &place(browser), &sealed).ok_or_else(refused)?;
-        let underway: Underway = serde_json::from_slice(&opened).map_err(|_| refused())?;
+        let opened = (state.len() <= STATE_BYTES_MAX).then(|| self.open_text(browser.tenant, &place(browser), state)).flatten();
+        let underway: Underway = opened.ok_or_else(refused)?;
         if self.env().now().0 > underway.until_ms { Err(refused()) } else { Ok(underway) }
     }
 }

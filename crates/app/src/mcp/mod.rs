@@ -14,7 +14,7 @@ mod virtual_servers;
 mod way_in;
 
 pub use gateway::mcp::mirror::Mirrored;
-pub use gateway::mcp::tasks::{EXTENSION as TASKS, is_over, pause};
+pub use gateway::mcp::tasks as task;
 pub use gateway::mcp::{LEGACY, ListKind, MODERN, QUESTIONS};
 pub use gateway::{Change, Key, Note, Tasks, Watched, What};
 pub(crate) use requests::owner_of;

@@ -2,10 +2,8 @@
 //! replica can go on with it and none need remember it.
 
 use super::identity;
-use crate::app::{App, internal};
+use crate::app::App;
 use crate::{Answer, Caller};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -56,10 +54,7 @@ impl App {
     ) -> Answer<String> {
         let (home, began_ms) = (self.0.process.clone(), self.env().now().0);
         let facts = SessionFacts { version: version.to_owned(), capabilities, home, began_ms };
-        let text = serde_json::to_vec(&facts).map_err(|e| internal(e.to_string()))?;
-        let place = place(caller, door);
-        let sealed = self.0.crypto.sealer.seal(caller.actor.tenant, &place, &text, self.env().bytes()).map_err(internal)?;
-        Ok(URL_SAFE_NO_PAD.encode(sealed))
+        self.seal_text(caller.actor.tenant, &place(caller, door), &facts)
     }
 
     /// What a session's id says, if it is this caller's, of this door, and can be gone on with.
@@ -70,9 +65,7 @@ impl App {
         if id.len() > ID_BYTES_MAX {
             return None;
         }
-        let sealed = URL_SAFE_NO_PAD.decode(id).ok()?;
-        let opened = self.0.crypto.sealer.open(caller.actor.tenant, &place(caller, door), &sealed)?;
-        let facts: SessionFacts = serde_json::from_slice(&opened).ok()?;
+        let facts: SessionFacts = self.open_text(caller.actor.tenant, &place(caller, door), id)?;
         let is_there = || facts.home == self.0.process || self.0.replicas.as_ref().is_some_and(|all| all.is_live(&facts.home));
         let is_good = self.env().now().0 - facts.began_ms < GOOD_MS && (facts.capabilities.is_empty() || is_there());
         is_good.then_some(facts)

@@ -1,10 +1,8 @@
 //! What a client sends back with its answers, sealed: good for the same caller, the same request, and some minutes.
 
 use super::identity;
-use crate::app::{App, internal};
+use crate::app::App;
 use crate::{Answer, Caller};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use gateway::Resume;
 use kernel::{Kind, Rejection};
 use serde::{Deserialize, Serialize};
@@ -52,10 +50,7 @@ impl App {
             Resume::Waiting(id) => sealed.waiting = Some(format!("{id:032x}")),
             Resume::Task { id, asked } => (sealed.task, sealed.asked) = (Some(id), asked),
         }
-        let text = serde_json::to_vec(&sealed).map_err(|e| internal(e.to_string()))?;
-        let place = place(caller, request);
-        let sealed = self.0.crypto.sealer.seal(caller.actor.tenant, &place, &text, self.env().bytes()).map_err(internal)?;
-        Ok(Some(URL_SAFE_NO_PAD.encode(sealed)))
+        self.seal_text(caller.actor.tenant, &place(caller, request), &sealed).map(Some)
     }
 
     /// Opens what a client sent back.
@@ -63,9 +58,7 @@ impl App {
         if text.len() > STATE_BYTES_MAX {
             return Err(invalid());
         }
-        let sealed = URL_SAFE_NO_PAD.decode(text).map_err(|_| invalid())?;
-        let opened = self.0.crypto.sealer.open(caller.actor.tenant, &place(caller, request), &sealed).ok_or_else(invalid)?;
-        let sealed: Sealed = serde_json::from_slice(&opened).map_err(|_| invalid())?;
+        let sealed: Sealed = self.open_text(caller.actor.tenant, &place(caller, request), text).ok_or_else(invalid)?;
         if self.env().now().0 > sealed.until_ms {
             return Err(invalid());
         }

@@ -3,14 +3,12 @@
 
 use super::requests::{Entry, Failure, Handed, Kind, gateway_client, of_ask, salient};
 use super::{Door, McpAsk, McpClient, OfferKind, identity};
-use crate::app::{App, internal};
+use crate::app::App;
 use crate::journal::Values;
 use crate::tools::{ToolResult, check_callable};
 use crate::{Answer, Caller};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use domain::tool::Tool;
-use gateway::mcp::tasks::is_over;
+use gateway::mcp::tasks::{is_over, status};
 use gateway::{Ask, Call, Client, Method, Outcome, Priority, Resume, Tasks};
 use kernel::id::{CallId, McpServerId};
 use kernel::journal::Class;
@@ -90,17 +88,14 @@ impl App {
         let Handed { caller, door, way, id: call, .. } = *handed;
         let tool = way.tool.as_ref().map(|tool| tool.stream.clone()).unwrap_or_default();
         let id = task.get("taskId").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let named = serde_json::to_vec(&Named { server: way.server, tool, call, id }).map_err(|e| internal(e.to_string()))?;
-        let sealer = &self.0.crypto.sealer;
-        let sealed = sealer.seal(caller.actor.tenant, &place(caller, door), &named, self.env().bytes()).map_err(internal)?;
-        task.insert("taskId".to_owned(), Value::from(URL_SAFE_NO_PAD.encode(sealed)));
+        let named = Named { server: way.server, tool, call, id };
+        let name = self.seal_text(caller.actor.tenant, &place(caller, door), &named)?;
+        task.insert("taskId".to_owned(), Value::from(name));
         Ok(task)
     }
 
     fn task_named(&self, caller: &Caller, door: Door, name: &str) -> Option<Named> {
-        let sealed = URL_SAFE_NO_PAD.decode(name).ok().filter(|_| name.len() <= NAME_BYTES_MAX)?;
-        let opened = self.0.crypto.sealer.open(caller.actor.tenant, &place(caller, door), &sealed)?;
-        serde_json::from_slice(&opened).ok()
+        (name.len() <= NAME_BYTES_MAX).then(|| self.open_text(caller.actor.tenant, &place(caller, door), name))?
     }
 
     /// Whether this is the name of a task that the caller was given at this door.
@@ -137,17 +132,8 @@ impl App {
             TaskAsk::Cancel => (Method::CancelTask, None),
         };
         let arguments = responses.as_ref().and_then(|responses| Json::of(responses).ok());
-        let call = Call {
-            ask: Ask::of_task(method, named.id, responses),
-            approved: None,
-            client: gateway_client(caller, door, client),
-            notes: None,
-            timeout: self.0.gateway.settings().call_timeout,
-            timeout_is_wanted: false,
-            priority,
-            // Asked, told or called off twice is the same as once.
-            is_repeatable: true,
-        };
+        let ask = Ask::of_task(method, named.id, responses);
+        let call = Call { priority, ..self.call_of_task(ask, gateway_client(caller, door, client)) };
         let answered = self.ask_server(caller, named.server, call, None).await;
         let answered = answered.map(|answered| match answered.outcome {
             Outcome::Task(mut task) => {
@@ -179,18 +165,24 @@ impl App {
         let opened = ask.state.as_deref().and_then(|state| self.open_resume(caller, &salient(door, ask), state).ok());
         let Some(Resume::Task { id, .. }) = opened else { return };
         let Ok(way) = self.mcp_view(caller, door).and_then(|view| self.way(&view, ask)) else { return };
-        let call = Call {
-            ask: Ask::of_task(Method::CancelTask, id, None),
+        let client = Client { tasks: Tasks::Followed, ..gateway_client(caller, door, client) };
+        let call = self.call_of_task(Ask::of_task(Method::CancelTask, id, None), client);
+        // It ends by itself otherwise, when its time is over.
+        let _ = self.ask_server(caller, way.server, call, None).await;
+    }
+
+    fn call_of_task(&self, ask: Ask, client: Client) -> Call {
+        Call {
+            ask,
             approved: None,
-            client: Client { tasks: Tasks::Followed, ..gateway_client(caller, door, client) },
+            client,
             notes: None,
             timeout: self.0.gateway.settings().call_timeout,
             timeout_is_wanted: false,
             priority: Priority::Normal,
+            // Asked, told or called off twice is the same as once.
             is_repeatable: true,
-        };
-        // It ends by itself otherwise, when its time is over.
-        let _ = self.ask_server(caller, way.server, call, None).await;
+        }
     }
 }
 
@@ -214,6 +206,6 @@ fn told(method: Method, answered: &Answer<Map<String, Value>>) -> Option<&'stati
         (_, Err(_)) => Some("tools.task.failed"),
         (Method::UpdateTask, _) => Some("tools.task.answered"),
         (Method::CancelTask, _) => Some("tools.task.cancelled"),
-        (_, Ok(task)) => task.get("status").and_then(Value::as_str).is_some_and(is_over).then_some("tools.task.ended"),
+        (_, Ok(task)) => is_over(status(task)).then_some("tools.task.ended"),
     }
 }

@@ -12,8 +12,8 @@ use domain::mcp_server::{McpServer, ServerStatus};
 use domain::tool::{Tool, full_name};
 use domain::virtual_server::Member;
 use engine::Handled;
-use gateway::mcp::LEGACY;
 use gateway::mcp::mirror::{self, Mirrored};
+use gateway::mcp::tasks::OLDER;
 use gateway::{Offer, Offers};
 use kernel::id::{McpServerId, VirtualServerId};
 use serde::Serialize;
@@ -164,7 +164,7 @@ impl View {
                     && let Some(name) = one.name(own, &mut taken)
                 {
                     let version = one.server.state.introduced.as_ref().map(|said| said.protocol_version.as_str());
-                    let makes_tasks = version == Some(LEGACY[0]) && tasks::support(&tool.state).is_some();
+                    let makes_tasks = version == Some(OLDER) && tasks::support(&tool.state).is_some();
                     let entry = tool_entry(&name, &tool.state, makes_tasks);
                     let mirrored = mirror::of_schema(&tool.state.manifest.input_schema.value()).unwrap_or_default();
                     self.tools.push(OfferedTool { name, entry, tool: tool.clone(), status, mirrored, makes_tasks });

@@ -3,10 +3,8 @@
 
 use super::identity;
 use super::requests::McpAsk;
-use crate::app::{App, internal};
+use crate::app::App;
 use crate::{Answer, Caller};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use domain::credential::{Credential, credential_id};
 use gateway::Holder;
 use kernel::Rejection;
@@ -51,9 +49,7 @@ impl App {
             return Ok(None);
         }
         let sent = SentAway { until_ms: self.env().now().plus_ms(GOOD_MS).0, grants: self.grants(caller, server).await? };
-        let plain = serde_json::to_vec(&sent).map_err(|e| internal(e.to_string()))?;
-        let sealer = &self.0.crypto.sealer;
-        let sealed = sealer.seal(caller.actor.tenant, &place(caller, request), &plain, self.env().bytes()).map_err(internal)?;
+        let sealed = self.seal_text(caller.actor.tenant, &place(caller, request), &sent)?;
         let params = json!({
             "mode": "url",
             "url": url,
@@ -61,7 +57,7 @@ impl App {
             "elicitationId": kernel::text::hex(&self.env().bytes::<16>()),
         });
         let question = json!({ "method": "elicitation/create", "params": params });
-        Ok(Some((Map::from_iter([(CONNECT.to_owned(), question)]), URL_SAFE_NO_PAD.encode(sealed))))
+        Ok(Some((Map::from_iter([(CONNECT.to_owned(), question)]), sealed)))
     }
 
     /// Whether a request comes back from there; then it is made anew, once the person has done it. Nobody is sent twice.
@@ -83,9 +79,7 @@ impl App {
     }
 
     fn open_sent_away(&self, caller: &Caller, request: &str, state: &str) -> Option<SentAway> {
-        let sealed = URL_SAFE_NO_PAD.decode(state).ok()?;
-        let opened = self.0.crypto.sealer.open(caller.actor.tenant, &place(caller, request), &sealed)?;
-        let sent: SentAway = serde_json::from_slice(&opened).ok()?;
+        let sent: SentAway = self.open_text(caller.actor.tenant, &place(caller, request), state)?;
         (self.env().now().0 <= sent.until_ms).then_some(sent)
     }
 

@@ -280,7 +280,7 @@ impl Connection {
         let mut meta = ask.meta.clone();
         meta.extend(progress.map(|id| ("progressToken".to_owned(), json!(id))));
         if self.is_modern {
-            meta.append(&mut protocol_meta(&declared(client)));
+            meta.append(&mut protocol_meta(declared(client)));
             meta.extend(client.log_level.iter().map(|level| ("io.modelcontextprotocol/logLevel".to_owned(), json!(level))));
             if let Some(answers) = &ask.answers {
                 params.push(("inputResponses", Member::Object(&answers.responses)));
@@ -392,7 +392,7 @@ impl Connection {
 
     async fn ask(&self, method: &str, mut params: Map<String, Value>) -> Result<Box<RawValue>, WireError> {
         if self.is_modern {
-            params.insert("_meta".into(), Value::Object(protocol_meta(&Map::new())));
+            params.insert("_meta".into(), Value::Object(protocol_meta(Map::new())));
         }
         let params = raw(&Value::Object(params));
         let id = self.next_id();
@@ -413,11 +413,11 @@ fn declared(client: &Client) -> Map<String, Value> {
 }
 
 /// What each request of the newest version says of the client.
-fn protocol_meta(capabilities: &Map<String, Value>) -> Map<String, Value> {
+fn protocol_meta(capabilities: Map<String, Value>) -> Map<String, Value> {
     Map::from_iter([
         ("io.modelcontextprotocol/protocolVersion".to_owned(), json!(MODERN)),
         ("io.modelcontextprotocol/clientInfo".to_owned(), keiko()),
-        ("io.modelcontextprotocol/clientCapabilities".to_owned(), json!(capabilities)),
+        ("io.modelcontextprotocol/clientCapabilities".to_owned(), Value::Object(capabilities)),
     ])
 }
 
@@ -484,7 +484,7 @@ async fn initialized(wire: Arc<dyn Wire>, declared: &Map<String, Value>, over_ht
 }
 
 async fn discover(wire: &dyn Wire) -> Result<Discovered, WireError> {
-    let params = raw(&json!({ "_meta": protocol_meta(&Map::new()) }));
+    let params = raw(&json!({ "_meta": protocol_meta(Map::new()) }));
     let answer = wire
         .request(Call { id: 0, method: "server/discover", params: &params, name: None, mirrored: &[], holder: None }, None)
         .await?;

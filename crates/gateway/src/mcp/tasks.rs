@@ -13,13 +13,16 @@ use std::time::Duration;
 
 /// The name by which clients and servers of the newest version say that they know tasks.
 pub const EXTENSION: &str = "io.modelcontextprotocol/tasks";
-const RELATED: &str = "io.modelcontextprotocol/related-task";
+/// The one older version that has tasks.
+pub const OLDER: &str = "2025-11-25";
+/// The member of `_meta` by which that version says which task a message belongs to.
+pub const RELATED: &str = "io.modelcontextprotocol/related-task";
 const STATUSES: [&str; 5] = ["working", "input_required", "completed", "failed", "cancelled"];
 /// Of a server's own id of a task.
 const ID_BYTES_MAX: usize = 1_024;
 const TIME_CHARS_MAX: usize = 64;
-/// What an older version calls otherwise, in milliseconds too.
-const RENAMED: [(&str, &str); 2] = [("ttl", "ttlMs"), ("pollInterval", "pollIntervalMs")];
+/// What that version calls otherwise, in milliseconds too: its word, and the newest one's.
+pub const RENAMED: [(&str, &str); 2] = [("ttl", "ttlMs"), ("pollInterval", "pollIntervalMs")];
 /// How long an older server that waits for its client gets to ask: it is refused, for nobody can be asked.
 const ASKING: Duration = Duration::from_secs(1);
 
@@ -33,6 +36,11 @@ const CALL_OFF_TIMEOUT: Duration = Duration::from_secs(10);
 /// The error of a server that does a thing only as a task.
 const CAPABILITY_MISSING: i64 = -32_021;
 const INTERNAL_ERROR: i64 = -32_603;
+
+/// How a task is.
+pub fn status(task: &Map<String, Value>) -> &str {
+    task.get("status").and_then(Value::as_str).unwrap_or_default()
+}
 
 /// Whether a task will not change any more.
 pub fn is_over(status: &str) -> bool {
@@ -170,7 +178,7 @@ async fn cancel_older(connection: &Connection, ask: &Ask, client: &Client) -> Re
 /// A task with its result, which an older version tells apart from how it is.
 async fn get_older(connection: &Connection, ask: &Ask, client: &Client) -> Result<Map<String, Value>, CallError> {
     let mut task = looked(connection, ask, client).await?;
-    match task.get("status").and_then(Value::as_str).unwrap_or_default() {
+    match status(&task) {
         "completed" | "failed" => match connection.task_result(&ask.name).await {
             Ok(result) => {
                 task.insert("status".to_owned(), json!("completed"));
@@ -282,7 +290,7 @@ impl<C: Deref<Target = Connection> + Send + Sync + 'static> Unfinished<C> {
     async fn wait(mut self, mut asked: Vec<String>) -> Result<Outcome, CallError> {
         loop {
             let mut task = self.looked().await?;
-            let outcome = match task.get("status").and_then(Value::as_str).unwrap_or_default() {
+            let outcome = match status(&task) {
                 "completed" => {
                     Ok(Outcome::Complete(Json::of(&task.remove("result")).map_err(|e| CallError::Unusable(e.to_string()))?))
                 }

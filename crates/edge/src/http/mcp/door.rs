@@ -5,7 +5,7 @@ use super::message::{Answer, INVALID_PARAMS, Params, RpcError, carried, shown};
 use super::{Api, builtin, search};
 use crate::http::state::EdgeState;
 use app::Caller;
-use app::mcp::{AskKind, Door, McpAsk, McpClient, McpOutcome, Note, OfferKind, TASKS, View};
+use app::mcp::{AskKind, Door, McpAsk, McpClient, McpOutcome, Note, OfferKind, View, task};
 use axum::http::request::Parts;
 use kernel::Json;
 use serde_json::{Map, Value, json};
@@ -75,7 +75,7 @@ impl Visit {
     /// `server/discover`
     pub fn discover(&self) -> Answer {
         let mut capabilities = capabilities();
-        capabilities["extensions"] = json!({ TASKS: {} });
+        capabilities["extensions"] = json!({ task::EXTENSION: {} });
         let mut result = json!({ "resultType": "complete", "supportedVersions": super::versions(), "capabilities": capabilities,
             "ttlMs": DISCOVER_TTL_MS, "cacheScope": "private",
             "_meta": { "io.modelcontextprotocol/serverInfo": server_info() } });

@@ -10,6 +10,7 @@ use super::sessions::Session;
 use super::stream::{ASIDE_MAX, answer, streamed};
 use super::tasks;
 use app::RouteClass;
+use app::mcp::task::OLDER;
 use app::mcp::{LEGACY, McpAsk, McpClient, Tasks};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -124,7 +125,7 @@ fn initialize(visit: &Visit, request: &Request) -> Response {
 /// What this server says of itself.
 pub(super) fn introduction(visit: &Visit, version: &str) -> String {
     let mut result = json!({ "protocolVersion": version, "capabilities": capabilities(), "serverInfo": server_info() });
-    if version == tasks::OLDER {
+    if version == OLDER {
         result["capabilities"]["tasks"] = json!({ "cancel": {}, "requests": { "tools": { "call": {} } } });
     }
     if let Some(instructions) = instructions(visit.door) {
@@ -183,32 +184,30 @@ async fn handed_on(
     (ask.responses, ask.state) = (None, None);
     let mut open = Open { visit, client: &client, ask: None };
     for _ in 0..ROUNDS_MAX {
+        // While it is handed on, the gateway calls off what nobody waits for.
+        open.ask = None;
         let (notes, telling) = super::notes(&out, params.progress_token().cloned(), level.clone());
         let done = visit.hand_on(ask.clone(), &client, notes).await;
         telling.end().await;
-        match (done, session) {
-            (Done::Answer(answer), session) => {
-                return answer.map(|text| session.map_or(text.clone(), |session| translated(text, &session.facts.version)));
+        match done {
+            Done::Answer(answer) => {
+                return answer.map(|text| match session {
+                    Some(session) => translated(text, &session.facts.version),
+                    None => text,
+                });
             }
-            (Done::InputRequired { requests, state }, Some(session)) => {
+            Done::Task(task) => return Ok(tasks::made_older(task)),
+            Done::InputRequired { requests, state } => {
                 ask.state = state;
                 open.ask = Some(ask.clone());
+                let Some(session) = session else { break };
                 if !visit.state.app.mcp_may_still(&visit.caller, visit.door).await {
                     break;
                 }
-                open.ask = Some(ask.clone());
                 (ask.responses, ask.refused) = asked(session, requests, &out).await;
-                open.ask = None;
-            }
-            (Done::Task(task), _) => return Ok(tasks::made_older(task)),
-            (Done::InputRequired { state, .. }, None) => {
-                ask.state = state;
-                open.ask = Some(ask.clone());
-                break;
             }
         }
     }
-    open.ask.get_or_insert(ask);
     Err(RpcError::new(super::message::INTERNAL_ERROR, "The server asks again and again, or you may not go on."))
 }
 

@@ -8,7 +8,7 @@ use super::message::{
 };
 use super::stream::{ASIDE_MAX, answer, streamed};
 use super::tasks;
-use app::mcp::{MODERN, McpClient, QUESTIONS, TASKS, Tasks};
+use app::mcp::{MODERN, McpClient, QUESTIONS, Tasks, task};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use base64::Engine as _;
@@ -99,7 +99,7 @@ fn checked(visit: &Visit, method: &str, params: &Params) -> Result<McpClient, Rp
     if let ("tools/call", Some(name)) = (method, name) {
         check_mirrored(visit, name, params)?;
     }
-    let takes_tasks = capabilities.get("extensions").is_some_and(|extensions| extensions.get(TASKS).is_some());
+    let takes_tasks = capabilities.get("extensions").is_some_and(|extensions| extensions.get(task::EXTENSION).is_some());
     let is_question = |name: &str| QUESTIONS.iter().any(|(_, capability)| *capability == name);
     let capabilities = capabilities.iter().filter(|(name, _)| is_question(name));
     Ok(McpClient {

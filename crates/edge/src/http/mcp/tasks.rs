@@ -8,7 +8,8 @@ use super::message::{
 };
 use super::sessions::Session;
 use app::RouteClass;
-use app::mcp::{AskKind, McpAsk, McpClient, TASKS, TaskAsk, Tasks, is_over, pause};
+use app::mcp::task::{EXTENSION, OLDER, RELATED, RENAMED, is_over, pause, status};
+use app::mcp::{AskKind, McpAsk, McpClient, TaskAsk, Tasks};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use kernel::Json;
@@ -18,11 +19,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// The one older version that has tasks.
-pub(super) const OLDER: &str = "2025-11-25";
-const RELATED: &str = "io.modelcontextprotocol/related-task";
-/// What that version calls otherwise.
-const RENAMED: [(&str, &str); 2] = [("ttlMs", "ttl"), ("pollIntervalMs", "pollInterval")];
 /// Tasks that one client follows on one stream, and how long each is left alone at least.
 const FOLLOWED_MAX: usize = 32;
 const LOOK_MIN: Duration = Duration::from_secs(1);
@@ -36,8 +32,8 @@ const CALLING_OFF: Duration = Duration::from_secs(2);
 
 /// A client that did not say that it knows tasks asks about them.
 pub(super) fn undeclared() -> RpcError {
-    RpcError::new(CAPABILITY_MISSING, format!("Say in each request that you know the extension '{TASKS}'."))
-        .with(json!({ "requiredCapabilities": { "extensions": { TASKS: {} } } }))
+    RpcError::new(CAPABILITY_MISSING, format!("Say in each request that you know the extension '{EXTENSION}'."))
+        .with(json!({ "requiredCapabilities": { "extensions": { EXTENSION: {} } } }))
 }
 
 /// The result of a call that became a task.
@@ -53,7 +49,7 @@ pub(super) fn made_older(task: Map<String, Value>) -> String {
 
 /// A task in the words of version 2025-11-25, which tells apart how it is and how it came out.
 fn renamed(mut task: Map<String, Value>) -> Map<String, Value> {
-    for (newer, older) in RENAMED {
+    for (older, newer) in RENAMED {
         if let Some(value) = task.remove(newer) {
             task.insert(older.to_owned(), value);
         }
@@ -68,10 +64,6 @@ fn renamed(mut task: Map<String, Value>) -> Map<String, Value> {
     task
 }
 
-fn status(task: &Map<String, Value>) -> &str {
-    task.get("status").and_then(Value::as_str).unwrap_or_default()
-}
-
 /// That a client of version 2025-11-25 wants a task, for a tool that makes some.
 pub(super) fn wished(
     visit: &Visit,
@@ -79,8 +71,7 @@ pub(super) fn wished(
     ask: &McpAsk,
     params: &Params,
 ) -> Result<Option<Json>, RpcError> {
-    let has_tasks = session.is_some_and(|session| session.facts.version == OLDER);
-    let has_tasks = has_tasks && ask.kind == AskKind::Tool;
+    let has_tasks = ask.kind == AskKind::Tool && session.is_some_and(|session| session.facts.version == OLDER);
     let Some(wish) = params.task.as_deref().filter(|_| has_tasks) else { return Ok(None) };
     if !wish.get().starts_with('{') {
         return Err(RpcError::new(INVALID_PARAMS, "'task' must be an object."));
