@@ -254,7 +254,7 @@ def test_should_open_a_new_session_with_a_server_that_forgot_it_without_the_clie
     able, mute = client(Legacy, upstream.door), client(Legacy, upstream.door, capabilities={})
     for one in (able, mute):
         assert one.call("test_simple_text")[0]
-    mcp_clients.httpx2.delete(f"http://127.0.0.1:{upstream.port}/mcp", headers={"Mcp-Session-Id": "all"}, trust_env=False)
+    mcp_clients.httpx2.delete(f"http://127.0.0.1:{upstream.ports[0]}/mcp", headers={"Mcp-Session-Id": "all"}, trust_env=False)
     for one in (able, mute):
         assert one.call("test_simple_text")[0] == "This is a simple text response for testing."
     assert able.call("test_sampling", {"prompt": "Capital?"})[0] == "LLM response: Paris"
@@ -323,7 +323,7 @@ def test_should_serve_what_is_known_of_a_server_that_is_gone(keiko, admin, clien
     names = one.names()
     assert names == sorted([f"{well.name}__test_simple_text", f"{gone.name}__test_simple_text"])
     prompts = one.names("prompts")
-    gone.process.kill()
+    gone.processes[0].kill()
     assert one.once("tools/call", {"name": f"{gone.name}__test_simple_text", "arguments": {}})[0]["result"]["isError"]
     until(lambda: gone.shown()["status"] == "failed", "it is seen")
     begun = time.monotonic()

@@ -10,18 +10,21 @@ SERVERS = Path(__file__).parent / "servers"
 
 
 class Upstream:
-    """One of `servers/`, and the virtual server that offers it under its own names. `kind` is its era and its transport."""
+    """One of `servers/`, and the virtual server that offers it under its own names. `kind` is its era and its transport. Over HTTP it may
+    run at several addresses, in a process each."""
 
-    def __init__(self, admin, script, kind):
+    def __init__(self, admin, script, kind, addresses=1):
         era, transport = kind.split("-")
-        self.admin, self.process = admin, None
+        self.admin, self.processes = admin, []
         self.name = unique(Path(script).stem).replace("-", "_")
         how = {"type": "stdio", "command": sys.executable, "args": [str(SERVERS / script), era, "stdio"], "env": {}}
         if transport != "stdio":
-            self.port = free_port()
-            command = [sys.executable, SERVERS / script, era, transport, str(self.port)]
-            self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            how = {"type": "http", "url": f"http://127.0.0.1:{self.port}/mcp", "headers": {}}
+            self.ports = [free_port() for _ in range(addresses)]
+            for port in self.ports:
+                command = [sys.executable, SERVERS / script, era, transport, str(port)]
+                self.processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            url, *others = (f"http://127.0.0.1:{port}/mcp" for port in self.ports)
+            how = {"type": "http", "url": url, "other_urls": others}
         self.id = done(admin.post("/mcp-servers", {"name": self.name, "transport": how}), 201)["id"]
         until(lambda: self.shown()["status"] == "ready", f"{self.name} is ready", 20)
         self.door = unique("door")
@@ -32,9 +35,9 @@ class Upstream:
 
     def close(self):
         self.admin.delete(f"/mcp-servers/{self.name}")
-        if self.process:
-            self.process.kill()
-            self.process.wait()
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
 
 def kept(admin, script):

@@ -41,7 +41,7 @@ export interface ServerFields {
   tools: number;
   wants_account: boolean;
   connect_url: string | null;
-  circuits: { tool: string | null; reason: string }[];
+  circuits: { tool: string | null; address: string | null; reason: string }[];
 }
 
 export interface CallFields {

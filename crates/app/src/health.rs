@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::workers::TenantRuntime;
 use domain::component::{Component, ComponentCommand, HealthChanged, Probe, Subject};
 use domain::health::{Damper, Node, Row, Status, effective};
-use domain::mcp_server::{McpServer, ServerStatus};
+use domain::mcp_server::{CircuitOpened, McpServer, ServerStatus};
 use engine::{Context, Engine, Env, Extras, HandleError, Handled, Step};
 use gateway::Look;
 use kernel::id::ComponentId;
@@ -237,13 +237,18 @@ fn of_agent(status: &str) -> (Status, String) {
 }
 
 fn of_server(server: &McpServer) -> (Status, String) {
-    let circuit = server.circuits.iter().min_by_key(|circuit| circuit.tool.is_some());
+    let addresses = server.circuits.iter().filter(|circuit| circuit.part.address.is_some()).count();
+    let circuit = server.circuits.iter().min_by(|one, other| one.part.cmp(&other.part));
     match (server.status, circuit) {
         (ServerStatus::Failed, _) => (Status::Down, server.reason.clone().unwrap_or_default()),
         (ServerStatus::Starting | ServerStatus::Ready, None) => (Status::Up, String::new()),
-        (ServerStatus::Starting | ServerStatus::Ready, Some(circuit)) => match &circuit.tool {
-            None => (Status::Down, format!("its circuit is open: {}", circuit.reason)),
-            Some(tool) => (Status::Degraded, format!("the circuit of its tool '{tool}' is open: {}", circuit.reason)),
+        (ServerStatus::Starting | ServerStatus::Ready, Some(CircuitOpened { part, reason })) => match (&part.tool, &part.address)
+        {
+            (Some(tool), _) => (Status::Degraded, format!("the circuit of its tool '{tool}' is open: {reason}")),
+            (None, Some(address)) if addresses < server.profile.transport.urls().len() => {
+                (Status::Degraded, format!("its address {address} is left alone: {reason}"))
+            }
+            (None, _) => (Status::Down, format!("its circuit is open: {reason}")),
         },
     }
 }

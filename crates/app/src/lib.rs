@@ -81,7 +81,7 @@ pub use envoys::NewEndpoint;
 pub use events::Selection;
 pub use explain::{Explained, Source as PermissionSource};
 pub use filter::Filter;
-pub use gateway::{Circuit, CircuitState, Figures, Priority, ToolTimes};
+pub use gateway::{AddressFigures, Circuit, CircuitState, Figures, Priority, ToolTimes};
 pub use group_progress::{Delivered, FetchOrder, Word};
 pub use groups::GroupStatus;
 pub use identities::NewUser;

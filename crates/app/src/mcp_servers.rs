@@ -9,7 +9,7 @@ use crate::{Answer, Caller, ListOrder, Page};
 use async_trait::async_trait;
 use domain::credential::Credential;
 use domain::mcp_server::{
-    ClientAuth, GivenClient, Grant, Introduced, McpServer, McpServerCommand, Oauth, Per, ServerProfile, Transport,
+    ClientAuth, GivenClient, Grant, Introduced, McpServer, McpServerCommand, Oauth, Part, Per, ServerProfile, Transport,
 };
 use domain::mcp_server::{name_key, not_found};
 use domain::tool::{Manifest, Tool, ToolCommand, tool_id};
@@ -26,6 +26,10 @@ const COMMAND_CHARS_MAX: usize = 1_024;
 const ARG_CHARS_MAX: usize = 4_096;
 const SECRET_BYTES_MAX: usize = 8 * 1024;
 const NAME_CHARS_MAX: usize = 64;
+/// Of each address of a server.
+const URL_BYTES_MAX: usize = 2_048;
+/// Addresses of a server beside its first.
+const OTHER_URLS_MAX: usize = 15;
 /// Headers that belong to the protocol.
 const HEADERS_RESERVED: [&str; 9] = [
     "accept",
@@ -68,6 +72,8 @@ pub enum NewTransport {
     Http {
         /// Where.
         url: String,
+        /// Where else the same server is.
+        other_urls: Vec<String>,
         /// Sent along.
         headers: NewSecrets,
         /// How Keiko gets tokens for it, where that is said.
@@ -96,13 +102,6 @@ pub struct NewClient {
 }
 
 impl NewTransport {
-    fn url(&self) -> Option<&str> {
-        match self {
-            NewTransport::Stdio { .. } => None,
-            NewTransport::Http { url, .. } => Some(url),
-        }
-    }
-
     fn secrets(&self) -> &NewSecrets {
         match self {
             NewTransport::Stdio { env, .. } => env,
@@ -116,14 +115,14 @@ impl NewTransport {
             NewTransport::Stdio { command, args, env } => {
                 Transport::Stdio { command: command.clone(), args: args.clone(), env: names(env) }
             }
-            NewTransport::Http { url, headers, oauth } => {
+            NewTransport::Http { url, other_urls, headers, oauth } => {
                 let oauth = oauth.as_ref().map(|oauth| Oauth {
                     per: oauth.per,
                     grant: oauth.grant,
                     scopes: oauth.scopes.clone(),
                     client: oauth.client.as_ref().map(|client| client.given.clone()),
                 });
-                Transport::Http { url: url.clone(), headers: names(headers), oauth }
+                Transport::Http { url: url.clone(), other_urls: other_urls.clone(), headers: names(headers), oauth }
             }
         }
     }
@@ -175,11 +174,27 @@ impl App {
         let known = self.mcp_server(caller, id_or_name).await?;
         self.check_server(caller, &new, Some(&known.state.profile.transport))?;
         let id: McpServerId = known.stream.parse().map_err(|_| not_found(id_or_name))?;
+        if new.transport.described().urls().len() > 1 {
+            self.check_has_no_account(caller, id).await?;
+        }
         let (profile, secrets) = self.sealed_server(caller, id, new, Some(&known.state.profile.transport))?;
         self.witness(caller, "mcp-servers.server.updated", &json!({ "id": id, "profile": profile })).await?;
         let step = Step::on::<McpServer>(id, McpServerCommand::Update(profile));
         let server = self.execute::<McpServer>(caller, step, Extras { secrets, ..Extras::default() }).await?;
         Ok(server)
+    }
+
+    /// A server at several addresses is shown no tokens: those that it has must be given back first.
+    async fn check_has_no_account(&self, caller: &Caller, id: McpServerId) -> Answer<()> {
+        let known = each::<Credential>(self.engine(), caller.actor.tenant, &[of_server(id)]).await.map_err(of_store)?;
+        let mut problems = Problems::default();
+        if !known.is_empty() {
+            problems.add(
+                "/transport/other_urls",
+                "must be empty while the server is connected to an account: a token is for one address",
+            );
+        }
+        problems.refuse()
     }
 
     /// Removes a server with its tools and secrets, and ends its process.
@@ -225,8 +240,8 @@ impl App {
             self.0.gateway.remove(key).await;
             return Ok(());
         };
-        let spec = self.spec(tenant, id, server.state.profile.transport.clone()).await?;
-        self.0.gateway.put(key, spec, tuning(&server.state.tuning)).await;
+        let specs = self.specs(tenant, id, server.state.profile.transport.clone()).await?;
+        self.0.gateway.put(key, specs, tuning(&server.state.tuning)).await;
         Ok(())
     }
 
@@ -256,7 +271,8 @@ impl App {
         Ok(())
     }
 
-    async fn spec(&self, tenant: TenantId, id: McpServerId, transport: Transport) -> Answer<Spec> {
+    /// How each of a server's addresses is reached.
+    async fn specs(&self, tenant: TenantId, id: McpServerId, transport: Transport) -> Answer<Vec<Spec>> {
         let mut secrets = vec![];
         for name in transport.secrets() {
             let place = secret_name(id, name);
@@ -265,11 +281,14 @@ impl App {
             secrets.push((name.clone(), value.ok_or_else(|| internal(format!("the secret '{name}' cannot be opened")))?));
         }
         Ok(match transport {
-            Transport::Stdio { command, args, .. } => Spec::Stdio { command, args, env: secrets },
-            Transport::Http { url, .. } => {
+            Transport::Stdio { command, args, .. } => vec![Spec::Stdio { command, args, env: secrets }],
+            Transport::Http { url, other_urls, .. } => {
                 let vault = Arc::new(Tokenry(Arc::downgrade(&self.0)));
                 let access = Access { key: gateway::Key { tenant, server: id }, url: url.clone(), vault };
-                Spec::Http { url, headers: secrets, access: Some(access) }
+                // Tokens are for the address that they were got for.
+                let others = other_urls.into_iter().map(|url| Spec::Http { url, headers: secrets.clone(), access: None });
+                let first = Spec::Http { url, headers: secrets.clone(), access: Some(access) };
+                std::iter::once(first).chain(others).collect()
             }
         })
     }
@@ -301,7 +320,10 @@ impl App {
 
     fn check_server(&self, caller: &Caller, new: &NewServer, known: Option<&Transport>) -> Answer<()> {
         // What was given for one address is not shown at another one.
-        let known = known.filter(|known| known.url() == new.transport.url());
+        let described = new.transport.described();
+        let is_known_there =
+            |known: &&Transport| known.url() == described.url() && described.urls().iter().all(|url| known.urls().contains(url));
+        let known = known.filter(is_known_there);
         let mut problems = Problems::default();
         if !is_server_name(&new.name) {
             let message =
@@ -321,7 +343,8 @@ impl App {
                     problems.add(format!("/transport/args/{i}"), message);
                 }
             }
-            NewTransport::Http { headers, oauth, .. } => {
+            NewTransport::Http { url, other_urls, headers, oauth } => {
+                self.check_others(url, other_urls, oauth.is_some(), &mut problems);
                 if let Some(oauth) = oauth {
                     let has_header = headers.keys().any(|name| name.eq_ignore_ascii_case("authorization"));
                     self.check_oauth(oauth, has_header, known.and_then(known_client), &mut problems);
@@ -342,14 +365,38 @@ impl App {
                     ));
                 }
             }
-            NewTransport::Http { url, .. } => {
-                gateway::check_target(url, self.0.gateway.settings().allow_private).map_err(|problem| {
-                    let hint = "Use a public http or https URL; gateway.allow_private (KEIKO_GATEWAY_ALLOW_PRIVATE) allows private ones.";
-                    Rejection::new(Kind::Refused, "TARGET_REFUSED", format!("The URL {problem}."), hint)
-                })?;
-            }
+            NewTransport::Http { .. } => described.urls().into_iter().try_for_each(|url| self.check_url(url))?,
         }
         Ok(())
+    }
+
+    fn check_url(&self, url: &str) -> Answer<()> {
+        let checked = gateway::check_target(url, self.0.gateway.settings().allow_private);
+        checked.map(|_| ()).map_err(|problem| {
+            let hint = "Use a public http or https URL; gateway.allow_private (KEIKO_GATEWAY_ALLOW_PRIVATE) allows private ones.";
+            Rejection::new(Kind::Refused, "TARGET_REFUSED", format!("The URL {problem}."), hint).with("url", url)
+        })
+    }
+
+    fn check_others(&self, url: &str, others: &[String], has_oauth: bool, problems: &mut Problems) {
+        if others.len() > OTHER_URLS_MAX {
+            problems.add("/transport/other_urls", format!("must have at most {OTHER_URLS_MAX} entries"));
+        }
+        for (i, _) in others.iter().enumerate().filter(|(_, other)| other.len() > URL_BYTES_MAX) {
+            problems.add(format!("/transport/other_urls/{i}"), format!("must have at most {URL_BYTES_MAX} bytes"));
+        }
+        if has_oauth && !others.is_empty() {
+            problems.add("/transport/other_urls", "must be empty where oauth is: a token is for one address");
+        }
+        let read = |text: &str| gateway::check_target(text, true).map_or_else(|_| text.to_owned(), String::from);
+        let mut known = vec![read(url)];
+        for (i, other) in others.iter().enumerate() {
+            let other = read(other);
+            if known.contains(&other) {
+                problems.add(format!("/transport/other_urls/{i}"), "is there already");
+            }
+            known.push(other);
+        }
     }
 
     fn check_oauth(&self, oauth: &NewOauth, has_header: bool, known: Option<&GivenClient>, problems: &mut Problems) {
@@ -610,7 +657,8 @@ async fn write_down(app: &App, report: &Report) -> Result<(), HandleError> {
         Happening::Failed { reason, is_locked } => McpServerCommand::MarkFailed { reason: reason.clone(), is_locked: *is_locked },
         Happening::Circuits => {
             let open = app.0.gateway.circuits(report.key);
-            McpServerCommand::MarkCircuits(open.into_iter().map(|circuit| (circuit.subject, circuit.reason)).collect())
+            let part = |circuit: &gateway::Circuit| Part { tool: circuit.subject.clone(), address: circuit.address.clone() };
+            McpServerCommand::MarkCircuits(open.into_iter().map(|circuit| (part(&circuit), circuit.reason)).collect())
         }
         Happening::Ready(introduction, offers) => {
             let Offers { tools, .. } = &**offers;

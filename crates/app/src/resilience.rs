@@ -193,7 +193,8 @@ impl App {
             Err(error) => return Err(error),
         };
         let took = Duration::from_millis(self.env().now().since_ms(begun));
-        let mut other = Call { is_repeatable: is_repeatable(&tool.state), ..call };
+        let mut other = call;
+        other.is_repeatable = is_repeatable(&tool.state);
         other.timeout = other.timeout.min(self.0.gateway.settings().call_timeout).saturating_sub(took);
         // What may have been carried out once must be good for a second time there, too; and no time is no chance.
         if !other.is_safe_after(&error) || other.timeout < FALLBACK_TIME_MIN {

@@ -346,17 +346,13 @@ impl App {
         let params = vec![("arguments", new.arguments.clone())];
         let (task, meta) = (wish(state, Tasks::Awaited, None), Default::default());
         let ask = Ask { method: Method::CallTool, name: state.manifest.tool.clone(), params, meta, answers: None, task };
-        let call = Call {
-            ask,
-            approved: Some(state.manifest.hash.clone()),
-            // Whoever calls over this interface cannot be asked back.
-            client: Client { owner: owner_of(caller), tasks: Tasks::Awaited, ..Client::default() },
-            notes: None,
-            timeout: new.timeout_ms.map_or(self.0.gateway.settings().call_timeout, Duration::from_millis),
-            timeout_is_wanted: new.timeout_ms.is_some(),
-            priority: new.priority,
-            is_repeatable: is_repeatable(state),
-        };
+        // Whoever calls over this interface cannot be asked back.
+        let client = Client { owner: owner_of(caller), tasks: Tasks::Awaited, ..Client::default() };
+        let timeout = new.timeout_ms.map_or(self.0.gateway.settings().call_timeout, Duration::from_millis);
+        let mut call = Call::new(ask, client, timeout);
+        call.approved = Some(state.manifest.hash.clone());
+        (call.timeout_is_wanted, call.priority) = (new.timeout_ms.is_some(), new.priority);
+        call.is_repeatable = is_repeatable(state);
         let asked = self.ask_server(caller, state.server_id, call, Some(state)).await;
         let answered = asked.map_err(|error| self.with_way_in(caller, state.server_id, &state.server, of_call(&name, error)))?;
         let Outcome::Complete(result) = answered.outcome else {
@@ -415,7 +411,7 @@ pub(crate) fn problems_of_arguments(schemas: &Schemas, tool: &Tool, name: &str, 
 pub(crate) fn of_call(name: &str, error: CallError) -> Rejection {
     let upstream = |code, hint: &str| Rejection::new(Kind::Upstream, code, format!("The tool '{name}' failed: {error}."), hint);
     match &error {
-        CallError::NotReady(reason) => unavailable(name, reason),
+        CallError::NotReady(reason) | CallError::Unreached(reason) => unavailable(name, reason),
         CallError::Busy | CallError::Shed | CallError::Starting => unavailable(name, &error.to_string()),
         CallError::Open { after, .. } => {
             let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);

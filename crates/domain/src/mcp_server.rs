@@ -24,6 +24,9 @@ pub enum Transport {
     Http {
         /// Where.
         url: String,
+        /// Where else the same server is.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        other_urls: Vec<String>,
         /// Names of the headers that are sent along.
         headers: Vec<String>,
         /// How Keiko gets tokens for it, where that was said.
@@ -119,6 +122,14 @@ impl Transport {
         match self {
             Transport::Stdio { .. } => None,
             Transport::Http { url, .. } => Some(url),
+        }
+    }
+
+    /// Everywhere it is, over HTTP.
+    pub fn urls(&self) -> Vec<&str> {
+        match self {
+            Transport::Stdio { .. } => vec![],
+            Transport::Http { url, other_urls, .. } => std::iter::once(url).chain(other_urls).map(String::as_str).collect(),
         }
     }
 
@@ -237,8 +248,8 @@ pub enum McpServerCommand {
     Tune(Tuning),
     /// This is what Keiko is to its authorization server.
     KnowClient(KnownClient),
-    /// These circuits are open now, with what opened each; a tool's name, or nothing for the server as a whole.
-    MarkCircuits(BTreeMap<Option<String>, String>),
+    /// These circuits are open now, with what opened each.
+    MarkCircuits(BTreeMap<Part, String>),
     /// Remove it.
     Deregister,
 }
@@ -267,11 +278,22 @@ pub struct Tuned {
     pub tuning: Tuning,
 }
 
+/// What of a server has a circuit; with neither, the server as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Part {
+    /// One of its tools.
+    pub tool: Option<String>,
+    /// One of several addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
 /// `registry.mcp_server.circuit_opened`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CircuitOpened {
-    /// The tool, or nothing for the server as a whole.
-    pub tool: Option<String>,
+    /// Of what.
+    #[serde(flatten)]
+    pub part: Part,
     /// The failure that opened it.
     pub reason: String,
 }
@@ -279,8 +301,9 @@ pub struct CircuitOpened {
 /// `registry.mcp_server.circuit_closed`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CircuitClosed {
-    /// The tool, or nothing for the server as a whole.
-    pub tool: Option<String>,
+    /// Of what.
+    #[serde(flatten)]
+    pub part: Part,
 }
 
 /// `registry.mcp_server.client_known`: what Keiko is to the authorization server of a server. Its secret lies beside the log.
@@ -339,13 +362,13 @@ pub struct McpServer {
 
 impl McpServer {
     /// What it takes until these circuits are open and no others.
-    fn turned(&self, open: &BTreeMap<Option<String>, String>) -> Vec<McpServerEvent> {
-        let is_known = |tool: &Option<String>| self.circuits.iter().any(|circuit| circuit.tool == *tool);
-        let closed = self.circuits.iter().filter(|circuit| !open.contains_key(&circuit.tool));
-        let closed = closed.map(|circuit| McpServerEvent::CircuitClosed(CircuitClosed { tool: circuit.tool.clone() }));
-        let opened = open.iter().filter(|(tool, _)| !is_known(tool));
+    fn turned(&self, open: &BTreeMap<Part, String>) -> Vec<McpServerEvent> {
+        let is_known = |part: &Part| self.circuits.iter().any(|circuit| circuit.part == *part);
+        let closed = self.circuits.iter().filter(|circuit| !open.contains_key(&circuit.part));
+        let closed = closed.map(|circuit| McpServerEvent::CircuitClosed(CircuitClosed { part: circuit.part.clone() }));
+        let opened = open.iter().filter(|(part, _)| !is_known(part));
         let opened = opened
-            .map(|(tool, reason)| McpServerEvent::CircuitOpened(CircuitOpened { tool: tool.clone(), reason: reason.clone() }));
+            .map(|(part, reason)| McpServerEvent::CircuitOpened(CircuitOpened { part: part.clone(), reason: reason.clone() }));
         closed.chain(opened).collect()
     }
 }
@@ -449,7 +472,7 @@ impl Decider for McpServer {
             }
             McpServerEvent::Tuned(tuned) => server.tuning = tuned.tuning.clone(),
             McpServerEvent::CircuitOpened(opened) => server.circuits.push(opened.clone()),
-            McpServerEvent::CircuitClosed(closed) => server.circuits.retain(|circuit| circuit.tool != closed.tool),
+            McpServerEvent::CircuitClosed(closed) => server.circuits.retain(|circuit| circuit.part != closed.part),
             McpServerEvent::ClientKnown(client) => server.client = Some(client.clone()),
             McpServerEvent::Deregistered(_) => server.is_deleted = true,
         }
@@ -507,7 +530,7 @@ mod tests {
     fn profile(name: &str) -> ServerProfile {
         ServerProfile {
             name: name.into(),
-            transport: Transport::Http { url: "https://tools.example".into(), headers: vec![], oauth: None },
+            transport: Transport::Http { url: "https://tools.example".into(), other_urls: vec![], headers: vec![], oauth: None },
         }
     }
 
@@ -552,18 +575,21 @@ mod tests {
 
     #[test]
     fn given_circuits_then_each_is_written_when_it_opens_and_when_it_closes() {
-        let open = |circuits: &[(Option<&str>, &str)]| {
-            let one = |(tool, reason): &(Option<&str>, &str)| (tool.map(str::to_owned), (*reason).to_owned());
-            MarkCircuits(circuits.iter().map(one).collect())
+        let open = |circuits: &[(&Part, &str)]| {
+            MarkCircuits(circuits.iter().map(|(part, reason)| ((*part).clone(), (*reason).to_owned())).collect())
         };
-        let (server, tool) = ((None, "lost"), (Some("slow"), "no answer"));
-        let known = given(&[Register(profile("a")), open(&[server])]);
-        assert_eq!(decide(known.as_ref(), &open(&[(None, "lost again")])), Ok(vec![]), "it is open already");
-        let turned = decide(known.as_ref(), &open(&[tool])).unwrap();
-        let closed = McpServerEvent::CircuitClosed(CircuitClosed { tool: None });
-        let opened = CircuitOpened { tool: Some("slow".into()), reason: "no answer".into() };
-        assert_eq!(turned, [closed, McpServerEvent::CircuitOpened(opened)]);
-        let started = given(&[Register(profile("a")), open(&[server, tool]), Start]).unwrap();
+        let server = Part::default();
+        let tool = Part { tool: Some("slow".into()), address: None };
+        let address = Part { tool: None, address: Some("https://other.example".into()) };
+        let known = given(&[Register(profile("a")), open(&[(&server, "lost")])]);
+        assert_eq!(decide(known.as_ref(), &open(&[(&server, "lost again")])), Ok(vec![]), "it is open already");
+        for part in [tool.clone(), address] {
+            let turned = decide(known.as_ref(), &open(&[(&part, "no answer")])).unwrap();
+            let closed = McpServerEvent::CircuitClosed(CircuitClosed { part: server.clone() });
+            let opened = CircuitOpened { part, reason: "no answer".into() };
+            assert_eq!(turned, [closed, McpServerEvent::CircuitOpened(opened)]);
+        }
+        let started = given(&[Register(profile("a")), open(&[(&server, "lost"), (&tool, "no answer")]), Start]).unwrap();
         assert!(started.circuits.is_empty(), "whoever starts anew knows of none");
     }
 
@@ -573,7 +599,7 @@ mod tests {
             let client = GivenClient { id: id.into(), auth: ClientAuth::Secret, issuer: None };
             let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
             let oauth = Some(Oauth { client: Some(client), scopes, ..Oauth::default() });
-            let transport = Transport::Http { url: "https://tools.example".into(), headers: vec![], oauth };
+            let transport = Transport::Http { url: "https://tools.example".into(), other_urls: vec![], headers: vec![], oauth };
             ServerProfile { name: "a".into(), transport }
         };
         let at = |issuer: &str| KnowClient(KnownClient { issuer: issuer.into(), client_id: "k".into(), is_given: true });

@@ -150,6 +150,11 @@ impl Lanes {
         }
     }
 
+    /// Whether there is one of a party.
+    pub fn has(&self, party: [u8; 32]) -> bool {
+        self.entries().iter().any(|entry| entry.party == party && !entry.lane.held.0.is_over())
+    }
+
     fn known(&self, client: &Client) -> Option<Lane> {
         let mut entries = self.entries();
         let fits = |entry: &&mut Entry| {

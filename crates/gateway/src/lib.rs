@@ -6,6 +6,7 @@
 
 mod a2a;
 mod access;
+mod addresses;
 mod document;
 mod lanes;
 pub mod mcp;
@@ -26,12 +27,13 @@ pub use mcp::{Answers, Ask, CallError, Client, Method, Note, Offer, Offers, Outc
 pub use postbox::{Letter, MailSettings, PostError, Postbox, Way, is_address, smtp_problem};
 pub use probe::{Look, look, problem as look_problem};
 pub use process::ProcessLimits;
-pub use resilience::{Call, Circuit, CircuitState, Figures, Priority, ToolTimes, Tuning};
+pub use resilience::{AddressFigures, Call, Circuit, CircuitState, Figures, Priority, ToolTimes, Tuning};
 pub use target::check as check_target;
 pub use webhook::{Notice, tell};
 
+use addresses::Addresses;
 use kernel::id::{McpServerId, TenantId};
-use resilience::{Shielded, State};
+use resilience::{Shielded, State, Tags};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,6 +104,14 @@ pub enum Spec {
 }
 
 impl Spec {
+    /// Where it is, over HTTP.
+    fn url(&self) -> Option<&str> {
+        match self {
+            Spec::Stdio { .. } => None,
+            Spec::Http { url, .. } => Some(url),
+        }
+    }
+
     /// Replaces every secret value in a text that a server caused.
     fn redact(&self, text: &str) -> String {
         const SECRET_CHARS_MIN: usize = 4;
@@ -248,21 +258,32 @@ impl Gateway {
         turn.lock_owned().await
     }
 
-    /// Starts a server, after ending what ran under the same key. Call it within a [`Gateway::turn`].
-    pub async fn put(&self, key: Key, spec: Spec, tuning: Tuning) {
+    /// Starts a server, after ending what ran under the same key. Each of `specs` says how one of its addresses is reached: there is
+    /// one at least, and several only over HTTP. Call it within a [`Gateway::turn`].
+    pub async fn put(&self, key: Key, specs: Vec<Spec>, tuning: Tuning) {
         self.remove(key).await;
         let Inner { settings, reports, changes, .. } = &*self.0;
-        let state = Arc::new(State::new(key, reports.clone(), tuning, settings.call_timeout));
-        let (settings, wishes) = (settings.clone(), self.wishes(key));
-        let upstream = Upstream::start(key, spec, settings, reports.clone(), changes.clone(), wishes, state.clone());
-        self.upstreams().insert(key, Arc::new(Shielded::new(upstream, state)));
+        let mut urls: Vec<String> = specs.iter().filter_map(Spec::url).map(str::to_owned).collect();
+        let tags = Tags::new(&urls);
+        if specs.len() == 1 {
+            urls.clear();
+        }
+        let addresses = Arc::new(Addresses::new(key, urls, reports.clone(), changes.clone()));
+        let state = Arc::new(State::new(addresses.clone(), tags, tuning, settings.call_timeout));
+        let upstreams = specs
+            .into_iter()
+            .enumerate()
+            .map(|(at, spec)| Upstream::start(at, addresses.clone(), spec, settings.clone(), self.wishes(key), state.clone()));
+        self.upstreams().insert(key, Arc::new(Shielded::new(upstreams.collect(), state.clone())));
+        // What was open before is not any more.
+        state.tell_circuits();
         self.0.changes.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Starts a server again at once.
     pub fn restart(&self, key: Key) {
         if let Some(shielded) = self.shielded(key) {
-            shielded.upstream.restart();
+            shielded.upstreams.iter().for_each(Upstream::restart);
         }
     }
 
@@ -275,12 +296,12 @@ impl Gateway {
 
     /// How a server has been doing here.
     pub fn figures(&self, key: Key) -> Option<Figures> {
-        Some(self.shielded(key)?.state.figures())
+        Some(self.shielded(key)?.figures())
     }
 
     /// The circuits of a server that are not closed.
     pub fn circuits(&self, key: Key) -> Vec<Circuit> {
-        self.shielded(key).map(|shielded| shielded.state.circuits()).unwrap_or_default()
+        self.shielded(key).map(|shielded| shielded.circuits()).unwrap_or_default()
     }
 
     /// Ends a server and waits until its process is gone.
@@ -288,7 +309,7 @@ impl Gateway {
         let removed = self.upstreams().remove(&key);
         self.0.changes.generation.fetch_add(1, Ordering::AcqRel);
         if let Some(shielded) = removed {
-            shielded.upstream.stop().await;
+            shielded.stop().await;
         }
     }
 
@@ -314,12 +335,12 @@ impl Gateway {
                 self.shielded(key).ok_or_else(|| CallError::NotReady("it is not running".into()))?
             }
         };
-        shielded.ask(call).await
+        shielded.ask(call.anew()).await
     }
 
     /// What a server listed last, also while it is not there.
     pub fn offers(&self, key: Key) -> Arc<Offers> {
-        self.shielded(key).map(|shielded| shielded.upstream.offers()).unwrap_or_default()
+        self.shielded(key).map(|shielded| shielded.state.offers()).unwrap_or_default()
     }
 
     /// Everything that servers tell from now on.
@@ -358,20 +379,20 @@ impl Gateway {
     /// Ends the connections of a server that use one holder's account.
     pub fn forget_holder(&self, key: Key, holder: &Holder) {
         if let Some(shielded) = self.shielded(key) {
-            shielded.upstream.forget_holder(holder);
+            shielded.upstreams.iter().for_each(|upstream| upstream.forget_holder(holder));
         }
     }
 
     /// Ends every connection that belongs to a party alone.
     pub fn forget_party(&self, tenant: TenantId, party: [u8; 32]) {
         let own: Vec<_> = self.upstreams().iter().filter(|(key, _)| key.tenant == tenant).map(|(_, u)| u.clone()).collect();
-        own.iter().for_each(|shielded| shielded.upstream.forget_party(party));
+        own.iter().flat_map(|shielded| shielded.upstreams.iter()).for_each(|upstream| upstream.forget_party(party));
     }
 
     /// Ends every server.
     pub async fn close(&self) {
         let all = std::mem::take(&mut *self.upstreams());
-        futures_util::future::join_all(all.values().map(|shielded| shielded.upstream.stop())).await;
+        futures_util::future::join_all(all.values().map(|shielded| shielded.stop())).await;
     }
 
     fn shielded(&self, key: Key) -> Option<Arc<Shielded>> {

@@ -1,13 +1,12 @@
-//! One server under supervision: connect, list, serve, and again after it ended.
+//! One address of a server under supervision: connect, list, serve, and again after it ended.
 
 use crate::access::Holder;
+use crate::addresses::{Addresses, Standing};
 use crate::lanes::Lanes;
-use crate::mcp::{
-    self, ASIDE_MAX, Answers, Aside, Ask, CallError, Client, Connection, Conversations, Failure, ListKind, Method, Note,
-};
+use crate::mcp::{self, ASIDE_MAX, Answers, Aside, Ask, CallError, Client, Connection, Conversations, Failure, Method, Note};
 use crate::mcp::{Offers, Outcome, Over, Resume, Tasks, WireError, mirror};
 use crate::resilience::{Call, State};
-use crate::{Change, Changes, GatewaySettings, Happening, Key, Report, Route, Spec, What, Wishes};
+use crate::{GatewaySettings, Route, Spec, What, Wishes};
 use kernel::Json;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -22,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// How long a call waits for a server that is starting.
-const START_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const START_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause before the first new start; doubled each time up to the longest.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -49,10 +48,11 @@ enum Condition {
 
 /// What all parts of an upstream share.
 struct Shared {
-    key: Key,
+    /// Which of the server's addresses it is.
+    at: usize,
+    addresses: Arc<Addresses>,
     route: Arc<Route>,
     settings: GatewaySettings,
-    changes: Arc<Changes>,
     condition: watch::Sender<Condition>,
     /// What it listed last, also while it is not there.
     offers: watch::Sender<Arc<Offers>>,
@@ -74,24 +74,23 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    /// Starts the supervisor.
+    /// Starts the supervisor. `at` says which of the server's addresses it is.
     pub fn start(
-        key: Key,
+        at: usize,
+        addresses: Arc<Addresses>,
         spec: Spec,
         settings: GatewaySettings,
-        reports: mpsc::Sender<Report>,
-        changes: Arc<Changes>,
         watched: Wishes,
         resilience: Arc<State>,
     ) -> Self {
         let conversations = Arc::<Conversations>::default();
         let route = Arc::new(Route::new(spec));
         let shared = Arc::new(Shared {
-            key,
+            at,
+            addresses,
             lanes: Lanes::new(route.clone(), settings.clone()),
             route,
             settings,
-            changes,
             condition: watch::Sender::new(Condition::Starting),
             offers: watch::Sender::new(Arc::default()),
             watched,
@@ -100,20 +99,59 @@ impl Upstream {
             look: Notify::new(),
             stop: CancellationToken::new(),
         });
-        let supervisor = Supervisor { shared: shared.clone(), reports, conversations: conversations.clone() };
+        let supervisor = Supervisor { shared: shared.clone(), conversations: conversations.clone() };
         let running = tokio::spawn(supervisor.run());
         Upstream { shared, conversations, supervisor: Mutex::new(Some(running)) }
     }
 
-    /// What it listed last.
-    pub fn offers(&self) -> Arc<Offers> {
-        self.shared.offers.borrow().clone()
+    /// Whether it answers.
+    pub fn is_ready(&self) -> bool {
+        matches!(*self.shared.condition.borrow(), Condition::Ready(_))
+    }
+
+    /// Why it does not answer.
+    pub fn trouble(&self) -> Option<String> {
+        match &*self.shared.condition.borrow() {
+            Condition::Failed(failure) => Some(failure.reason.clone()),
+            Condition::Ready(_) | Condition::Starting => None,
+        }
+    }
+
+    /// Whether it lists a tool as it was approved.
+    pub fn lists(&self, tool: &str, approved: &str) -> bool {
+        self.shared.offers.borrow().tools.iter().any(|listed| listed.name == tool && listed.hash == approved)
+    }
+
+    /// Whether a server of an older version answers, which knows its clients by their connections.
+    pub fn knows_clients(&self) -> bool {
+        matches!(&*self.shared.condition.borrow(), Condition::Ready(connection) if !connection.is_modern())
+    }
+
+    /// Whether a client has a connection of its own there.
+    pub fn knows(&self, client: &Client) -> bool {
+        self.shared.lanes.has(client.party)
+    }
+
+    /// Waits until it answers, or is known not to.
+    pub async fn settled(&self) -> Result<(), ()> {
+        let mut condition = self.shared.condition.subscribe();
+        let settled = condition.wait_for(|condition| !matches!(condition, Condition::Starting)).await;
+        settled.is_ok_and(|condition| matches!(*condition, Condition::Ready(_))).then_some(()).ok_or(())
+    }
+
+    /// Whether it keeps this work waiting.
+    pub fn keeps(&self, id: u128) -> bool {
+        self.conversations.keeps(id)
     }
 
     /// Hands a call on, whatever trouble there was before.
     pub async fn ask(&self, call: Call) -> Result<Outcome, CallError> {
         let outcome = self.asked(call).await;
-        if let Err(CallError::Lost(_) | CallError::Interrupted(_) | CallError::NotReady(_) | CallError::Timeout(_)) = &outcome {
+        let is_trouble = |error: &CallError| {
+            use CallError::{Interrupted, Lost, NotReady, Timeout, Unreached};
+            matches!(error, Lost(_) | Unreached(_) | Interrupted(_) | NotReady(_) | Timeout(_))
+        };
+        if outcome.as_ref().is_err_and(is_trouble) {
             self.shared.look.notify_one();
         }
         let spec = &self.shared.route.spec;
@@ -164,7 +202,7 @@ impl Upstream {
 
     /// What came of a request over a connection that is one party's alone.
     fn of_lane(&self, outcome: Result<Outcome, CallError>, party: [u8; 32]) -> Result<Outcome, CallError> {
-        if let Err(CallError::Lost(_) | CallError::Timeout(_)) = outcome {
+        if let Err(CallError::Lost(_) | CallError::Unreached(_) | CallError::Timeout(_)) = outcome {
             // Whatever is wrong with it, the next request gets another one.
             self.shared.lanes.forget(party);
         }
@@ -382,7 +420,6 @@ fn outcome(ask: &Ask, answer: &RawValue, connection: &Connection, client: &Clien
 
 struct Supervisor {
     shared: Arc<Shared>,
-    reports: mpsc::Sender<Report>,
     conversations: Arc<Conversations>,
 }
 
@@ -422,14 +459,11 @@ impl Supervisor {
 
     async fn fail(&self, failure: &Failure) {
         let reason: String = self.shared.route.spec.redact(&failure.reason).chars().take(REASON_CHARS_MAX).collect();
-        tracing::warn!(server = %self.shared.key.server, %reason, "an MCP server failed; it is started again");
-        self.shared.condition.send_replace(Condition::Failed(Failure { reason: reason.clone(), is_locked: failure.is_locked }));
-        self.report(Happening::Failed { reason, is_locked: failure.is_locked }).await;
-    }
-
-    async fn report(&self, what: Happening) {
-        // Nobody listens any more when the server stops.
-        let _ = self.reports.send(Report { key: self.shared.key, what }).await;
+        let Shared { at, addresses, .. } = &*self.shared;
+        tracing::warn!(server = %addresses.key.server, url = addresses.url(*at), %reason, "an MCP server failed; it is started again");
+        let failure = Failure { reason, is_locked: failure.is_locked };
+        self.shared.condition.send_replace(Condition::Failed(failure.clone()));
+        addresses.hear(*at, Standing::Failed(failure)).await;
     }
 
     async fn serve_once(&self) -> End {
@@ -462,7 +496,7 @@ impl Supervisor {
 
     async fn serve(&self, connection: Connection, over: &Over, updated: mpsc::Receiver<String>, offers: Offers) -> End {
         let connection = Arc::new(connection);
-        self.shared.resilience.is_connected_anew();
+        self.shared.resilience.is_connected_anew(self.shared.at);
         self.list(&connection, offers).await;
         let end = tokio::select! {
             end = self.watch(&connection, over) => end,
@@ -482,22 +516,9 @@ impl Supervisor {
     /// What the server lists is what may be asked for, and is told.
     async fn list(&self, connection: &Arc<Connection>, offers: Offers) {
         let offers = Arc::new(offers);
-        let before = self.shared.offers.send_replace(offers.clone());
+        self.shared.offers.send_replace(offers.clone());
         self.shared.condition.send_replace(Condition::Ready(connection.clone()));
-        for (kind, is_changed) in [
-            (ListKind::Tools, before.tools != offers.tools),
-            (ListKind::Prompts, before.prompts != offers.prompts),
-            (ListKind::Resources, before.resources != offers.resources || before.templates != offers.templates),
-        ] {
-            if is_changed {
-                self.tell(What::List(kind));
-            }
-        }
-        self.report(Happening::Ready(connection.introduction.clone(), offers)).await;
-    }
-
-    fn tell(&self, what: What) {
-        self.shared.changes.tell(Change { key: self.shared.key, what });
+        self.shared.addresses.hear(self.shared.at, Standing::Ready(connection.introduction.clone(), offers)).await;
     }
 
     /// Keeps the server told which resources are watched, and tells what changed. Ends only in trouble.
@@ -529,11 +550,11 @@ impl Supervisor {
                         break;
                     }
                     Some(uri) = updated.recv() => if told.contains(&uri) {
-                        self.tell(What::Resource(uri));
+                        self.shared.addresses.tell(What::Resource(uri));
                     },
                     ended = &mut following => {
                         if let Err(reason) = ended {
-                            tracing::debug!(server = %self.shared.key.server, %reason, "it tells no more what changed");
+                            tracing::debug!(server = %self.shared.addresses.key.server, %reason, "it tells no more what changed");
                         }
                         tokio::time::sleep(RELIST_EVERY).await;
                         break;

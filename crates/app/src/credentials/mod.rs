@@ -227,6 +227,11 @@ impl App {
     /// A server that can be shown a token.
     async fn http_server(&self, caller: &Caller, server: &str) -> Answer<Handled<McpServer>> {
         let found = self.mcp_server(&Caller { at: None, ..caller.clone() }, server).await?;
+        if found.state.profile.transport.urls().len() > 1 {
+            let message = format!("The server '{}' has several addresses: it is shown no token.", found.state.profile.name);
+            let hint = "Give it one address, for example that of a load balancer before it.";
+            return Err(Rejection::new(kernel::Kind::Refused, "CREDENTIAL_UNUSABLE", message, hint));
+        }
         let hint = "Use an https URL; gateway.allow_private (KEIKO_GATEWAY_ALLOW_PRIVATE) allows others, too.";
         match found.state.profile.transport.url() {
             Some(url) if url.starts_with("https://") || self.0.gateway.settings().allow_private => return Ok(found),

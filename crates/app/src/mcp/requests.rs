@@ -306,16 +306,12 @@ impl App {
         self.check_priority(caller, priority)?;
         let tool = way.tool.as_ref().map(|tool| &*tool.state);
         let task = tool.and_then(|tool| wish(tool, client.tasks, ask.task.as_ref()));
-        let call = Call {
-            ask: Ask { method, name: way.own.clone(), params, meta, answers, task },
-            approved: tool.map(|tool| tool.manifest.hash.clone()),
-            client,
-            notes,
-            timeout: self.0.gateway.settings().call_timeout.max(Duration::from_millis(1)),
-            timeout_is_wanted: false,
-            priority,
-            is_repeatable: tool.is_none_or(is_repeatable),
-        };
+        let ask_server = Ask { method, name: way.own.clone(), params, meta, answers, task };
+        let timeout = self.0.gateway.settings().call_timeout.max(Duration::from_millis(1));
+        let mut call = Call::new(ask_server, client, timeout);
+        call.approved = tool.map(|tool| tool.manifest.hash.clone());
+        (call.notes, call.priority) = (notes, priority);
+        call.is_repeatable = tool.is_none_or(is_repeatable);
         let answered = self.ask_server(caller, way.server, call, tool).await;
         let refused =
             |error| self.with_way_in(caller, way.server, &way.server_name, of_ask(ask.kind, &ask.name, &way.server_name, error));

@@ -133,7 +133,8 @@ impl App {
         };
         let arguments = responses.as_ref().and_then(|responses| Json::of(responses).ok());
         let ask = Ask::of_task(method, named.id, responses);
-        let call = Call { priority, ..self.call_of_task(ask, gateway_client(caller, door, client)) };
+        let mut call = self.call_of_task(ask, gateway_client(caller, door, client));
+        call.priority = priority;
         let answered = self.ask_server(caller, named.server, call, None).await;
         let answered = answered.map(|answered| match answered.outcome {
             Outcome::Task(mut task) => {
@@ -172,17 +173,10 @@ impl App {
     }
 
     fn call_of_task(&self, ask: Ask, client: Client) -> Call {
-        Call {
-            ask,
-            approved: None,
-            client,
-            notes: None,
-            timeout: self.0.gateway.settings().call_timeout,
-            timeout_is_wanted: false,
-            priority: Priority::Normal,
-            // Asked, told or called off twice is the same as once.
-            is_repeatable: true,
-        }
+        let mut call = Call::new(ask, client, self.0.gateway.settings().call_timeout);
+        // Asked, told or called off twice is the same as once.
+        call.is_repeatable = true;
+        call
     }
 }
 

@@ -371,7 +371,8 @@ mod tests {
     fn known(servers: &[(u8, &str, &[&str])]) -> Known {
         let mut known = Known::default();
         for (n, name, tools) in servers {
-            let transport = Transport::Http { url: "https://tools.example".into(), headers: vec![], oauth: None };
+            let transport =
+                Transport::Http { url: "https://tools.example".into(), other_urls: vec![], headers: vec![], oauth: None };
             let profile = ServerProfile { name: (*name).into(), transport };
             let (tuning, circuits) = (Default::default(), vec![]);
             let status = ServerStatus::Ready;

@@ -438,7 +438,7 @@ async fn over_http(
         match discover(wire.as_ref()).await {
             Ok(found) => return modern(wire, found, true),
             Err(WireError::Rpc(error)) if is_of_modern(&error) => return Err(version_refused(&error).into()),
-            Err(error @ (WireError::Over(_) | WireError::Locked(_))) => return Err(error.into()),
+            Err(error @ (WireError::Over(_) | WireError::Unsent(_) | WireError::Locked(_))) => return Err(error.into()),
             Err(_) => wire.forget_session(),
         }
     }
@@ -618,9 +618,11 @@ fn raw(value: &Value) -> Box<RawValue> {
 
 fn reason(error: &WireError) -> String {
     match error {
-        WireError::Over(reason) | WireError::Unusable(reason) | WireError::Broken(reason) | WireError::Locked(reason) => {
-            reason.clone()
-        }
+        WireError::Over(reason)
+        | WireError::Unsent(reason)
+        | WireError::Unusable(reason)
+        | WireError::Broken(reason)
+        | WireError::Locked(reason) => reason.clone(),
         WireError::Rpc(error) => {
             format!("it answered error {}: {}", error.code, error.message.chars().take(300).collect::<String>())
         }

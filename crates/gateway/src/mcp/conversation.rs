@@ -206,6 +206,11 @@ impl Conversations {
         Ok(Outcome::InputRequired { requests, resume: Resume::Waiting(id) })
     }
 
+    /// Whether this work waits here.
+    pub fn keeps(&self, id: u128) -> bool {
+        self.map().contains_key(&id)
+    }
+
     /// Goes on with work that waits.
     pub async fn resume(
         &self,

@@ -201,7 +201,11 @@ impl HttpWire {
             Unreached::Locked(reason) => return WireError::Locked(reason),
         };
         let reason = format!("it cannot be reached: {}", causes(&error));
-        if error.is_connect() { self.ended(&reason) } else { WireError::Broken(reason) }
+        if !error.is_connect() {
+            return WireError::Broken(reason);
+        }
+        self.0.over.end(&reason);
+        WireError::Unsent(reason)
     }
 
     fn ended(&self, reason: &str) -> WireError {

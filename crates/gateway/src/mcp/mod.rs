@@ -243,6 +243,9 @@ pub enum CallError {
     /// The call was broken off for a reason that is its own: it may have been carried out or not.
     #[error("the server was lost during the call: {0}")]
     Interrupted(String),
+    /// The server could not be reached for the call: it was not carried out.
+    #[error("the server was not reached: {0}")]
+    Unreached(String),
     /// The server ended during the call: it may have been carried out or not.
     #[error("the server was lost during the call: {0}")]
     Lost(String),
@@ -265,6 +268,7 @@ impl CallError {
     pub(crate) fn redacted(self, spec: &crate::Spec) -> Self {
         match self {
             CallError::NotReady(reason) => CallError::NotReady(spec.redact(&reason)),
+            CallError::Unreached(reason) => CallError::Unreached(spec.redact(&reason)),
             CallError::Lost(reason) => CallError::Lost(spec.redact(&reason)),
             CallError::Interrupted(reason) => CallError::Interrupted(spec.redact(&reason)),
             CallError::Refused(code, message, data) => {
@@ -286,6 +290,7 @@ impl From<WireError> for CallError {
     fn from(error: WireError) -> Self {
         match error {
             WireError::Over(reason) | WireError::Broken(reason) => CallError::Lost(reason),
+            WireError::Unsent(reason) => CallError::Unreached(reason),
             WireError::Unusable(reason) => CallError::Unusable(reason),
             WireError::Rpc(RpcError { code, message, data }) => {
                 CallError::Refused(code, message.chars().take(1_000).collect(), Box::new(data))

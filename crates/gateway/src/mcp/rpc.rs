@@ -37,6 +37,8 @@ pub(crate) struct RpcError {
 pub(crate) enum WireError {
     /// The connection ended.
     Over(String),
+    /// The connection ended before this was sent.
+    Unsent(String),
     /// This answer broke off: what was asked may have been done or not.
     Broken(String),
     /// This answer cannot be used; others may be.

@@ -257,7 +257,7 @@ where
 /// What an error means when the work was begun: that a look at it was not sent does not say that nothing was done.
 fn begun(error: CallError) -> CallError {
     match error {
-        CallError::Locked(reason) | CallError::NotReady(reason) => CallError::Interrupted(reason),
+        CallError::Locked(reason) | CallError::NotReady(reason) | CallError::Unreached(reason) => CallError::Interrupted(reason),
         CallError::Changed => CallError::Interrupted("it is another server now".into()),
         error => error,
     }
@@ -280,7 +280,9 @@ impl<C: Deref<Target = Connection> + Send + Sync + 'static> Unfinished<C> {
         let mut failures = 0;
         loop {
             match look(self.connection()?, &self.id, &self.client).await {
-                Err(CallError::Lost(_) | CallError::Interrupted(_)) if failures < FAILURES_MAX => failures += 1,
+                Err(CallError::Lost(_) | CallError::Unreached(_) | CallError::Interrupted(_)) if failures < FAILURES_MAX => {
+                    failures += 1
+                }
                 looked => return looked.map_err(begun),
             }
             tokio::time::sleep(PAUSE * failures).await;

@@ -1,13 +1,6 @@
 //! The circuit breaker: what fails again and again is left alone for a while, then tried with one call.
-//!
-//! A server has one circuit for losing calls, and one for each tool that takes too long: a slow tool does not take the others
-//! with it. What a tool answers, also an error, closes no circuit and opens none.
 
-use super::layer::{Aspect, Inner};
-use super::{Answer, Call, State, Tuning, locked};
-use crate::mcp::CallError;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use super::Tuning;
 use std::time::{Duration, Instant};
 
 /// The longest that a circuit stays open before it is tried.
@@ -21,8 +14,10 @@ const TRIAL_MAX: Duration = Duration::from_secs(5);
 /// A circuit that is not closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Circuit {
-    /// The tool or method; `None` for the server as a whole.
+    /// The tool or method; `None` for the server, or its address, as a whole.
     pub subject: Option<String>,
+    /// The address, of a server that has several; `None` for all of them.
+    pub address: Option<String>,
     /// How it is.
     pub state: CircuitState,
     /// The failure that opened it.
@@ -40,7 +35,7 @@ pub enum CircuitState {
 
 /// How one circuit is.
 #[derive(Debug, Default)]
-enum Position {
+pub(super) enum Position {
     #[default]
     Closed,
     Open {
@@ -50,23 +45,25 @@ enum Position {
         reason: String,
         /// The trial that is under way, and since when.
         trial: Option<(Trial, Instant)>,
+        /// The first of this time.
+        first: Option<Trial>,
     },
 }
 
 /// Which trial: what an earlier one says decides nothing.
-type Trial = u64;
+pub(super) type Trial = u64;
 
 /// One circuit.
 #[derive(Debug, Default)]
-struct Breaker {
-    position: Position,
-    in_a_row: u32,
-    window: Window,
+pub(super) struct Breaker {
+    pub position: Position,
+    pub in_a_row: u32,
+    pub window: Window,
 }
 
 /// Calls of the last ten seconds, by the second.
 #[derive(Debug, Default)]
-struct Window {
+pub(super) struct Window {
     began: Option<Instant>,
     second: u64,
     counts: [(u32, u32); WINDOW_S],
@@ -90,7 +87,7 @@ impl Window {
         *failures += u32::from(is_failure);
     }
 
-    fn is_clean(&mut self, now: Instant) -> bool {
+    pub fn is_clean(&mut self, now: Instant) -> bool {
         self.age(now);
         self.counts.iter().all(|(_, failures)| *failures == 0)
     }
@@ -102,8 +99,8 @@ impl Window {
 }
 
 /// Whether a call may go.
-#[derive(Debug, PartialEq, Eq)]
-enum Admission {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
     Pass,
     /// It decides whether the circuit closes.
     Trial,
@@ -115,11 +112,19 @@ enum Admission {
 
 impl Breaker {
     /// `number` is that of the trial that it may become.
-    fn admit(&mut self, number: Trial, now: Instant) -> Admission {
-        match &mut self.position {
+    pub fn admit(&mut self, number: Trial, now: Instant) -> Admission {
+        let admission = self.would_admit(now);
+        if let (Admission::Trial, Position::Open { trial, first, .. }) = (&admission, &mut self.position) {
+            *trial = Some((number, now));
+            first.get_or_insert(number);
+        }
+        admission
+    }
+
+    pub fn would_admit(&self, now: Instant) -> Admission {
+        match &self.position {
             Position::Closed => Admission::Pass,
             Position::Open { until, trial, .. } if now >= *until && trial.is_none_or(|(_, since)| now >= since + TRIAL_MAX) => {
-                *trial = Some((number, now));
                 Admission::Trial
             }
             Position::Open { until, reason, .. } => {
@@ -129,12 +134,17 @@ impl Breaker {
         }
     }
 
+    /// Whether it is a trial of the time that the circuit has been open, perhaps one that took so long that there was another.
+    fn is_of_now(&self, trial: Option<Trial>) -> bool {
+        matches!((&self.position, trial), (Position::Open { first: Some(first), .. }, Some(number)) if number >= *first)
+    }
+
     fn is_under_way(&self, trial: Option<Trial>) -> bool {
         matches!(self.position, Position::Open { trial: Some((number, _)), .. } if Some(number) == trial)
     }
 
     /// Whether it closed.
-    fn succeeded(&mut self, trial: Option<Trial>, now: Instant) -> bool {
+    pub fn succeeded(&mut self, trial: Option<Trial>, now: Instant) -> bool {
         let is_trial = self.is_under_way(trial);
         match self.position {
             Position::Closed => {
@@ -152,8 +162,8 @@ impl Breaker {
     }
 
     /// Whether it opened.
-    fn failed(&mut self, trial: Option<Trial>, reason: &str, tuning: &Tuning, now: Instant) -> bool {
-        let is_trial = self.is_under_way(trial);
+    pub fn failed(&mut self, trial: Option<Trial>, reason: &str, tuning: &Tuning, now: Instant) -> bool {
+        let is_trial = self.is_of_now(trial);
         match &mut self.position {
             Position::Closed => {
                 self.in_a_row += 1;
@@ -161,7 +171,8 @@ impl Breaker {
                 let opens = self.in_a_row >= tuning.failures_max || self.window.is_failing(tuning.failure_percent);
                 if opens {
                     let lasts = tuning.open.min(OPEN_MAX);
-                    self.position = Position::Open { until: now + lasts, lasts, reason: reason.to_owned(), trial: None };
+                    let reason = reason.to_owned();
+                    self.position = Position::Open { until: now + lasts, lasts, reason, trial: None, first: None };
                 }
                 opens
             }
@@ -176,7 +187,7 @@ impl Breaker {
     }
 
     /// The trial said nothing about the circuit: another one may.
-    fn undecided(&mut self, number: Option<Trial>) {
+    pub fn undecided(&mut self, number: Option<Trial>) {
         if self.is_under_way(number)
             && let Position::Open { trial, .. } = &mut self.position
         {
@@ -185,162 +196,16 @@ impl Breaker {
     }
 
     /// Whether it is open and nobody has tried it for long: nobody asks for it any more.
-    fn is_forgotten(&self, now: Instant) -> bool {
+    pub fn is_forgotten(&self, now: Instant) -> bool {
         matches!(&self.position, Position::Open { until, trial: None, .. } if now >= *until + OPEN_MAX)
     }
 
-    fn shown(&self, subject: Option<&str>, now: Instant) -> Option<Circuit> {
+    pub fn shown(&self, subject: Option<&str>, address: Option<&str>, now: Instant) -> Option<Circuit> {
         let Position::Open { until, reason, .. } = &self.position else { return None };
         let left = until.saturating_duration_since(now);
         let state = if left.is_zero() { CircuitState::HalfOpen } else { CircuitState::Open(left) };
-        Some(Circuit { subject: subject.map(str::to_owned), state, reason: reason.clone() })
-    }
-}
-
-/// All circuits of a server.
-#[derive(Default)]
-pub(super) struct Circuits {
-    /// Trials so far.
-    trials: Trial,
-    server: Breaker,
-    /// Of tools that failed since they last answered.
-    tools: BTreeMap<String, Breaker>,
-}
-
-/// What a call that may go is to the circuits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Trials {
-    server: Option<Trial>,
-    tool: Option<Trial>,
-}
-
-impl Circuits {
-    /// Circuits that are not closed.
-    pub fn open(&self, now: Instant) -> Vec<Circuit> {
-        let tools = self.tools.iter().filter_map(|(tool, breaker)| breaker.shown(Some(tool), now));
-        self.server.shown(None, now).into_iter().chain(tools).collect()
-    }
-
-    /// Closes the server's own; whether it was open.
-    pub fn close_server(&mut self) -> bool {
-        matches!(std::mem::take(&mut self.server).position, Position::Open { .. })
-    }
-
-    fn admit(&mut self, subject: &str, now: Instant) -> Result<Trials, CallError> {
-        let refusal = |what: String, after: Duration| CallError::Open { what, after };
-        self.trials += 1;
-        let number = self.trials;
-        let server = match self.server.admit(number, now) {
-            Admission::Pass => None,
-            Admission::Trial => Some(number),
-            Admission::Refuse { after, reason } => return Err(refusal(format!("its server failed repeatedly: {reason}"), after)),
-        };
-        let tool = match self.tools.get_mut(subject).map(|breaker| breaker.admit(number, now)) {
-            None | Some(Admission::Pass) => None,
-            Some(Admission::Trial) => Some(number),
-            Some(Admission::Refuse { after, reason }) => {
-                self.server.undecided(server);
-                return Err(refusal(format!("it failed repeatedly: {reason}"), after));
-            }
-        };
-        Ok(Trials { server, tool })
-    }
-
-    /// Takes in what came of a call; whether a circuit opened or closed.
-    fn take(&mut self, subject: &str, trials: Trials, verdict: &Verdict, tuning: &Tuning, now: Instant) -> bool {
-        match verdict {
-            Verdict::Works => {
-                let server = self.server.succeeded(trials.server, now);
-                let Some(breaker) = self.tools.get_mut(subject) else { return server };
-                let tool = breaker.succeeded(trials.tool, now);
-                if matches!(breaker.position, Position::Closed) && breaker.window.is_clean(now) {
-                    self.tools.remove(subject);
-                }
-                server || tool
-            }
-            Verdict::ServerFails(reason) => {
-                self.release(subject, Trials { server: None, ..trials });
-                self.server.failed(trials.server, reason, tuning, now)
-            }
-            Verdict::ToolFails(reason) => {
-                self.release(subject, Trials { tool: None, ..trials });
-                self.tools.entry(subject.to_owned()).or_default().failed(trials.tool, reason, tuning, now)
-            }
-            Verdict::Nothing => {
-                self.release(subject, trials);
-                false
-            }
-        }
-    }
-
-    /// Trials that said nothing.
-    fn release(&mut self, subject: &str, trials: Trials) {
-        self.server.undecided(trials.server);
-        if let Some(breaker) = self.tools.get_mut(subject) {
-            breaker.undecided(trials.tool);
-        }
-    }
-
-    /// Forgets tools that nobody asks for any more; whether there were any.
-    pub fn sweep(&mut self, now: Instant) -> bool {
-        let before = self.tools.len();
-        self.tools.retain(|_, breaker| !breaker.is_forgotten(now));
-        self.tools.len() < before
-    }
-}
-
-/// What an answer says about who gave it.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Works,
-    ServerFails(String),
-    ToolFails(String),
-    Nothing,
-}
-
-fn verdict(answer: &Answer) -> Verdict {
-    match answer {
-        Ok(_) | Err(CallError::Refused(..) | CallError::Unusable(_)) => Verdict::Works,
-        Err(CallError::Lost(reason)) => Verdict::ServerFails(reason.clone()),
-        Err(error @ CallError::Timeout(_)) => Verdict::ToolFails(error.to_string()),
-        Err(_) => Verdict::Nothing,
-    }
-}
-
-/// The layer.
-#[derive(Clone)]
-pub(super) struct Breaking(pub Arc<State>);
-
-/// A call that was let through. One that is dropped frees the trial that it was.
-struct Passage<'a> {
-    state: &'a State,
-    subject: &'a str,
-    trials: Trials,
-    is_over: bool,
-}
-
-impl Drop for Passage<'_> {
-    fn drop(&mut self) {
-        if !self.is_over {
-            locked(&self.state.circuits).release(self.subject, self.trials);
-        }
-    }
-}
-
-impl Aspect for Breaking {
-    async fn around(self, call: Call, mut inner: impl Inner) -> Answer {
-        let subject = call.subject().to_owned();
-        let trials = locked(&self.0.circuits).admit(&subject, Instant::now())?;
-        let mut passage = Passage { state: &self.0, subject: &subject, trials, is_over: false };
-        let tuning = self.0.tuning();
-        let answer = inner.call(call).await;
-        passage.is_over = true;
-        let verdict = verdict(&answer);
-        if locked(&self.0.circuits).take(&subject, trials, &verdict, &tuning, Instant::now()) {
-            tracing::warn!(server = %self.0.key.server, subject, ?verdict, "a circuit opened or closed");
-            self.0.tell_circuits();
-        }
-        answer
+        let (subject, address) = (subject.map(str::to_owned), address.map(str::to_owned));
+        Some(Circuit { subject, address, state, reason: reason.clone() })
     }
 }
 
@@ -396,6 +261,17 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_that_takes_longer_than_others_wait_for_it_still_counts_when_it_fails() {
+        let now = Instant::now();
+        let mut breaker = given_open(now);
+        assert_eq!(breaker.admit(1, now + 5 * S), Admission::Trial);
+        assert_eq!(breaker.admit(2, now + 10 * S), Admission::Trial, "nobody waits for it");
+        assert!(!breaker.failed(Some(1), "no answer", &tuning(), now + 15 * S));
+        assert!(matches!(breaker.admit(3, now + 24 * S), Admission::Refuse { .. }), "it is left alone for longer");
+        assert_eq!(breaker.admit(4, now + 25 * S), Admission::Trial);
+    }
+
+    #[test]
     fn an_open_circuit_is_tried_once_and_closes_or_stays_open_twice_as_long() {
         let now = Instant::now();
         let mut breaker = given_open(now);
@@ -411,70 +287,5 @@ mod tests {
         assert_eq!(breaker.admit(6, now + 22 * S), Admission::Trial, "nobody waits for a trial that does not end");
         assert!(breaker.succeeded(Some(6), now + 23 * S));
         assert_eq!(breaker.admit(7, now + 23 * S), Admission::Pass);
-    }
-
-    #[test]
-    fn a_slow_tool_does_not_take_the_others_with_it_and_a_lost_server_does() {
-        let now = Instant::now();
-        let mut circuits = Circuits::default();
-        for _ in 0..3 {
-            let trials = circuits.admit("slow", now).unwrap();
-            circuits.take("slow", trials, &Verdict::ToolFails("no answer".into()), &tuning(), now);
-        }
-        assert!(circuits.admit("slow", now).is_err());
-        assert_eq!(circuits.admit("quick", now), Ok(Trials::default()));
-        for _ in 0..3 {
-            circuits.take("quick", Trials::default(), &Verdict::ServerFails("lost".into()), &tuning(), now);
-        }
-        assert!(circuits.admit("quick", now).is_err());
-        assert_eq!(circuits.open(now).len(), 2);
-        assert!(circuits.close_server());
-        assert_eq!(circuits.admit("quick", now), Ok(Trials::default()));
-    }
-
-    #[test]
-    fn a_tool_that_answers_is_forgotten() {
-        let now = Instant::now();
-        let mut circuits = Circuits::default();
-        circuits.take("a", Trials::default(), &Verdict::ToolFails("no answer".into()), &tuning(), now);
-        assert_eq!(circuits.tools.len(), 1);
-        circuits.take("a", Trials::default(), &Verdict::Works, &tuning(), now + S);
-        assert_eq!(circuits.tools.len(), 1, "what failed a moment ago still counts");
-        circuits.take("a", Trials::default(), &Verdict::Works, &tuning(), now + 12 * S);
-        assert!(circuits.tools.is_empty());
-    }
-
-    #[test]
-    fn half_of_the_calls_of_a_tool_open_its_circuit_too() {
-        let now = Instant::now();
-        let mut circuits = Circuits::default();
-        let opened = (0..10).any(|_| {
-            circuits.take("a", Trials::default(), &Verdict::Works, &tuning(), now);
-            circuits.take("a", Trials::default(), &Verdict::ToolFails("no answer".into()), &tuning(), now)
-        });
-        let more = (0..10).any(|_| {
-            circuits.take("a", Trials::default(), &Verdict::Works, &tuning(), now);
-            circuits.take("a", Trials::default(), &Verdict::ToolFails("no answer".into()), &tuning(), now)
-        });
-        assert!(opened || more);
-    }
-
-    #[test]
-    fn the_circuit_of_a_tool_that_nobody_asks_for_is_forgotten() {
-        let now = Instant::now();
-        let mut circuits = Circuits::default();
-        for _ in 0..3 {
-            circuits.take("a", Trials::default(), &Verdict::ToolFails("no answer".into()), &tuning(), now);
-        }
-        assert!(!circuits.sweep(now + 60 * S) && circuits.sweep(now + 65 * S) && circuits.open(now).is_empty());
-    }
-
-    #[test]
-    fn who_gives_a_call_no_time_opens_no_circuit_for_others() {
-        assert_eq!(verdict(&Err(CallError::Impatient(1))), Verdict::Nothing);
-        assert!(matches!(verdict(&Err(CallError::Timeout(1))), Verdict::ToolFails(_)));
-        assert_eq!(verdict(&Err(CallError::Interrupted("HTTP 413".into()))), Verdict::Nothing);
-        assert_eq!(verdict(&Err(CallError::Refused(-32_603, "no".into(), Box::default()))), Verdict::Works);
-        assert_eq!(verdict(&Err(CallError::Shed)), Verdict::Nothing);
     }
 }

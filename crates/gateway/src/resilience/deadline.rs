@@ -12,6 +12,8 @@ const SAMPLES_MAX: usize = 64;
 /// Calls before anything is concluded.
 const SAMPLES_MIN: usize = 20;
 const FACTOR: u32 = 4;
+/// What a call may have waited on its way and still count as having its full time.
+const PASSING: Duration = Duration::from_millis(50);
 /// Tools whose times are known; a server lists no more.
 const TOOLS_MAX: usize = 1_024;
 
@@ -116,17 +118,19 @@ impl Aspect for Deadline {
         let tuning = self.0.tuning();
         let usual = locked(&self.0.latencies).timeout(&subject, &tuning, self.0.call_timeout);
         // One that has less time than others, because its caller wants it so or it has waited, says nothing about the tool.
-        let is_full_time = call.timeout >= usual;
+        let is_full_time = call.timeout + PASSING >= usual;
         if !call.timeout_is_wanted {
             call.timeout = call.timeout.min(usual);
         }
-        let begun = Instant::now();
+        let (begun, at) = (Instant::now(), call.address);
         // What is inside keeps to the time.
         let answer = match inner.call(call).await {
             Err(CallError::Timeout(ms)) if !is_full_time => Err(CallError::Impatient(ms)),
             answer => answer,
         };
-        if let Some(took) = sample(&answer, begun.elapsed()) {
+        // What takes too long again at one of several addresses says nothing about the tool.
+        let is_of_address = matches!(answer, Err(CallError::Timeout(_))) && locked(&self.0.circuits).is_slow(at, &subject);
+        if let Some(took) = sample(&answer, begun.elapsed()).filter(|_| !is_of_address) {
             locked(&self.0.latencies).put(&subject, took);
         }
         answer

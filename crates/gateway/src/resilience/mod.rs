@@ -1,24 +1,28 @@
 //! What keeps trouble of one upstream from its callers, and a flood of callers from the upstream: tower layers around
 //! [`Upstream`], each with its rules as a pure part of its own.
 //!
-//! From the outside in: [`retry`] repeats what is safe to repeat, within a budget; [`breaker`] stops calls to what does not
-//! answer; [`bulkhead`] bounds how many calls run and wait, and sheds the least important; [`deadline`] learns how long calls
-//! take and lets none take much longer. All are tuned while they run, and what they have seen is kept over a reconnect.
+//! From the outside in: [`retry`] repeats what is safe to repeat, within a budget; [`circuits`] stop calls to what does not
+//! answer ([`breaker`]), and of several addresses pick one ([`balance`]); [`bulkhead`] bounds how many calls run and wait, and
+//! sheds the least important; [`deadline`] learns how long calls take and lets none take much longer. All are tuned while they
+//! run, and what they have seen is kept over a reconnect.
 
+mod balance;
 mod breaker;
 mod bulkhead;
+mod circuits;
 mod deadline;
 mod layer;
 mod retry;
 
+pub(crate) use balance::Tags;
 pub use breaker::{Circuit, CircuitState};
 pub use deadline::ToolTimes;
 
-use crate::mcp::{Ask, CallError, Client, Method, Note, Outcome};
+use crate::addresses::Addresses;
+use crate::mcp::{Ask, CallError, Client, Method, Note, Offers, Outcome};
 use crate::upstream::Upstream;
-use crate::{Happening, Key, Report};
-use breaker::Circuits;
 use bulkhead::Gate;
+use circuits::Circuits;
 use deadline::Latencies;
 use layer::AspectLayer;
 use retry::Budget;
@@ -99,9 +103,48 @@ pub struct Call {
     pub priority: Priority,
     /// Whether it may be carried out twice: it only reads, or says that a repetition changes nothing.
     pub is_repeatable: bool,
+    /// Which of the server's addresses it goes to; picked on the way.
+    address: usize,
+    /// Those where it failed.
+    tried: Tried,
+}
+
+/// Addresses where a call failed: all attempts know of them.
+#[derive(Clone, Default)]
+struct Tried(Arc<AtomicU64>);
+
+impl Tried {
+    fn put(&self, at: usize) {
+        self.0.fetch_or(1 << at, Ordering::Relaxed);
+    }
+
+    fn has(&self, at: usize) -> bool {
+        self.0.load(Ordering::Relaxed) & (1 << at) != 0
+    }
 }
 
 impl Call {
+    /// A usual call, which may not be carried out twice.
+    pub fn new(ask: Ask, client: Client, timeout: Duration) -> Self {
+        Call {
+            ask,
+            approved: None,
+            client,
+            notes: None,
+            timeout,
+            timeout_is_wanted: false,
+            priority: Priority::Normal,
+            is_repeatable: false,
+            address: 0,
+            tried: Tried::default(),
+        }
+    }
+
+    /// The same for another server.
+    pub(crate) fn anew(self) -> Self {
+        Call { tried: Tried::default(), ..self }
+    }
+
     /// What its circuit and its times are known by: the tool, or the method.
     fn subject(&self) -> &str {
         if self.ask.method == Method::CallTool { &self.ask.name } else { self.ask.method.as_str() }
@@ -112,7 +155,12 @@ impl Call {
     pub fn is_safe_after(&self, error: &CallError) -> bool {
         let is_unsent = matches!(
             error,
-            CallError::NotReady(_) | CallError::Starting | CallError::Open { .. } | CallError::Shed | CallError::Busy
+            CallError::NotReady(_)
+                | CallError::Unreached(_)
+                | CallError::Starting
+                | CallError::Open { .. }
+                | CallError::Shed
+                | CallError::Busy
         );
         let is_lost = matches!(error, CallError::Lost(_) | CallError::Timeout(_));
         self.ask.answers.is_none() && (is_unsent || (is_lost && self.is_repeatable))
@@ -124,8 +172,8 @@ pub(crate) type Answer = Result<Outcome, CallError>;
 
 /// What the layers of one upstream know.
 pub(crate) struct State {
-    key: Key,
-    reports: mpsc::Sender<Report>,
+    addresses: Arc<Addresses>,
+    tags: Tags,
     /// The most that a call may take.
     call_timeout: Duration,
     tuning: RwLock<Tuning>,
@@ -167,8 +215,25 @@ pub struct Figures {
     pub refused: u64,
     /// Circuits that are not closed.
     pub circuits: Vec<Circuit>,
+    /// Its addresses, where it has several.
+    pub addresses: Vec<AddressFigures>,
     /// What is known of the time that calls take.
     pub times: Vec<ToolTimes>,
+}
+
+/// How one address of an upstream has been doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressFigures {
+    /// Where.
+    pub url: String,
+    /// Whether it is connected to.
+    pub is_ready: bool,
+    /// Why it is not.
+    pub reason: Option<String>,
+    /// Calls that it has.
+    pub running: usize,
+    /// How long calls took there lately; what is long ago counts less and less.
+    pub usual: Duration,
 }
 
 fn add(counter: &AtomicU64) {
@@ -180,13 +245,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl State {
-    pub fn new(key: Key, reports: mpsc::Sender<Report>, tuning: Tuning, call_timeout: Duration) -> Self {
+    pub fn new(addresses: Arc<Addresses>, tags: Tags, tuning: Tuning, call_timeout: Duration) -> Self {
         State {
-            key,
-            reports,
+            tags,
             call_timeout,
             tuning: RwLock::new(tuning),
-            circuits: Mutex::default(),
+            circuits: Mutex::new(Circuits::new(addresses.urls().len().max(1))),
+            addresses,
             budget: Mutex::new(Budget::new(Instant::now())),
             gate: Arc::new(Gate::new(tuning.calls_max, tuning.waiting_max)),
             latencies: Mutex::default(),
@@ -198,14 +263,19 @@ impl State {
         *self.tuning.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What the server listed last, also while it is not there.
+    pub fn offers(&self) -> Arc<Offers> {
+        self.addresses.offers()
+    }
+
     pub fn tune(&self, tuning: Tuning) {
         *self.tuning.write().unwrap_or_else(PoisonError::into_inner) = tuning;
         self.gate.resize(tuning.calls_max, tuning.waiting_max);
     }
 
-    /// Whoever answers now is not the one that had the trouble.
-    pub fn is_connected_anew(&self) {
-        let was_open = locked(&self.circuits).close_server();
+    /// Whoever answers there now is not the one that had the trouble.
+    pub fn is_connected_anew(&self, at: usize) {
+        let was_open = locked(&self.circuits).close_address(at);
         if was_open {
             self.tell_circuits();
         }
@@ -220,12 +290,9 @@ impl State {
     }
 
     /// Tells that a circuit opened or closed; which, is read when it is written down.
-    fn tell_circuits(&self) {
-        let (reports, key) = (self.reports.clone(), self.key);
-        tokio::spawn(async move {
-            // Nobody listens any more when the server stops.
-            let _ = reports.send(Report { key, what: Happening::Circuits }).await;
-        });
+    pub fn tell_circuits(&self) {
+        let addresses = self.addresses.clone();
+        tokio::spawn(async move { addresses.tell_circuits().await });
     }
 
     fn count(&self, answer: &Answer) {
@@ -243,12 +310,11 @@ impl State {
         }
     }
 
-    /// Circuits that are not closed.
-    pub fn circuits(&self) -> Vec<Circuit> {
-        locked(&self.circuits).open(Instant::now())
+    fn circuits(&self) -> Vec<Circuit> {
+        locked(&self.circuits).open(|at| self.addresses.url(at), Instant::now())
     }
 
-    pub fn figures(&self) -> Figures {
+    fn figures(&self) -> Figures {
         let (running, waiting) = self.gate.counts();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
@@ -261,32 +327,32 @@ impl State {
             retried: read(&counts.retried),
             shed: read(&counts.shed),
             refused: read(&counts.refused),
-            circuits: self.circuits(),
+            circuits: vec![],
+            addresses: vec![],
             times: locked(&self.latencies).times(&self.tuning(), self.call_timeout),
         }
     }
 }
 
-/// An upstream behind its layers.
+/// An upstream behind its layers: a server with one address, or several.
 pub(crate) struct Shielded {
-    pub upstream: Arc<Upstream>,
+    pub upstreams: Arc<[Upstream]>,
     pub state: Arc<State>,
     service: BoxCloneSyncService<Call, Outcome, CallError>,
 }
 
 impl Shielded {
-    pub fn new(upstream: Upstream, state: Arc<State>) -> Self {
-        let upstream = Arc::new(upstream);
-        let inside = upstream.clone();
-        let service = service_fn(move |call| {
-            let upstream = inside.clone();
-            async move { upstream.ask(call).await }
+    pub fn new(upstreams: Arc<[Upstream]>, state: Arc<State>) -> Self {
+        let inside = upstreams.clone();
+        let service = service_fn(move |call: Call| {
+            let upstreams = inside.clone();
+            async move { upstreams[call.address].ask(call).await }
         });
         let service = AspectLayer(deadline::Deadline(state.clone())).layer(service);
         let service = AspectLayer(bulkhead::Bulkhead(state.clone())).layer(service);
-        let service = AspectLayer(breaker::Breaking(state.clone())).layer(service);
+        let service = AspectLayer(circuits::Breaking { state: state.clone(), upstreams: upstreams.clone() }).layer(service);
         let service = AspectLayer(retry::Retry(state.clone())).layer(service);
-        Shielded { upstream, state, service: BoxCloneSyncService::new(service) }
+        Shielded { upstreams, state, service: BoxCloneSyncService::new(service) }
     }
 
     /// Hands a call on, through all layers.
@@ -294,5 +360,31 @@ impl Shielded {
         let answer = self.service.clone().oneshot(call).await;
         self.state.count(&answer);
         answer
+    }
+
+    /// What calls are not let through to: circuits that are not closed, and those of several addresses that are not connected.
+    pub fn circuits(&self) -> Vec<Circuit> {
+        let mut circuits = self.state.circuits();
+        for (at, url) in self.state.addresses.urls().iter().enumerate() {
+            let is_known = circuits.iter().any(|circuit| circuit.address.as_ref() == Some(url));
+            if let (false, Some(reason)) = (is_known, self.upstreams[at].trouble()) {
+                let state = CircuitState::Open(Duration::ZERO);
+                circuits.push(Circuit { subject: None, address: Some(url.clone()), state, reason });
+            }
+        }
+        circuits
+    }
+
+    pub fn figures(&self) -> Figures {
+        let addresses = self.state.addresses.urls().iter().zip(&*self.upstreams).enumerate().map(|(at, (url, upstream))| {
+            let (running, usual) = locked(&self.state.circuits).load(at, Instant::now());
+            AddressFigures { url: url.clone(), is_ready: upstream.is_ready(), reason: upstream.trouble(), running, usual }
+        });
+        Figures { circuits: self.circuits(), addresses: addresses.collect(), ..self.state.figures() }
+    }
+
+    /// Ends it and waits until nothing of it is left.
+    pub async fn stop(&self) {
+        futures_util::future::join_all(self.upstreams.iter().map(Upstream::stop)).await;
     }
 }

@@ -43,7 +43,13 @@ impl Budget {
 
 /// Whether another attempt may do better: who is not there, refuses or has too much to do will not by being asked again.
 fn is_passing(error: &CallError) -> bool {
-    matches!(error, CallError::Lost(_) | CallError::Timeout(_))
+    matches!(error, CallError::Lost(_) | CallError::Unreached(_) | CallError::Timeout(_))
+}
+
+/// Whether the attempt was none.
+fn is_untried(error: &CallError) -> bool {
+    use CallError::{Busy, NotReady, Open, Shed, Starting, Unreached};
+    matches!(error, NotReady(_) | Unreached(_) | Starting | Open { .. } | Shed | Busy)
 }
 
 /// Anything up to the longest pause of this attempt, so that callers who failed together do not come back together.
@@ -61,15 +67,21 @@ impl Aspect for Retry {
         let tuning = self.0.tuning();
         locked(&self.0.budget).earn(tuning.retry_percent);
         let mut attempt = 1;
+        let mut before: Option<CallError> = None;
         loop {
             let answer = inner.call(call.clone()).await;
             let Err(error) = &answer else { return answer };
+            // That it could not be tried again does not say that it was never carried out.
+            if let Some(before) = before.take().filter(|_| is_untried(error)) {
+                return Err(before);
+            }
             let rest = pause(attempt, rand::random());
             let left = whole.saturating_sub(begun.elapsed()).saturating_sub(rest);
             let is_worth_it = attempt < tuning.attempts_max && is_passing(error) && call.is_safe_after(error) && !left.is_zero();
             if !is_worth_it || !locked(&self.0.budget).spend(Instant::now()) {
                 return answer;
             }
+            before = answer.err();
             add(&self.0.counts.retried);
             tokio::time::sleep(rest).await;
             call.timeout = left;

@@ -10,7 +10,7 @@ use crate::http::state::EdgeState;
 use app::{App, NewClient, NewOauth, NewServer, NewTransport};
 use axum::extract::State;
 use axum::http::StatusCode;
-use domain::mcp_server::{ClientAuth, GivenClient, Grant, McpServer, Oauth, Per, ServerStatus, Transport};
+use domain::mcp_server::{CircuitOpened, ClientAuth, GivenClient, Grant, McpServer, Oauth, Part, Per, ServerStatus, Transport};
 use engine::Handled;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<EdgeState>> {
 }
 
 /// How a server is reached. Values of `env` and `headers` are never shown again; `null` keeps the value that is known, while the URL stays
-/// the same.
+/// the same and no other is added.
 #[derive(Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum NewTransportBody {
@@ -46,6 +46,11 @@ enum NewTransportBody {
         /// Where.
         #[schema(min_length = 1, max_length = 2048)]
         url: String,
+        /// Where else the same server is: calls are shared out, and an address that fails is left alone. Not with `oauth`, for a token is
+        /// for one address.
+        #[serde(default)]
+        #[schema(max_items = 15)]
+        other_urls: Vec<String>,
         /// Sent along with every request.
         #[serde(default)]
         headers: BTreeMap<String, Option<String>>,
@@ -156,6 +161,8 @@ enum TransportBody {
     Http {
         /// Where.
         url: String,
+        /// Where else the same server is.
+        other_urls: Vec<String>,
         /// Names of the headers.
         headers: Vec<String>,
         /// How Keiko gets tokens for it, where that was said.
@@ -218,8 +225,10 @@ struct ServerInfoBody {
 /// What failed so often that it is left alone for a while.
 #[derive(Serialize, ToSchema)]
 struct OpenCircuitBody {
-    /// The tool; `null` for the server as a whole.
+    /// The tool; `null` for the server, or its address, as a whole.
     tool: Option<String>,
+    /// The address, of a server that has several; `null` for all of them.
+    address: Option<String>,
     /// The failure that opened it.
     reason: String,
 }
@@ -299,12 +308,19 @@ fn said_oauth(body: NewOauthBody) -> NewOauth {
     NewOauth { per, grant, scopes: body.scopes, client }
 }
 
+fn open_circuit(circuit: &CircuitOpened) -> OpenCircuitBody {
+    let Part { tool, address } = circuit.part.clone();
+    OpenCircuitBody { tool, address, reason: circuit.reason.clone() }
+}
+
 fn attributes(app: &App, server: &Handled<McpServer>) -> McpServerAttributes {
     let state = &server.state;
     let connect_url = state.profile.transport.url().map(|_| app.connect_url(&state.profile.name));
     let transport = match state.profile.transport.clone() {
         Transport::Stdio { command, args, env } => TransportBody::Stdio { command, args, env },
-        Transport::Http { url, headers, oauth } => TransportBody::Http { url, headers, oauth: oauth.map(shown_oauth) },
+        Transport::Http { url, other_urls, headers, oauth } => {
+            TransportBody::Http { url, other_urls, headers, oauth: oauth.map(shown_oauth) }
+        }
     };
     let client = state.client.clone();
     let client =
@@ -319,7 +335,7 @@ fn attributes(app: &App, server: &Handled<McpServer>) -> McpServerAttributes {
         tools: introduced.map_or(0, |i| i.tools),
         server_info: introduced.map(|i| ServerInfoBody { name: i.name.clone(), version: i.version.clone() }),
         protocol_version: introduced.map(|i| i.protocol_version.clone()),
-        circuits: state.circuits.iter().map(|c| OpenCircuitBody { tool: c.tool.clone(), reason: c.reason.clone() }).collect(),
+        circuits: state.circuits.iter().map(open_circuit).collect(),
         client,
         connect_url,
         created_at: server.created_at.to_string(),
@@ -332,7 +348,9 @@ fn attributes(app: &App, server: &Handled<McpServer>) -> McpServerAttributes {
 fn described(body: McpServerBody) -> NewServer {
     let transport = match body.transport {
         NewTransportBody::Stdio { command, args, env } => NewTransport::Stdio { command, args, env },
-        NewTransportBody::Http { url, headers, oauth } => NewTransport::Http { url, headers, oauth: oauth.map(said_oauth) },
+        NewTransportBody::Http { url, other_urls, headers, oauth } => {
+            NewTransport::Http { url, other_urls, headers, oauth: oauth.map(said_oauth) }
+        }
     };
     NewServer { name: body.name, transport }
 }

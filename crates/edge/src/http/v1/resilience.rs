@@ -5,7 +5,7 @@ use crate::http::body::{Input, number};
 use crate::http::envelope::{One, Outcome, Reply};
 use crate::http::names::Handle;
 use crate::http::state::EdgeState;
-use app::{Circuit, CircuitState, Figures, Resilience, ToolTimes};
+use app::{AddressFigures, Circuit, CircuitState, Figures, Resilience, ToolTimes};
 use axum::extract::State;
 use axum::http::StatusCode;
 use domain::mcp_server::Tuning;
@@ -108,14 +108,31 @@ fn said(body: &ResilienceBody) -> Tuning {
 /// A circuit that is not closed.
 #[derive(Serialize, ToSchema)]
 struct CircuitBody {
-    /// The tool; `null` for the server as a whole.
+    /// The tool; `null` for the server, or its address, as a whole.
     tool: Option<String>,
+    /// The address, of a server that has several; `null` for all of them.
+    address: Option<String>,
     /// `open`: calls are refused; `half_open`: the next call is a trial, or one is under way
     state: &'static str,
     /// The failure that opened it.
     reason: String,
     /// When it is tried again.
     retry_after_ms: u64,
+}
+
+/// One of several addresses of a server.
+#[derive(Serialize, ToSchema)]
+struct AddressBody {
+    /// Where.
+    url: String,
+    /// Whether it is connected to.
+    is_ready: bool,
+    /// Why it is not.
+    reason: Option<String>,
+    /// Calls that it has.
+    running: usize,
+    /// How long calls took there lately; what is long ago counts less and less.
+    usual_ms: u64,
 }
 
 /// How long calls of a tool take.
@@ -154,6 +171,8 @@ struct FiguresBody {
     retried: u64,
     /// Circuits that are not closed.
     circuits: Vec<CircuitBody>,
+    /// Its addresses, where it has several: a call goes to the one of two that will probably answer sooner.
+    addresses: Vec<AddressBody>,
     /// How long calls take, by tool.
     times: Vec<TimesBody>,
 }
@@ -184,7 +203,7 @@ fn circuit(circuit: Circuit) -> CircuitBody {
         CircuitState::Open(after) => ("open", after),
         CircuitState::HalfOpen => ("half_open", Duration::ZERO),
     };
-    CircuitBody { tool: circuit.subject, state, reason: circuit.reason, retry_after_ms: ms(after) }
+    CircuitBody { tool: circuit.subject, address: circuit.address, state, reason: circuit.reason, retry_after_ms: ms(after) }
 }
 
 fn times(times: ToolTimes) -> TimesBody {
@@ -192,11 +211,17 @@ fn times(times: ToolTimes) -> TimesBody {
     TimesBody { tool: subject, samples, median_ms: ms(median), longest_ms: ms(longest), timeout_ms: ms(timeout) }
 }
 
+fn address(address: AddressFigures) -> AddressBody {
+    let AddressFigures { url, is_ready, reason, running, usual } = address;
+    AddressBody { url, is_ready, reason, running, usual_ms: ms(usual) }
+}
+
 fn figures(figures: Figures) -> FiguresBody {
     let Figures { running, waiting, answered, failed, timed_out, retried, shed, refused, .. } = figures;
     let circuits = figures.circuits.into_iter().map(circuit).collect();
+    let addresses = figures.addresses.into_iter().map(address).collect();
     let times = figures.times.into_iter().map(times).collect();
-    FiguresBody { running, waiting, answered, failed, timed_out, shed, refused, retried, circuits, times }
+    FiguresBody { running, waiting, answered, failed, timed_out, shed, refused, retried, circuits, addresses, times }
 }
 
 fn entity(resilience: Resilience) -> Outcome {

@@ -110,6 +110,9 @@ pub struct AddServer {
     /// Where it is reached over HTTP
     #[arg(long, conflicts_with = "command", required_unless_present = "command")]
     url: Option<String>,
+    /// Where else the same server is, to share out its calls; may be repeated
+    #[arg(long = "other-url", value_name = "URL", requires = "url", conflicts_with = "command")]
+    other_urls: Vec<String>,
     /// A header that is sent with each request; may be repeated
     #[arg(long = "header", value_name = "NAME=VALUE", conflicts_with = "command", value_parser = pair)]
     headers: Vec<(String, String)>,
@@ -300,6 +303,9 @@ fn described(args: AddServer) -> anyhow::Result<Value> {
     let transport = match args.url {
         Some(url) => {
             let mut transport = json!({ "type": "http", "url": url, "headers": object(args.headers) });
+            if !args.other_urls.is_empty() {
+                transport["other_urls"] = json!(args.other_urls);
+            }
             if let Some(oauth) = args.oauth.described()? {
                 transport["oauth"] = oauth;
             }
