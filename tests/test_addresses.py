@@ -17,6 +17,7 @@ from upstream import SERVERS
 from upstream import Upstream as Several
 
 KEIKO_ENV = {"KEIKO_GATEWAY_ALLOW_PRIVATE": "true", "KEIKO_GATEWAY_CALL_TIMEOUT": "3s"}
+pytestmark = pytest.mark.embedded  # Nothing of it depends on the store.
 
 
 @pytest.fixture
