@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 const HALF_LIFE: Duration = Duration::from_secs(10);
 /// The part that the last answer has in the time that an address is known to take.
 const LAST_PART: f64 = 0.2;
-const COST_MIN: f64 = 1.0;
+/// What is quicker than this is as quick as anything.
+const USUAL_MS_MIN: f64 = 5.0;
+/// Costs that differ by less are the same: chance decides.
+const NOISE: f64 = 1.25;
 /// What a text begins with that says where it is from, and the hexadecimal characters that say it.
 const MARK: &str = "~";
 const TAG_CHARS: usize = 8;
@@ -32,7 +35,7 @@ impl Load {
 
     /// What one more call would wait for, roughly.
     pub fn cost(&self, now: Instant) -> f64 {
-        (self.running as f64 + 1.0) * self.usual_ms(now).max(COST_MIN)
+        (self.running as f64 + 1.0) * self.usual_ms(now).max(USUAL_MS_MIN)
     }
 
     /// Takes in that there was no answer of use: it takes no less than `at_least`, so that what fails quickly draws no calls.
@@ -48,7 +51,7 @@ impl Load {
     }
 }
 
-/// Of two at random the cheaper one.
+/// Of two at random the one that is clearly cheaper, or any.
 pub(super) fn cheaper(costs: &[(usize, f64)], random: u64) -> Option<usize> {
     let count = costs.len() as u64;
     if count < 2 {
@@ -57,7 +60,7 @@ pub(super) fn cheaper(costs: &[(usize, f64)], random: u64) -> Option<usize> {
     let first = random % count;
     let second = (first + 1 + (random / count) % (count - 1)) % count;
     let (one, other) = (costs[first as usize], costs[second as usize]);
-    Some(if other.1 < one.1 { other.0 } else { one.0 })
+    Some(if other.1 * NOISE < one.1 { other.0 } else { one.0 })
 }
 
 /// The address of a party among those that can be had: the same again and again, and few parties move when one is gone.
@@ -155,9 +158,10 @@ mod tests {
         let mut load = Load::default();
         load.answered(1_000 * MS, now);
         assert!(load.cost(now) > 900.0);
-        assert!(load.cost(now + Duration::from_secs(120)) < 2.0);
-        load.answered(MS, now + Duration::from_secs(120));
-        assert!(load.cost(now + Duration::from_secs(120)) < 2.0);
+        let later = now + Duration::from_secs(120);
+        assert!(load.cost(later) <= USUAL_MS_MIN);
+        load.answered(MS, later);
+        assert!(load.cost(later) <= USUAL_MS_MIN);
     }
 
     #[test]
@@ -168,6 +172,7 @@ mod tests {
         let taken: Vec<usize> = (0..6).filter_map(|random| cheaper(&costs, random)).collect();
         assert_eq!(taken.iter().filter(|at| **at == 1).count(), 4, "{taken:?}");
         assert_eq!(taken.iter().filter(|at| **at == 2).count(), 2, "the dearest is never taken: {taken:?}");
+        assert_eq!([0, 1].map(|random| cheaper(&[(0, 1.0), (1, 1.1)], random)), [Some(0), Some(1)], "that is noise");
         let even: std::collections::BTreeSet<usize> =
             (0..6).filter_map(|n| cheaper(&[(0, 1.0), (1, 1.0), (2, 1.0)], n)).collect();
         assert_eq!(even.len(), 3);
