@@ -93,6 +93,15 @@ impl Aspect for Retry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addresses::Addresses;
+    use crate::mcp::{Ask, Client, Method};
+    use crate::resilience::{Tags, Tuning};
+    use crate::{Changes, Key};
+    use kernel::id::{McpServerId, TenantId};
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicU64;
+    use tokio::sync::{broadcast, mpsc};
+    use tower::service_fn;
 
     #[test]
     fn repetitions_are_a_part_of_the_calls_and_a_few_more() {
@@ -107,6 +116,37 @@ mod tests {
         assert!(!budget.spend(now + Duration::from_secs(5)));
         assert!(budget.spend(now + Duration::from_secs(16)));
         assert_eq!((0..100).filter(|_| budget.spend(now + Duration::from_secs(86_400))).count(), 10, "no more is saved");
+    }
+
+    fn state() -> Arc<State> {
+        let key = Key { tenant: TenantId::from_bytes([0; 16]), server: McpServerId::from_bytes([0; 16]) };
+        let changes = Changes { sender: broadcast::Sender::new(1), generation: AtomicU64::new(0) };
+        let addresses = Arc::new(Addresses::new(key, vec![], mpsc::channel(1).0, Arc::new(changes)));
+        Arc::new(State::new(addresses, Tags::new(&[]), Tuning::default(), Duration::from_secs(1)))
+    }
+
+    /// What a call says that may be repeated, when its attempts come to these.
+    async fn said(attempts: &[CallError]) -> CallError {
+        let left = Arc::new(Mutex::new(attempts.to_vec()));
+        let inner = service_fn(move |_: Call| {
+            let error = left.lock().unwrap().remove(0);
+            async move { Err(error) }
+        });
+        let ask = Ask::of_task(Method::GetTask, "t".into(), None);
+        let mut call = Call::new(ask, Client::default(), Duration::from_secs(5));
+        call.is_repeatable = true;
+        Retry(state()).around(call, inner).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_was_none_does_not_make_a_lost_call_one_that_was_never_sent() {
+        let lost = CallError::Lost("it ended".into());
+        let open = CallError::Open { what: "it failed".into(), after: Duration::from_secs(1) };
+        assert_eq!(said(&[lost.clone(), open.clone()]).await, lost);
+        assert_eq!(said(&[lost.clone(), CallError::Busy]).await, lost);
+        assert_eq!(said(std::slice::from_ref(&open)).await, open);
+        let last = CallError::Timeout(7);
+        assert_eq!(said(&[lost.clone(), lost, last.clone()]).await, last);
     }
 
     #[test]
