@@ -237,7 +237,7 @@ fn of_agent(status: &str) -> (Status, String) {
 }
 
 fn of_server(server: &McpServer) -> (Status, String) {
-    let addresses = server.circuits.iter().filter(|circuit| circuit.part.address.is_some()).count();
+    let left_alone = server.circuits.iter().filter(|circuit| circuit.part.tool.is_none()).count();
     let circuit = server.circuits.iter().min_by(|one, other| one.part.cmp(&other.part));
     match (server.status, circuit) {
         (ServerStatus::Failed, _) => (Status::Down, server.reason.clone().unwrap_or_default()),
@@ -245,10 +245,47 @@ fn of_server(server: &McpServer) -> (Status, String) {
         (ServerStatus::Starting | ServerStatus::Ready, Some(CircuitOpened { part, reason })) => match (&part.tool, &part.address)
         {
             (Some(tool), _) => (Status::Degraded, format!("the circuit of its tool '{tool}' is open: {reason}")),
-            (None, Some(address)) if addresses < server.profile.transport.urls().len() => {
+            (None, Some(address)) if left_alone < server.profile.transport.urls().len() => {
                 (Status::Degraded, format!("its address {address} is left alone: {reason}"))
             }
             (None, _) => (Status::Down, format!("its circuit is open: {reason}")),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain::mcp_server::{Part, ServerProfile, Transport, Tuning};
+
+    /// How a server at two addresses is with these circuits open: of which tool, at which address.
+    fn health(open: &[(Option<&str>, Option<&str>)]) -> Status {
+        let circuit = |(tool, address): &(Option<&str>, Option<&str>)| CircuitOpened {
+            part: Part { tool: tool.map(str::to_owned), address: address.map(str::to_owned) },
+            reason: "lost".into(),
+        };
+        let transport = Transport::Http { url: "a".into(), other_urls: vec!["b".into()], headers: vec![], oauth: None };
+        let server = McpServer {
+            profile: ServerProfile { name: "s".into(), transport },
+            status: ServerStatus::Ready,
+            reason: None,
+            is_locked: false,
+            introduced: None,
+            tuning: Tuning::default(),
+            circuits: open.iter().map(circuit).collect(),
+            client: None,
+            is_deleted: false,
+        };
+        of_server(&server).0
+    }
+
+    #[test]
+    fn a_server_is_down_when_all_its_addresses_are_left_alone() {
+        assert_eq!(health(&[]), Status::Up);
+        assert_eq!(health(&[(None, Some("a"))]), Status::Degraded);
+        assert_eq!(health(&[(None, Some("a")), (Some("t"), Some("b"))]), Status::Degraded, "its other tools can be called");
+        assert_eq!(health(&[(Some("t"), Some("a")), (Some("t"), Some("b"))]), Status::Degraded);
+        assert_eq!(health(&[(None, Some("a")), (None, Some("b"))]), Status::Down);
+        assert_eq!(health(&[(Some("t"), None), (None, None)]), Status::Down);
     }
 }
