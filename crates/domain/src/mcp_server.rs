@@ -589,7 +589,10 @@ mod tests {
             let opened = CircuitOpened { part, reason: "no answer".into() };
             assert_eq!(turned, [closed, McpServerEvent::CircuitOpened(opened)]);
         }
-        let started = given(&[Register(profile("a")), open(&[(&server, "lost"), (&tool, "no answer")]), Start]).unwrap();
+        let both = open(&[(&server, "lost"), (&tool, "no answer")]);
+        let left = given(&[Register(profile("a")), both.clone(), open(&[(&tool, "no answer")])]).unwrap().circuits;
+        assert_eq!(left.iter().map(|circuit| &circuit.part).collect::<Vec<_>>(), [&tool], "the other one closed");
+        let started = given(&[Register(profile("a")), both, Start]).unwrap();
         assert!(started.circuits.is_empty(), "whoever starts anew knows of none");
     }
 
