@@ -284,6 +284,7 @@ def test_should_show_no_token_to_a_server_at_several_addresses(admin):
     name = done(admin.post("/mcp-servers", body), 201)["attributes"]["name"]
     put = lambda: admin.put(f"/mcp-servers/{name}/credentials/everybody", {"token": "a-secret-token"})  # noqa: E731
     refused(put(), 422, "CREDENTIAL_UNUSABLE")
+    assert shown(admin, name)["connect_url"] is None
     done(admin.put(f"/mcp-servers/{name}", {**http(one), "name": name}))
     done(put(), 200, 201)
     error = refused(admin.put(f"/mcp-servers/{name}", {**http(one, two), "name": name}), 422, "RULE_VIOLATED")

@@ -256,7 +256,7 @@ struct McpServerAttributes {
     circuits: Vec<OpenCircuitBody>,
     /// What Keiko is to its authorization server, once somebody has connected it.
     client: Option<KnownClientBody>,
-    /// Where a person connects it to an account, over HTTP.
+    /// Where a person connects it to an account, over HTTP at one address.
     connect_url: Option<String>,
     /// When it was registered.
     created_at: String,
@@ -315,7 +315,9 @@ fn open_circuit(circuit: &CircuitOpened) -> OpenCircuitBody {
 
 fn attributes(app: &App, server: &Handled<McpServer>) -> McpServerAttributes {
     let state = &server.state;
-    let connect_url = state.profile.transport.url().map(|_| app.connect_url(&state.profile.name));
+    // A token is for one address.
+    let has_one_address = state.profile.transport.urls().len() == 1;
+    let connect_url = has_one_address.then(|| app.connect_url(&state.profile.name));
     let transport = match state.profile.transport.clone() {
         Transport::Stdio { command, args, env } => TransportBody::Stdio { command, args, env },
         Transport::Http { url, other_urls, headers, oauth } => {
