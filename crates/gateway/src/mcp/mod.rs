@@ -264,6 +264,12 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// Whether nothing of the call reached the server: it was not carried out.
+    pub(crate) fn is_unsent(&self) -> bool {
+        use CallError::{Busy, NotReady, Open, Shed, Starting, Unreached};
+        matches!(self, NotReady(_) | Unreached(_) | Starting | Open { .. } | Shed | Busy)
+    }
+
     /// Without the secrets that a server may have repeated.
     pub(crate) fn redacted(self, spec: &crate::Spec) -> Self {
         match self {

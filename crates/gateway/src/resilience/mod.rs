@@ -153,17 +153,8 @@ impl Call {
     /// Whether it may be carried out after it failed so, here or elsewhere: it never reached the server, or may be repeated. A
     /// call that goes on with an earlier one belongs to the server that has that.
     pub fn is_safe_after(&self, error: &CallError) -> bool {
-        let is_unsent = matches!(
-            error,
-            CallError::NotReady(_)
-                | CallError::Unreached(_)
-                | CallError::Starting
-                | CallError::Open { .. }
-                | CallError::Shed
-                | CallError::Busy
-        );
         let is_lost = matches!(error, CallError::Lost(_) | CallError::Timeout(_));
-        self.ask.answers.is_none() && (is_unsent || (is_lost && self.is_repeatable))
+        self.ask.answers.is_none() && (error.is_unsent() || (is_lost && self.is_repeatable))
     }
 }
 

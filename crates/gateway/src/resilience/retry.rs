@@ -46,12 +46,6 @@ fn is_passing(error: &CallError) -> bool {
     matches!(error, CallError::Lost(_) | CallError::Unreached(_) | CallError::Timeout(_))
 }
 
-/// Whether the attempt was none.
-fn is_untried(error: &CallError) -> bool {
-    use CallError::{Busy, NotReady, Open, Shed, Starting, Unreached};
-    matches!(error, NotReady(_) | Unreached(_) | Starting | Open { .. } | Shed | Busy)
-}
-
 /// Anything up to the longest pause of this attempt, so that callers who failed together do not come back together.
 fn pause(attempt: u32, random: f64) -> Duration {
     (PAUSE * 2_u32.saturating_pow(attempt - 1)).min(PAUSE_MAX).mul_f64(random)
@@ -72,7 +66,7 @@ impl Aspect for Retry {
             let answer = inner.call(call.clone()).await;
             let Err(error) = &answer else { return answer };
             // That it could not be tried again does not say that it was never carried out.
-            if let Some(before) = before.take().filter(|_| is_untried(error)) {
+            if let Some(before) = before.take().filter(|_| error.is_unsent()) {
                 return Err(before);
             }
             let rest = pause(attempt, rand::random());
